@@ -1,0 +1,84 @@
+# Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
+"""VisionFlowConfig: every size and weight of the architecture."""
+
+from collections.abc import Sequence
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+class VisionFlowConfig(PreTrainedConfig):
+    r"""
+    Args:
+        vision_config (`PreTrainedConfig` or `dict`, *optional*, defaults to a ViT-B/16):
+            Configuration of the image encoder, of any vision family that `AutoModel` knows.
+        image_size (`list[int]`, *optional*, defaults to `[224, 224]`):
+            Height and width in px of the images that the model takes and reconstructs. What the encoder needs instead
+            is resized inside the model.
+        num_channels (`int`, *optional*, defaults to 3):
+            1 for grey stimuli, 3 for RGB.
+        image_mean, image_std (`list[float]`, *optional*, defaults to 0.5 for each channel):
+            Normalisation that the encoder was trained with, on a 0..1 scale.
+        feature_grid (`int`, *optional*, defaults to 4):
+            The encoder's patch tokens are averaged over a grid of this many cells a side and read beside its class
+            token; 0 reads the class token alone.
+        latent_dim (`int`, *optional*, defaults to 256):
+            Dimensions of the Gaussian that images and fMRI share.
+        subjects (`list[str]`, *optional*, defaults to `[]`):
+            Names of the subjects; a row's `subject_ids` is the place in this list.
+        num_voxels (`list[int]`, *optional*, defaults to `[]`):
+            Number of voxels of each subject.
+        bridge_hidden_size (`int`, *optional*, defaults to 256):
+            Width of the two shared MLPs between latent and fMRI.
+        bridge_dropout (`float`, *optional*, defaults to 0.3):
+            Dropout in these MLPs.
+        voxel_dropout (`float`, *optional*, defaults to 0.3):
+            Share of the voxels that a training step leaves out of the measured fMRI.
+        decoder_channels (`int`, *optional*, defaults to 16):
+            Channels of the decoder at full resolution; they double with every halving, up to `decoder_max_channels`.
+        decoder_max_channels (`int`, *optional*, defaults to 256):
+            Their upper bound.
+        image_weight, kl_weight, alignment_weight, fmri_weight (`float`, *optional*):
+            Weights of the four losses, each a mean per element (pixel, latent dimension, latent dimension, voxel).
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the initial weights of the linear layers.
+    """
+
+    model_type = "visionflow"
+    sub_configs_defaults = {"vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit")}
+
+    vision_config: dict | PreTrainedConfig | None = None
+    image_size: Sequence[int] = (224, 224)
+    num_channels: int = 3
+    image_mean: Sequence[float] = (0.5, 0.5, 0.5)
+    image_std: Sequence[float] = (0.5, 0.5, 0.5)
+    feature_grid: int = 4
+    latent_dim: int = 256
+    subjects: Sequence[str] = ()
+    num_voxels: Sequence[int] = ()
+    bridge_hidden_size: int = 256
+    bridge_dropout: float = 0.3
+    voxel_dropout: float = 0.3
+    decoder_channels: int = 16
+    decoder_max_channels: int = 256
+    image_weight: float = 1.0
+    kl_weight: float = 0.01
+    alignment_weight: float = 0.1
+    fmri_weight: float = 1.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        for name in ("image_size", "image_mean", "image_std", "subjects", "num_voxels"):
+            setattr(self, name, list(getattr(self, name)))  # as JSON gives them back
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise ValueError(f"image_size is {self.image_size}: [height, width] in px is expected")
+        if self.num_channels not in (1, 3):
+            raise ValueError(f"num_channels is {self.num_channels}: 1 (grey) or 3 (RGB) is expected")
+        if len(self.subjects) != len(self.num_voxels) or len(set(self.subjects)) != len(self.subjects):
+            raise ValueError(
+                f"subjects {self.subjects} and num_voxels {self.num_voxels}: one voxel count for each distinct subject"
+            )
+
+
+__all__ = ["VisionFlowConfig"]

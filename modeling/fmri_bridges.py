@@ -1,0 +1,79 @@
+# Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
+"""The two bridges between fMRI and the latent: a linear map for each subject, and an MLP that all subjects share."""
+
+import torch
+from torch import nn
+
+from .latent_gaussian import LatentGaussian
+
+
+class FmriToLatent(nn.Module):
+    """fMRI of any subject to the posterior over the latent.
+
+        h = W_subject fmri + b_subject
+        mean, logvar = [h, 0] + MLP(h)
+
+    The MLP starts at zero in the mean, so that the bridge starts as the linear map.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.voxel_maps = nn.ModuleList(nn.Linear(count, config.latent_dim) for count in config.num_voxels)
+        self.norm = nn.LayerNorm(config.latent_dim)
+        self.hidden = nn.Linear(config.latent_dim, config.bridge_hidden_size)
+        self.head = nn.Linear(config.bridge_hidden_size, 2 * config.latent_dim)
+        self.voxel_dropout = nn.Dropout(config.voxel_dropout)
+        self.dropout = nn.Dropout(config.bridge_dropout)
+
+    def forward(self, fmri: torch.Tensor, rows_of_subject: dict[int, torch.Tensor | slice]) -> LatentGaussian:
+        """
+        Args:
+            fmri (`torch.Tensor` of shape `(batch, max_voxels)`):
+                Standardised on train; subjects with fewer voxels are padded on the right.
+            rows_of_subject: for each subject that occurs, its rows.
+        """
+        linear = fmri.new_zeros(len(fmri), self.norm.normalized_shape[0])
+        for subject, rows in rows_of_subject.items():
+            voxel_map = self.voxel_maps[subject]
+            mapped = voxel_map(self.voxel_dropout(fmri[rows, : voxel_map.in_features]))
+            linear[rows] = mapped.to(linear.dtype)  # autocast computes in its own
+        hidden = self.dropout(nn.functional.gelu(self.hidden(self.norm(linear))))
+        mean, logvar = self.head(hidden).chunk(2, dim=-1)
+        return LatentGaussian.from_head(torch.cat([linear + mean, logvar], dim=-1))
+
+
+class LatentToFmri(nn.Module):
+    """Latent to the fMRI of any subject: W_subject [z, MLP(z)] + b_subject.
+
+    The columns that read the MLP start at zero, so that the bridge starts as a linear map of z.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.latent_dim)
+        self.hidden = nn.Linear(config.latent_dim, config.bridge_hidden_size)
+        self.dropout = nn.Dropout(config.bridge_dropout)
+        width = config.latent_dim + config.bridge_hidden_size
+        self.voxel_maps = nn.ModuleList(nn.Linear(width, count) for count in config.num_voxels)
+
+    def forward(self, latent: torch.Tensor, rows_of_subject: dict[int, torch.Tensor | slice]) -> torch.Tensor:
+        """
+        Args:
+            latent (`torch.Tensor` of shape `(batch, latent_dim)`)
+            rows_of_subject: for each subject that occurs, its rows.
+
+        Returns:
+            `(batch, max_voxels)`, standardised on train; zero beyond a subject's own voxels.
+        """
+        read = self.read(latent)
+        most = max(self.voxel_maps[subject].out_features for subject in rows_of_subject)
+        fmri = latent.new_zeros(len(latent), most)
+        for subject, rows in rows_of_subject.items():
+            voxel_map = self.voxel_maps[subject]
+            fmri[rows, : voxel_map.out_features] = voxel_map(read[rows]).to(fmri.dtype)
+        return fmri
+
+    def read(self, latent: torch.Tensor) -> torch.Tensor:
+        """What the voxels' linear maps read: [z, MLP(z)], `(batch, latent_dim + bridge_hidden_size)`."""
+        hidden = self.dropout(nn.functional.gelu(self.hidden(self.norm(latent))))
+        return torch.cat([latent, hidden], dim=-1)

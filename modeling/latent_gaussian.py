@@ -1,0 +1,51 @@
+# Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
+"""The diagonal Gaussian in which an image and the fMRI that it evoked meet."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class LatentGaussian:
+    """q(z) = N(mean, exp(logvar)), one row an image or a response.
+
+    Attributes:
+        mean (`torch.Tensor` of shape `(batch, latent_dim)`)
+        logvar (`torch.Tensor` of shape `(batch, latent_dim)`): natural logarithm of the variance.
+    """
+
+    mean: torch.Tensor
+    logvar: torch.Tensor
+
+    @classmethod
+    def from_head(cls, head: torch.Tensor) -> "LatentGaussian":
+        """Split the `(batch, 2 * latent_dim)` output of a head; variances are kept between exp(-8) and exp(4)."""
+        mean, logvar = head.chunk(2, dim=-1)
+        return cls(mean, logvar.clamp(-8, 4))
+
+    def sample(self, noise: torch.Tensor | None) -> torch.Tensor:
+        """z = mean + exp(logvar / 2) * noise, the mean itself without noise; `(batch, latent_dim)`.
+
+        Source: Kingma & Welling 2014, Auto-Encoding Variational Bayes, section 2.4.
+        """
+        return self.mean if noise is None else self.mean + (self.logvar / 2).exp() * noise
+
+    def kl_to_standard(self) -> torch.Tensor:
+        """KL(q || N(0, 1)) = (mean^2 + exp(logvar) - 1 - logvar) / 2 for each element, `(batch, latent_dim)`."""
+        return (self.mean.square() + self.logvar.exp() - 1 - self.logvar) / 2
+
+    def kl_to(self, other: "LatentGaussian") -> torch.Tensor:
+        """KL(q || p) = (logvar_p - logvar_q + (exp(logvar_q) + (mean_q - mean_p)^2) / exp(logvar_p) - 1) / 2.
+
+        For each element, `(batch, latent_dim)`.
+        """
+        spread = self.logvar.exp() + (self.mean - other.mean).square()
+        return (other.logvar - self.logvar + spread * (-other.logvar).exp() - 1) / 2
+
+    def where(self, choose: torch.Tensor, other: "LatentGaussian") -> "LatentGaussian":
+        """Rows of `self` where `choose`, a bool tensor of shape `(batch,)`, is true, rows of `other` elsewhere."""
+        choose = choose[:, None]
+        return LatentGaussian(
+            torch.where(choose, self.mean, other.mean), torch.where(choose, self.logvar, other.logvar)
+        )

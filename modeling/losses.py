@@ -1,0 +1,49 @@
+# Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
+"""The four losses, each a mean per element over the rows that have what it compares."""
+
+import torch
+
+from .latent_gaussian import LatentGaussian
+
+
+def image_loss(reconstructions: list[tuple[torch.Tensor, torch.Tensor]], pixel_values: torch.Tensor) -> torch.Tensor:
+    """mean (reconstruction - pixel)^2 over pixels, rows and reconstructions.
+
+    Args:
+        reconstructions: pairs of images `(batch, channels, height, width)` and the rows `(batch,)`, bool, that count.
+        pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`)
+    """
+    errors = [(image - pixel_values).square().flatten(1).mean(1) for image, _ in reconstructions]
+    return row_mean(torch.cat(errors), torch.cat([rows for _, rows in reconstructions]))
+
+
+def kl_loss(posterior: LatentGaussian, rows: torch.Tensor) -> torch.Tensor:
+    """mean KL(q || N(0, 1)) over latent dimensions and rows."""
+    return row_mean(posterior.kl_to_standard().mean(1), rows)
+
+
+def alignment_loss(image_posterior: LatentGaussian, fmri_posterior: LatentGaussian, rows: torch.Tensor) -> torch.Tensor:
+    """mean KL(q(z | image) || q(z | fmri)) over latent dimensions and rows.
+
+    It draws the two means together and, at the same time, makes the fMRI's variance tell how far they are apart.
+    """
+    return row_mean(image_posterior.kl_to(fmri_posterior).mean(1), rows)
+
+
+def fmri_loss(
+    predicted: torch.Tensor, fmri: torch.Tensor, num_voxels: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
+    """mean (predicted - measured)^2 over voxels and rows; padding does not count.
+
+    Args:
+        predicted, fmri (`torch.Tensor` of shape `(batch, max_voxels)`): standardised on train.
+        num_voxels (`torch.Tensor` of shape `(batch,)`): voxels of each row's subject.
+    """
+    real = torch.arange(fmri.shape[1], device=fmri.device) < num_voxels[:, None]
+    errors = ((predicted - fmri).square() * real).sum(1) / num_voxels.clamp(min=1)
+    return row_mean(errors, rows)
+
+
+def row_mean(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Mean of `values` `(batch,)` over the rows that count; 0 where none does."""
+    return (values * rows).sum() / rows.sum().clamp(min=1)

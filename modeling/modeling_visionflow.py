@@ -1,0 +1,328 @@
+# Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
+"""VisionFlowModel: images and the fMRI that they evoke in one latent Gaussian, read and written from both sides."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+
+from .configuration_visionflow import VisionFlowConfig
+from .fmri_bridges import FmriToLatent, LatentToFmri
+from .image_decoder import ConvTransposeDecoder
+from .latent_gaussian import LatentGaussian
+from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
+
+
+@dataclass
+class VisionFlowOutput(ModelOutput):
+    r"""
+    What a forward pass makes of a batch. A row may lack its image or its fMRI; each part covers the rows that have
+    what it needs, and is absent where none has.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`):
+            image_weight * loss_image + kl_weight * loss_kl + alignment_weight * loss_alignment
+            + fmri_weight * loss_fmri.
+        loss_image (`torch.Tensor` of shape `()`):
+            Mean squared error per pixel of the image decoded from the image's own latent and, for paired rows, from
+            the latent of its fMRI.
+        loss_kl (`torch.Tensor` of shape `()`):
+            KL(q || N(0, 1)) per latent dimension, q being the posterior given the image (given fMRI without one).
+        loss_alignment (`torch.Tensor` of shape `()`):
+            KL(q(z | image) || q(z | fmri)) per latent dimension, over paired rows.
+        loss_fmri (`torch.Tensor` of shape `()`):
+            Mean squared error per voxel, in standard deviations of train, of the fMRI read from the image's latent
+            (from its own without an image).
+        reconstruction (`torch.Tensor` of shape `(batch, num_channels, height, width)`):
+            Image decoded from the fMRI, from the image itself in rows without fMRI; on a 0..1 scale, not clamped.
+        fmri (`torch.Tensor` of shape `(batch, max_voxels)`):
+            Response predicted from the image, from the fMRI itself in rows without image; standardised on train.
+        image_latent_mean, image_latent_logvar (`torch.Tensor` of shape `(batch, latent_dim)`):
+            q(z | image).
+        fmri_latent_mean, fmri_latent_logvar (`torch.Tensor` of shape `(batch, latent_dim)`):
+            q(z | fmri).
+        hidden_states, attentions (`tuple(torch.Tensor)`, *optional*):
+            Those of the image encoder, on request.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_image: torch.Tensor | None = None
+    loss_kl: torch.Tensor | None = None
+    loss_alignment: torch.Tensor | None = None
+    loss_fmri: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    fmri: torch.Tensor | None = None
+    image_latent_mean: torch.Tensor | None = None
+    image_latent_logvar: torch.Tensor | None = None
+    fmri_latent_mean: torch.Tensor | None = None
+    fmri_latent_logvar: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class VisionFlowModel(PreTrainedModel):
+    """One latent Gaussian between an image encoder and decoder on one side and the fMRI of several subjects opposite.
+
+    Encoding is `predict_fmri` (image to fMRI), decoding is `reconstruct_image` (fMRI to image); the round trip is one
+    after the other. `forward` does both at once and computes the four losses. Sampling happens only in training, or
+    where `noise` is given: everything else is the posterior's mean, and deterministic.
+    """
+
+    config_class = VisionFlowConfig
+    base_model_prefix = "visionflow"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the losses are means, so Trainer has to divide them over accumulation steps
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: VisionFlowConfig):
+        super().__init__(config)
+        self.encoder = AutoModel.from_config(config.vision_config)
+        tokens = 1 + config.feature_grid**2
+        self.posterior_head = nn.Linear(tokens * encoder_width(config.vision_config), 2 * config.latent_dim)
+        self.image_decoder = ConvTransposeDecoder(config)
+        self.fmri_to_latent = FmriToLatent(config)
+        self.latent_to_fmri = LatentToFmri(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.ConvTranspose2d):
+            init.normal_(module.weight, std=1 / math.sqrt(module.in_channels * math.prod(module.kernel_size)))
+        elif module is self.posterior_head:  # narrow posteriors: the first reconstructions are not drowned in noise
+            if not getattr(module.bias, "_is_hf_initialized", False):  # a slice does not bear the flag
+                init.constant_(module.bias[self.config.latent_dim :], -3.0)
+        elif isinstance(module, FmriToLatent):
+            init.normal_(module.hidden.weight, std=1 / math.sqrt(self.config.latent_dim))
+            init.zeros_(module.head.weight)
+        elif isinstance(module, LatentToFmri):
+            init.normal_(module.hidden.weight, std=1 / math.sqrt(self.config.latent_dim))
+            for voxel_map in module.voxel_maps:
+                init.zeros_(voxel_map.weight)
+
+    def save_pretrained(self, save_directory, *, save_original_format: bool = False, **kwargs):
+        """As in `PreTrainedModel`, but the encoder's weights keep the names that they have in this model.
+
+        Under the names of the encoder's original release, the default elsewhere, Trainer would not find them when it
+        resumes or returns to the best checkpoint: it loads names as they stand, and only warns of what it misses.
+        """
+        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        fmri: torch.Tensor | None = None,
+        subject_ids: torch.Tensor | None = None,
+        has_image: torch.Tensor | None = None,
+        has_fmri: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        fmri_mean: torch.Tensor | None = None,
+        fmri_std: torch.Tensor | None = None,
+        **kwargs,
+    ) -> VisionFlowOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`, *optional*):
+                Images on a 0..1 scale, as `VisionFlowProcessor` makes them.
+            fmri (`torch.Tensor` of shape `(batch, max_voxels)`, *optional*):
+                Responses, standardised on train; subjects with fewer voxels are padded on the right.
+            subject_ids (`torch.Tensor` of shape `(batch,)`, *optional*):
+                Place of each row's subject in `config.subjects`, -1 for none. May be left out with a single subject.
+            has_image, has_fmri (`torch.Tensor` of shape `(batch,)`, bool, *optional*):
+                Which rows have an image, and which a response; all by default.
+            noise (`torch.Tensor` of shape `(batch, latent_dim)`, *optional*):
+                Standard normal noise by which the latents are sampled. In training it is drawn where it is not given,
+                otherwise latents are the posterior's means.
+            image_features (`torch.Tensor` of shape `(batch, features)`, *optional*):
+                What `get_image_features` made of these images, so that the encoder need not run.
+            fmri_mean, fmri_std:
+                Not used here (the processor gives them, and `predict_fmri` uses them).
+            kwargs: passed on to the image encoder.
+        """
+        if pixel_values is None and fmri is None:
+            raise ValueError("neither pixel_values nor fmri was given: give one or both")
+        size = len(pixel_values if pixel_values is not None else fmri)
+        every_row = torch.ones(size, dtype=torch.bool, device=self.device)
+        has_image = ~every_row if pixel_values is None else every_row if has_image is None else has_image
+        has_fmri = ~every_row if fmri is None else every_row if has_fmri is None else has_fmri
+        if self.training and noise is None:
+            noise = torch.randn(size, self.config.latent_dim, device=self.device, dtype=self.dtype)
+
+        image_posterior = fmri_posterior = encoded = None
+        if pixel_values is not None:
+            if image_features is None:
+                image_features, encoded = self.get_image_features(pixel_values, **kwargs)
+            image_posterior = self.encode_image(pixel_values, image_features)
+        if fmri is not None:
+            fmri_posterior = self.fmri_to_latent(fmri.to(self.dtype), self._subject_rows(subject_ids, has_fmri))
+        if image_posterior is None or fmri_posterior is None:
+            posterior = image_posterior or fmri_posterior
+        else:
+            posterior = image_posterior.where(has_image, fmri_posterior)
+
+        latent = posterior.sample(noise)
+        reconstruction = self.image_decoder(latent)
+        reconstructions = [(reconstruction, has_image)]
+        alignment = None
+        if image_posterior is not None and fmri_posterior is not None:
+            paired = has_image & has_fmri
+            from_fmri = self.image_decoder(fmri_posterior.sample(noise))
+            reconstruction = torch.where(has_fmri[:, None, None, None], from_fmri, reconstruction)
+            reconstructions.append((from_fmri, paired))
+            alignment = alignment_loss(image_posterior, fmri_posterior, paired)
+        predicted = None
+        if subject_ids is not None or len(self.config.subjects) == 1:
+            predicted = self.latent_to_fmri(latent, self._subject_rows(subject_ids, every_row))
+
+        losses = {
+            "loss_image": None if pixel_values is None else image_loss(reconstructions, pixel_values.to(self.dtype)),
+            "loss_kl": kl_loss(posterior, has_image | has_fmri),
+            "loss_alignment": alignment,
+            "loss_fmri": None,
+        }
+        if fmri is not None:
+            counts = torch.tensor(self.config.num_voxels, device=self.device)
+            counts = counts.expand(size) if subject_ids is None else counts[subject_ids]
+            losses["loss_fmri"] = fmri_loss(predicted, fmri.to(self.dtype), counts, has_fmri)
+        weights = {name: getattr(self.config, name.removeprefix("loss_") + "_weight") for name in losses}
+        return VisionFlowOutput(
+            loss=sum(weights[name] * loss for name, loss in losses.items() if loss is not None),
+            **losses,
+            reconstruction=reconstruction,
+            fmri=predicted,
+            image_latent_mean=image_posterior and image_posterior.mean,
+            image_latent_logvar=image_posterior and image_posterior.logvar,
+            fmri_latent_mean=fmri_posterior and fmri_posterior.mean,
+            fmri_latent_logvar=fmri_posterior and fmri_posterior.logvar,
+            hidden_states=getattr(encoded, "hidden_states", None),
+            attentions=getattr(encoded, "attentions", None),
+        )
+
+    @torch.no_grad()
+    def predict_fmri(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        subject_ids: torch.Tensor | None = None,
+        fmri_mean: torch.Tensor | None = None,
+        fmri_std: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Encoding: the response of each row's subject to its image.
+
+        Args:
+            fmri_mean, fmri_std (`torch.Tensor` of shape `(batch, max_voxels)`, *optional*):
+                Mean and standard deviation of each voxel over train, from the processor.
+            The others as in `forward`.
+
+        Returns:
+            `(batch, max_voxels)` in the data's own unit; without `fmri_mean` and `fmri_std` in standard deviations
+            from the mean of train. With several subjects in a batch, each is zero beyond its own voxels.
+        """
+        latent = self.encode_image(pixel_values, image_features).sample(noise)
+        fmri = self.latent_to_fmri(latent, self._subject_rows(subject_ids, latent.new_ones(len(latent)) > 0))
+        return fmri if fmri_mean is None else fmri * fmri_std + fmri_mean
+
+    @torch.no_grad()
+    def reconstruct_image(
+        self,
+        fmri: torch.Tensor,
+        subject_ids: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        fmri_mean: torch.Tensor | None = None,
+        fmri_std: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Decoding: the image behind each response.
+
+        Args:
+            fmri (`torch.Tensor` of shape `(batch, max_voxels)`): standardised on train, as the processor makes it.
+            fmri_mean, fmri_std: not used (the processor has standardised `fmri` already).
+            The others as in `forward`.
+
+        Returns:
+            `(batch, num_channels, height, width)`, clamped to 0..1.
+        """
+        return self.image_decoder(self.encode_fmri(fmri, subject_ids).sample(noise)).clamp(0, 1)
+
+    def encode_image(self, pixel_values: torch.Tensor | None, image_features: torch.Tensor | None = None):
+        """q(z | image), a `LatentGaussian`; from `pixel_values`, or from the `image_features` made of them."""
+        if image_features is None:
+            image_features, _ = self.get_image_features(pixel_values)
+        return LatentGaussian.from_head(self.posterior_head(image_features.to(self.dtype)))
+
+    def encode_fmri(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None):
+        """q(z | fmri), a `LatentGaussian`."""
+        every_row = torch.ones(len(fmri), dtype=torch.bool, device=fmri.device)
+        return self.fmri_to_latent(fmri.to(self.dtype), self._subject_rows(subject_ids, every_row))
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs):
+        """What the posterior head reads of an image, and the encoder's whole output.
+
+        Returns:
+            Features `(batch, (1 + feature_grid^2) * width)`: the class token, or the mean token of an encoder without
+            one, beside the patch tokens averaged over a grid of `feature_grid` x `feature_grid` cells.
+        """
+        vision = self.config.vision_config
+        pixels = pixel_values.float()  # resizing is not defined for every dtype on every device
+        if self.config.num_channels == 1 and vision.num_channels == 3:
+            pixels = pixels.expand(-1, 3, -1, -1)
+        mean, std = (
+            torch.tensor(values[: pixels.shape[1]], device=pixels.device)[:, None, None]
+            for values in (self.config.image_mean, self.config.image_std)
+        )
+        size = encoder_size(vision, self.config.image_size)
+        if tuple(pixels.shape[-2:]) != size:
+            pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+        encoded = self.encoder(pixel_values=((pixels - mean) / std).to(self.dtype), **kwargs)
+        tokens = encoded.last_hidden_state
+        if tokens.ndim == 4:  # (batch, width, rows, columns), a convolutional encoder
+            tokens = tokens.flatten(2).transpose(1, 2)
+        side = math.isqrt(tokens.shape[1])
+        before = tokens.shape[1] - side**2  # class token, registers
+        patches = tokens[:, before:]
+        features = [tokens[:, 0] if before else patches.mean(1)]
+        if self.config.feature_grid:
+            grid = patches.transpose(1, 2).unflatten(2, (side, side))
+            features.append(nn.functional.adaptive_avg_pool2d(grid, self.config.feature_grid).flatten(1))
+        return torch.cat(features, dim=1), encoded
+
+    def _subject_rows(self, subject_ids: torch.Tensor | None, rows: torch.Tensor) -> dict[int, torch.Tensor | slice]:
+        """Of the rows that count, `(batch,)` bool, those of each subject that occurs, by place in `config.subjects`."""
+        if not self.config.subjects:
+            raise ValueError("this model knows no subject: give the config `subjects` and `num_voxels`")
+        if subject_ids is None:
+            if len(self.config.subjects) > 1:
+                raise ValueError(f"subject_ids is missing: this model knows {', '.join(self.config.subjects)}")
+            return {0: slice(None)}
+        return {
+            subject: torch.nonzero(rows & (subject_ids == subject)).squeeze(1)
+            for subject in range(len(self.config.subjects))
+        }
+
+
+def encoder_width(vision_config) -> int:
+    """Length of one token of the image encoder."""
+    if getattr(vision_config, "hidden_sizes", None):  # ConvNeXt and its kin: one width a stage
+        return vision_config.hidden_sizes[-1]
+    return vision_config.hidden_size
+
+
+def encoder_size(vision_config, image_size: list[int]) -> tuple[int, int]:
+    """Height and width in px that the image encoder takes; `image_size` where it takes any."""
+    size = getattr(vision_config, "image_size", None) or image_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+__all__ = ["VisionFlowModel", "VisionFlowOutput"]
