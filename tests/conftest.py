@@ -1,0 +1,87 @@
+"""Small corpora and a small trained model, made once a test session by the commands that users run."""
+
+import os
+import re
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from visionflow_hf.cli import main
+from visionflow_hf.corpus.schema import voxel_table, write_corpus
+
+ROOT = Path(__file__).parent.parent
+REAL_DATA = Path(os.environ.get("VISIONFLOW_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A simulated cortex: 2 subjects, 30 voxels each, 40 stimuli of 16 px, 3 repeats in test."""
+    path = tmp_path_factory.mktemp("corpus") / "simulated"
+    flags = ["--stimuli", "40", "--voxels", "30", "--image-size", "16"]
+    assert main(["simulate", str(path), *flags]) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def run(corpus, tmp_path_factory) -> Path:
+    """A model folder from 20 steps on `corpus`."""
+    path = tmp_path_factory.mktemp("run") / "model"
+    assert main(["train", str(corpus), str(path), "--max_steps", "20", "--disable_tqdm", "true"]) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def report(run, corpus, tmp_path_factory) -> Path:
+    """The report of `run` on the test split of `corpus`."""
+    path = tmp_path_factory.mktemp("report") / "report"
+    assert main(["evaluate", str(run), str(corpus), str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def colour_corpus(tmp_path_factory) -> Path:
+    """RGB stimuli of 18 x 24 px, two subjects with 12 and 7 voxels, one constant voxel, no repeats."""
+    path = tmp_path_factory.mktemp("corpus") / "colour"
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 18, 24, 3), dtype=np.uint8)
+
+    def rows(stimuli):
+        for subject, voxels in (("ann", 12), ("bob", 7)):
+            for index in stimuli:
+                fmri = np.r_[4.0, images[index].reshape(-1)[: voxels - 1] / 100 + 5].astype(np.float32)
+                yield {
+                    "image": Image.fromarray(images[index]),
+                    "fmri": fmri,
+                    "subject": subject,
+                    "stimulus_id": f"s{index}",
+                    "repeat": 0,
+                }
+
+    write_corpus(
+        path,
+        {"train": lambda: rows(range(16)), "test": lambda: rows(range(16, 20))},
+        pd.concat([voxel_table("ann", 12), voxel_table("bob", 7)]),
+        unit="arbitrary",
+    )
+    return path
+
+
+@pytest.fixture
+def refused(capsys):
+    """Assert that a command line gave exit code 2 and one line `error: ...` that matches a message."""
+
+    def check(command, message: str) -> None:
+        capsys.readouterr()
+        assert command() == 2
+        lines = capsys.readouterr().err.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1 and lines[-1] == errors[0], lines
+        assert re.search(message, errors[0]), errors[0]
+        assert "Traceback" not in "".join(lines)
+
+    return check

@@ -1,0 +1,195 @@
+"""The corpus: splits without leakage, repeats and ceilings, the simulated cortex, and the checks of every reader."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import DatasetDict, load_from_disk
+from sklearn.model_selection import KFold
+
+from visionflow_hf.cli import main
+from visionflow_hf.corpus.inspect import summarise
+from visionflow_hf.corpus.repeats import average_repeats, ceiling_of_average, ncsnr, ncsnr_of_ceiling, number_repeats
+from visionflow_hf.corpus.responses import images_of, responses_of
+from visionflow_hf.corpus.schema import FEATURES, open_corpus
+from visionflow_hf.corpus.splits import split_stimuli, stimulus_folds
+from visionflow_hf.errors import UserError
+from visionflow_hf.folders import new_folder
+
+
+def test_folds_are_those_of_kfold_where_every_stimulus_has_one_row():
+    ids = [f"s{i}" for i in range(17)]
+    ours = list(stimulus_folds(ids, 5, seed=3))
+    reference = list(KFold(5, shuffle=True, random_state=3).split(ids))
+    for (train, test), (their_train, their_test) in zip(ours, reference, strict=True):
+        assert np.array_equal(train, their_train) and np.array_equal(test, their_test)
+
+
+def test_folds_keep_repeats_together_and_hold_every_row_out_once():
+    ids = np.array(["a", "b", "c", "d", "a", "b", "a", "c"])
+    held_out = []
+    for train, test in stimulus_folds(ids, 3, seed=0):
+        assert not set(ids[train]) & set(ids[test])
+        assert sorted([*train, *test]) == list(range(8))
+        held_out += test.tolist()
+    assert sorted(held_out) == list(range(8))
+
+
+@pytest.mark.parametrize("folds", [1, 5])
+def test_folds_that_cannot_be_made_are_refused(folds):
+    with pytest.raises(UserError, match="between 2 and 4"):
+        list(stimulus_folds(["a", "b", "c", "d"], folds, seed=0))
+
+
+def test_a_split_has_at_least_one_stimulus_on_each_side():
+    assert len(split_stimuli(["a", "b", "a"], 0.01, seed=0)) == 1
+    assert len(split_stimuli(["a", "b", "a"], 0.99, seed=0)) == 1
+    with pytest.raises(UserError, match="1 distinct stimulus"):
+        split_stimuli(["a", "a"], 0.1, seed=0)
+
+
+def test_repeats_are_numbered_and_averaged():
+    assert number_repeats(["a", "b", "a", "a"]) == [0, 0, 1, 2]
+    means, distinct, counts = average_repeats(np.array([[1.0], [5.0], [3.0]], np.float32), ["a", "b", "a"])
+    assert means.tolist() == [[2.0], [5.0]] and distinct == ["a", "b"] and counts.tolist() == [2, 1]
+    assert means.dtype == np.float32
+
+
+def test_ncsnr_by_hand():
+    # stimuli a (1, 3) and b (5, 9): noise variances 2 and 8, mean 5; means 2 and 7, variance 12.5, minus 5 / 2
+    fmri = np.array([[1.0, 4.0], [3.0, 4.0], [5.0, 4.0], [9.0, 4.0], [100.0, 4.0]])
+    ratio = ncsnr(fmri, ["a", "a", "b", "b", "once"])
+    np.testing.assert_allclose(ratio, [np.sqrt(10 / 5), 0])
+    assert ncsnr(fmri, ["a", "a", "b", "c", "d"]) is None
+
+
+def test_the_ceiling_of_mixed_repeats_is_the_published_formula():
+    ratio, once, twice, thrice = 0.8, 5, 3, 2
+    published = ratio**2 / (ratio**2 + (once / 1 + twice / 2 + thrice / 3) / (once + twice + thrice))
+    counts = np.repeat([1, 2, 3], [once, twice, thrice])
+    np.testing.assert_allclose(ceiling_of_average(np.array([ratio]), counts), published)
+    np.testing.assert_allclose(ceiling_of_average(ncsnr_of_ceiling(np.array([0.3])), np.ones(4)), 0.3)
+
+
+def test_the_simulated_ceiling_is_the_one_that_repeats_reveal(tmp_path):
+    flags = ["--stimuli", "300", "--voxels", "20", "--subjects", "1", "--image-size", "16", "--repeats", "12"]
+    assert main(["simulate", str(tmp_path / "c"), *flags]) == 0
+    corpus = open_corpus(tmp_path / "c")
+    trials = responses_of(corpus.splits["train"], "subj01")
+    estimated = ceiling_of_average(ncsnr(trials.fmri, trials.stimulus_ids), np.ones(1))
+    np.testing.assert_allclose(estimated, corpus.noise_ceiling("subj01"), atol=0.06)
+
+
+def test_simulate_keeps_its_promises(corpus):
+    opened = open_corpus(corpus)
+    assert opened.subjects == {"subj01": 30, "subj02": 30}
+    assert {name: len(rows) for name, rows in opened.splits.items()} == {"train": 72, "test": 24}
+    assert opened.splits["train"].features == FEATURES
+    assert not set(opened.splits["train"]["stimulus_id"]) & set(opened.splits["test"]["stimulus_id"])
+    assert sorted(set(opened.splits["test"]["repeat"])) == [0, 1, 2]
+    pictures = images_of(opened.splits["train"], opened.splits["train"]["stimulus_id"][:36])
+    assert len({picture.tobytes() for picture in pictures}) == 36 and {picture.size for picture in pictures} == {
+        (16, 16)
+    }
+    ceilings = opened.voxels["noise_ceiling"]
+    assert ceilings.between(0.05, 0.5).all() and set(opened.voxels["roi"].map(lambda names: names[0])) == {
+        "V1",
+        "V2",
+        "V3",
+    }
+
+
+def test_one_seed_gives_one_simulated_corpus(tmp_path):
+    fmri = {}
+    for name, seed in (("one", 4), ("same", 4), ("other", 5)):
+        flags = ["--stimuli", "12", "--voxels", "5", "--image-size", "8", "--seed", str(seed)]
+        assert main(["simulate", str(tmp_path / name), *flags]) == 0
+        fmri[name] = responses_of(open_corpus(tmp_path / name).splits["train"], "subj02").fmri
+    assert np.array_equal(fmri["one"], fmri["same"]) and not np.array_equal(fmri["one"], fmri["other"])
+
+
+def test_more_digits_than_scikit_learn_has_are_still_distinct():
+    from visionflow_hf.corpus.simulate import digit_images
+
+    images = digit_images(2000, 8, np.random.default_rng(0))
+    assert len({image.tobytes() for image in images}) > 1990
+
+
+def test_responses_and_images_come_in_the_order_of_the_split(colour_corpus):
+    rows = load_from_disk(str(colour_corpus))["train"]
+    bob = responses_of(rows, "bob")
+    expected = [(row["stimulus_id"], row["fmri"]) for row in rows if row["subject"] == "bob"]
+    assert bob.stimulus_ids == [stimulus for stimulus, _ in expected]
+    np.testing.assert_array_equal(bob.fmri, np.array([fmri for _, fmri in expected], np.float32))
+    shuffled = rows.select([5, 3, 20])
+    assert responses_of(shuffled, "ann").stimulus_ids == ["s5", "s3"]
+    picture = images_of(rows, ["s7"])[0]
+    assert np.array_equal(np.asarray(picture), np.asarray(rows[7]["image"]))
+
+
+def rewritten(source, target, **splits):
+    """A copy of a corpus with some splits replaced, written without our checks."""
+    everything = {**load_from_disk(str(source)), **splits}
+    DatasetDict({name: rows for name, rows in everything.items() if rows is not None}).save_to_disk(str(target))
+    pd.read_parquet(source / "voxels.parquet").to_parquet(target / "voxels.parquet")
+    return target
+
+
+def test_a_corpus_that_breaks_a_rule_is_refused(colour_corpus, tmp_path):
+    train, test = (load_from_disk(str(colour_corpus))[name] for name in ("train", "test"))
+    leaking = test.map(lambda row: {"stimulus_id": "s3" if row["stimulus_id"] == "s17" else row["stimulus_id"]})
+    short = train.map(lambda row, i: {"fmri": row["fmri"][:5] if i == 4 else row["fmri"]}, with_indices=True)
+    nan = train.map(
+        lambda row, i: {"fmri": [float("nan"), *row["fmri"][1:]] if i == 4 else row["fmri"]}, with_indices=True
+    )
+    for number, (splits, message) in enumerate(
+        [
+            ({"test": leaking}, "stimulus s3 is in train and in test"),
+            ({"train": short}, "row 4 of split train has 5 voxels, ann has 12 elsewhere"),
+            ({"train": nan}, "1 NaN or infinite"),
+            ({"train": train.remove_columns("subject")}, "lacks subject"),
+            ({"test": None}, "train and test are needed"),
+            ({"test": test.select([])}, "cannot be read"),
+        ]
+    ):
+        with pytest.raises(UserError, match=message):
+            open_corpus(rewritten(colour_corpus, tmp_path / str(number), **splits))
+    with pytest.raises(UserError, match="is no corpus"):
+        open_corpus(tmp_path / "absent")
+
+
+def test_inspect_counts_what_is_there(corpus, colour_corpus, capsys):
+    summary = summarise(corpus)
+    assert summary["splits"]["test"] == {
+        "trials": 24,
+        "stimuli": 4,
+        "trials_per_stimulus": [3, 3],
+        "image_sizes": ["16 x 16"],
+    }
+    assert summary["subjects"]["subj01"]["voxels"] == 30
+    assert sum(summary["subjects"]["subj01"]["rois"].values()) == 30
+    capsys.readouterr()
+    assert main(["inspect", str(colour_corpus), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["subjects"]["bob"]["constant_voxels"] == 1
+    assert any("bob has 1 constant voxels" in warning for warning in printed["warnings"])
+    assert main(["inspect", str(corpus)]) == 0
+    assert "V1" in capsys.readouterr().out
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(RuntimeError), new_folder(target, marker="m") as folder:
+        (folder / "m").touch()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(target, marker="m") as folder:
+        (folder / "m").touch()
+    with pytest.raises(UserError, match="--overwrite"), new_folder(target, marker="m"):
+        pass
+    with new_folder(target, overwrite=True, marker="m") as folder:
+        (folder / "new").touch()
+    assert [file.name for file in target.iterdir()] == ["new"] and [file.name for file in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(UserError, match="holds no m"), new_folder(target, overwrite=True, marker="m"):
+        pass

@@ -1,0 +1,1 @@
+"""From a lab's files to a `datasets` corpus of image and fMRI pairs."""

@@ -1,0 +1,85 @@
+"""Repeated trials of a stimulus: their numbering, their average, and the noise ceiling that they reveal.
+
+Of a voxel's variance over trials a part comes from the stimulus and a part from noise. With repeats both are
+measured, and ncsnr^2 = signal variance / noise variance of one trial. The average of n trials then has the ceiling
+
+    ceiling = ncsnr^2 / (ncsnr^2 + mean over stimuli of 1/n)
+
+as a share of its variance (Allen et al. 2022, NSD, "Noise ceiling estimation").
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def number_repeats(keys: Sequence) -> list[int]:
+    """How often each key came before: [a, b, a, a] gives [0, 0, 1, 2]."""
+    seen: dict = {}
+    numbers = []
+    for key in keys:
+        numbers.append(seen.get(key, 0))
+        seen[key] = numbers[-1] + 1
+    return numbers
+
+
+def average_repeats(values: np.ndarray, stimulus_ids: Sequence[str]) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Mean over the trials of each stimulus.
+
+    Args:
+        values: array of shape (trials, ...).
+
+    Returns:
+        The means, array of shape (stimuli, ...), their stimuli in order of appearance, and the number of trials of
+        each, array of shape (stimuli,).
+    """
+    distinct = list(dict.fromkeys(stimulus_ids))
+    position = {stimulus: index for index, stimulus in enumerate(distinct)}
+    rows = np.array([position[stimulus] for stimulus in stimulus_ids], dtype=np.int64)
+    counts = np.bincount(rows, minlength=len(distinct))
+    sums = np.zeros((len(distinct), *values.shape[1:]), dtype=np.float64)
+    np.add.at(sums, rows, values)
+    means = sums / counts.reshape(-1, *[1] * (values.ndim - 1))
+    return means.astype(values.dtype), distinct, counts
+
+
+def ncsnr(fmri: np.ndarray, stimulus_ids: Sequence[str]) -> np.ndarray | None:
+    """Noise-ceiling signal-to-noise ratio of each voxel.
+
+    noise variance  = mean over repeated stimuli of the variance over their trials
+    signal variance = variance of the stimuli's means - noise variance * mean over stimuli of 1/n, at least 0
+    ncsnr           = sqrt(signal variance / noise variance)
+
+    Args:
+        fmri: array of shape (trials, voxels).
+
+    Returns:
+        Array of shape (voxels,), or None where fewer than two stimuli have repeats. A constant voxel has 0.
+    """
+    fmri = np.asarray(fmri, dtype=np.float64)
+    means, distinct, counts = average_repeats(fmri, stimulus_ids)
+    repeated = counts > 1
+    if repeated.sum() < 2:
+        return None
+    position = {stimulus: index for index, stimulus in enumerate(distinct)}
+    rows = np.array([position[stimulus] for stimulus in stimulus_ids])
+    squares = np.zeros_like(means)
+    np.add.at(squares, rows, (fmri - means[rows]) ** 2)
+    noise = (squares[repeated] / (counts[repeated] - 1)[:, None]).mean(0)
+    signal = means[repeated].var(0, ddof=1) - noise * (1 / counts[repeated]).mean()
+    return np.sqrt(np.divide(signal.clip(min=0), noise, out=np.zeros_like(noise), where=noise > 0))
+
+
+def ceiling_of_average(ncsnr: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Share of the variance of averages over `counts` trials that the stimulus explains, array of shape (voxels,).
+
+    Args:
+        ncsnr: array of shape (voxels,).
+        counts: trials of each stimulus, array of shape (stimuli,).
+    """
+    return ncsnr**2 / (ncsnr**2 + np.mean(1 / np.asarray(counts)))
+
+
+def ncsnr_of_ceiling(noise_ceiling: np.ndarray) -> np.ndarray:
+    """The ncsnr of one row from its ceiling, array of shape (voxels,): sqrt(ceiling / (1 - ceiling))."""
+    return np.sqrt(noise_ceiling / np.maximum(1 - noise_ceiling, 1e-12))
