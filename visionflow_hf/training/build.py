@@ -1,0 +1,137 @@
+"""A new model and its processor, with the sizes that fit a corpus."""
+
+import io
+import math
+from collections import Counter
+
+import numpy as np
+from datasets import Dataset, Image
+from PIL import Image as PILImage
+from transformers import AutoImageProcessor, AutoModel, ViTConfig
+from transformers.utils import logging
+
+from visionflow_hf.corpus.responses import responses_of
+from visionflow_hf.errors import UserError
+from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.training.arguments import PRETRAINED, SCRATCH, ModelArguments
+
+logger = logging.get_logger("visionflow_hf")
+
+LARGEST_IMAGE = 224  # px; what pretrained encoders take
+PRETRAINED_FROM = 64  # px; smaller stimuli get an encoder of their own
+GREY_MODES = ("1", "L", "I;16")
+
+
+def build_processor(train: Dataset, image_size: int | None) -> VisionFlowProcessor:
+    """Image size and channels from the stimuli, mean and standard deviation of each voxel from all train rows.
+
+    Args:
+        image_size: longer side in px, if it is not to be that of most stimuli.
+    """
+    sizes: Counter = Counter()
+    grey = True
+    for item in train.select_columns("image").cast_column("image", Image(decode=False))["image"]:
+        with PILImage.open(io.BytesIO(item["bytes"]) if item["bytes"] else item["path"]) as picture:
+            sizes[picture.size] += 1
+            grey = grey and picture.mode in GREY_MODES
+    width, height = sizes.most_common(1)[0][0]
+    scale = min(1.0, LARGEST_IMAGE / max(width, height)) if image_size is None else image_size / max(width, height)
+    mean, std = {}, {}
+    for subject in sorted(set(train["subject"])):
+        fmri = responses_of(train, subject).fmri
+        mean[subject] = fmri.mean(0, dtype=np.float64).astype(np.float32)
+        spread = fmri.std(0, dtype=np.float64).astype(np.float32)
+        constant = np.ptp(fmri, axis=0) == 0
+        if constant.any():
+            logger.warning(f"{subject}: {constant.sum()} voxels are constant in train, and are standardised to 0")
+        std[subject] = np.where(constant, np.float32(1), spread)
+    return VisionFlowProcessor(
+        image_size=[max(1, round(height * scale)), max(1, round(width * scale))],
+        num_channels=1 if grey else 3,
+        subjects=list(mean),
+        fmri_mean=mean,
+        fmri_std=std,
+    )
+
+
+def build_model(processor: VisionFlowProcessor, args: ModelArguments) -> VisionFlowModel:
+    """A model with fresh weights, or with those of a pretrained encoder, bit for bit.
+
+    Raises:
+        UserError: the encoder cannot be found or is no vision model.
+    """
+    encoder = None
+    name = args.encoder or (PRETRAINED if max(processor.image_size) >= PRETRAINED_FROM else SCRATCH)
+    normalisation = {}
+    if name == SCRATCH:
+        vision_config = small_vit(processor.image_size, processor.num_channels)
+        feature_grid = vision_config.image_size[0] // vision_config.patch_size
+    else:
+        encoder, normalisation = load_encoder(name)
+        vision_config, feature_grid = encoder.config, 4
+    num_voxels = [len(processor.fmri_mean[subject]) for subject in processor.subjects]
+    config = VisionFlowConfig(
+        vision_config=vision_config,
+        image_size=processor.image_size,
+        num_channels=processor.num_channels,
+        feature_grid=feature_grid,
+        latent_dim=args.latent_dim or (128 if name == SCRATCH else 256),
+        subjects=processor.subjects,
+        num_voxels=num_voxels,
+        bridge_hidden_size=args.bridge_hidden_size or bridge_width(num_voxels),
+        bridge_dropout=args.bridge_dropout,
+        voxel_dropout=args.voxel_dropout,
+        decoder_channels=args.decoder_channels,
+        image_weight=args.image_weight,
+        kl_weight=args.kl_weight,
+        alignment_weight=args.alignment_weight,
+        fmri_weight=args.fmri_weight,
+        **normalisation,
+    )
+    model = VisionFlowModel(config)
+    if encoder is not None:
+        model.encoder = encoder
+    frozen = encoder is not None if args.freeze_encoder is None else args.freeze_encoder
+    model.encoder.requires_grad_(not frozen)
+    return model
+
+
+def bridge_width(num_voxels: list[int]) -> int:
+    """1,024 hidden units, fewer where the maps to all voxels would then exceed 64 M weights, 128 at least."""
+    affordable = 64_000_000 // sum(num_voxels)
+    return max(128, min(1024, 2 ** (affordable.bit_length() - 1)))
+
+
+def small_vit(image_size: list[int], channels: int) -> ViTConfig:
+    """A ViT of 0.1 M parameters for stimuli too small for a pretrained one, with about 8 patches a side."""
+    patch = max(1, round(max(image_size) / 8))
+    side = math.ceil(max(image_size) / patch) * patch
+    return ViTConfig(
+        image_size=[side, side],
+        patch_size=patch,
+        num_channels=channels,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+    )
+
+
+def load_encoder(name: str):
+    """A pretrained vision model, and the `image_mean` and `image_std` of its image processor."""
+    try:
+        encoder = AutoModel.from_pretrained(name, dtype="float32")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no encoder {name} ({' '.join(str(error).split())[:200]}): give a folder, a name on the Hub, or {SCRATCH}"
+        ) from error
+    if encoder.main_input_name != "pixel_values":
+        raise UserError(
+            f"encoder {name} is a {type(encoder).__name__}: a vision model that takes pixel_values is needed"
+        )
+    try:
+        images = AutoImageProcessor.from_pretrained(name)
+    except OSError:
+        logger.warning(f"encoder {name} has no image processor: its pixels are normalised with mean 0.5 and std 0.5")
+        return encoder, {}
+    return encoder, {"image_mean": list(images.image_mean), "image_std": list(images.image_std)}

@@ -1,0 +1,178 @@
+"""`visionflow train`: read the corpus, build the model, run the Trainer, save the model folder."""
+
+import copy
+import logging
+import math
+import os
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import yaml
+from datasets import Dataset, DatasetDict
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.corpus.splits import split_stimuli
+from visionflow_hf.errors import UserError
+from visionflow_hf.folders import refuse_existing
+from visionflow_hf.hub import save_model
+from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training.build import build_model, build_processor
+from visionflow_hf.training.collator import PairCollator
+from visionflow_hf.training.fit_bridges import fit_bridges
+from visionflow_hf.training.image_latents import encoder_features
+from visionflow_hf.training.trainer import VisionFlowTrainer
+
+logger = logging.getLogger(__name__)
+
+MARKER = "arguments.yaml"  # written first: what the run was told, in the form that --config reads
+STEPS, MOST_STEPS, EPOCHS = 1000, 30_000, 10
+
+
+@dataclass
+class Trained:
+    """A trained model, its processor, and the Trainer's log history."""
+
+    model: VisionFlowModel
+    processor: VisionFlowProcessor
+    history: list[dict]
+
+
+def train(
+    corpus: str | os.PathLike,
+    run: str | os.PathLike,
+    model_args: ModelArguments,
+    training_args: VisionFlowTrainingArguments,
+) -> Trained:
+    """Train on the train split of `corpus`, and leave in `run` a model folder that `AutoModel` loads.
+
+    Raises:
+        UserError: a corpus, a folder, a checkpoint or an encoder that cannot be used; `run` is untouched then.
+    """
+    run = Path(run)
+    opened = open_corpus(corpus)
+    checkpoint = find_checkpoint(run, training_args.resume_from_checkpoint)
+    if checkpoint is None:
+        refuse_existing(run, training_args.overwrite, MARKER)
+    trained = train_on(opened.splits, run, model_args, training_args, checkpoint)
+    seen = opened.splits["train"]
+    save_model(
+        trained.model,
+        trained.processor,
+        run,
+        {
+            "unit": opened.unit,
+            "n_stimuli": len(set(seen["stimulus_id"])),
+            "n_trials": len(seen),
+            "steps": trained.history[-1]["step"],
+            "seed": training_args.seed,
+        },
+    )
+    return trained
+
+
+def train_on(
+    splits: DatasetDict,
+    run: str | os.PathLike,
+    model_args: ModelArguments,
+    training_args: VisionFlowTrainingArguments,
+    checkpoint: str | None = None,
+) -> Trained:
+    """The training itself, on rows at hand; `run` takes checkpoints and the Trainer's state, but no model folder."""
+    run = Path(run)
+    set_seed(training_args.seed)
+    everything = splits["train"]
+    processor = build_processor(everything, model_args.image_size)
+    model = build_model(processor, model_args)
+    fitted, validation = hold_out(splits, training_args)
+    args = complete(training_args, run, len(fitted), validated=validation is not None)
+    if checkpoint is None:
+        shutil.rmtree(run, ignore_errors=True)
+        run.mkdir(parents=True)
+        (run / MARKER).write_text(yaml.safe_dump(told(model_args, training_args), sort_keys=False))
+
+    features = {}
+    if not any(parameter.requires_grad for parameter in model.encoder.parameters()):
+        features = encoder_features(
+            model.to(args.device), processor, everything, list(dict.fromkeys(everything["stimulus_id"]))
+        )
+        if "validation" in splits:
+            seen = list(dict.fromkeys(splits["validation"]["stimulus_id"]))
+            features |= encoder_features(model, processor, splits["validation"], seen)
+    trainer = VisionFlowTrainer(
+        model=model,
+        args=args,
+        data_collator=PairCollator(processor, features),
+        train_dataset=as_arrays(fitted),
+        eval_dataset=None if validation is None else as_arrays(validation),
+        processing_class=processor,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_state()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    fit_bridges(model, processor, everything, features)  # the held-out stimuli have served: the maps may see them too
+    return Trained(model, processor, trainer.state.log_history)
+
+
+def find_checkpoint(run: Path, resume: str | None) -> str | None:
+    """The checkpoint folder that `--resume_from_checkpoint` means; None to begin anew.
+
+    Args:
+        resume: `auto` for the last one in `run`, if there is one; or a path.
+    """
+    if resume is None:
+        return None
+    if resume == "auto":
+        return get_last_checkpoint(run) if run.is_dir() else None
+    if not (Path(resume) / "trainer_state.json").is_file():
+        raise UserError(f"{resume} is no checkpoint (no trainer_state.json in it): give a checkpoint-N folder, or auto")
+    return str(resume)
+
+
+def hold_out(splits: DatasetDict, args: VisionFlowTrainingArguments) -> tuple[Dataset, Dataset | None]:
+    """The rows to fit and those to validate on: the corpus's own split, or some of the train stimuli."""
+    rows = splits["train"]
+    if "validation" in splits:
+        return rows, splits["validation"]
+    if args.validation_fraction == 0:
+        return rows, None
+    held_out = split_stimuli(rows["stimulus_id"], args.validation_fraction, args.seed)
+    mask = np.isin(rows["stimulus_id"], list(held_out))
+    return rows.select(np.flatnonzero(~mask)), rows.select(np.flatnonzero(mask))
+
+
+def complete(args: VisionFlowTrainingArguments, run: Path, rows: int, validated: bool) -> VisionFlowTrainingArguments:
+    """The arguments with what depends on the data filled in: where, how long, and whether there is validation.
+
+    Without --max_steps and --num_train_epochs a run has 1,000 steps, or as many as 10 passes over the rows need, and
+    30,000 at most.
+    """
+    args = copy.copy(args)
+    args.output_dir = str(run)
+    if args.max_steps <= 0:
+        a_pass = math.ceil(rows / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps))
+        steps = math.ceil(args.num_train_epochs * a_pass)
+        args.max_steps = steps or min(max(STEPS, EPOCHS * a_pass), MOST_STEPS)
+    if not validated:
+        args.eval_strategy, args.load_best_model_at_end = "no", False
+    return args
+
+
+def told(model_args: ModelArguments, training_args: VisionFlowTrainingArguments) -> dict:
+    """All model arguments, and the training arguments that differ from their defaults."""
+    changed = {
+        item.name: getattr(training_args, item.name)
+        for item in fields(training_args)
+        if item.init and getattr(training_args, item.name) != item.default
+    }
+    plain = {name: value for name, value in changed.items() if isinstance(value, (bool, int, float, str))}
+    return asdict(model_args) | {"seed": training_args.seed} | plain
+
+
+def as_arrays(rows: Dataset) -> Dataset:
+    """Responses as arrays instead of lists of Python floats, images as pictures."""
+    return rows.with_format("numpy", columns=["fmri"], output_all_columns=True)

@@ -1,0 +1,84 @@
+"""The Hugging Face Trainer with VisionFlow's two stages and its losses by name.
+
+image stage   the image side learns alone, from the stimuli and from images made of them
+pair stage    the linear maps between voxels and latent are fitted to the finished latent; then the bridges' MLPs
+              and the image decoder learn from pairs, while the image side's encoder is held
+"""
+
+import torch
+from transformers import Trainer
+from transformers.utils import logging
+
+from visionflow_hf.training.augmentation import augment
+from visionflow_hf.training.fit_bridges import fit_bridges
+
+logger = logging.get_logger("visionflow_hf")
+
+LOSSES = ("loss_image", "loss_kl", "loss_alignment", "loss_fmri")
+
+
+class VisionFlowTrainer(Trainer):
+    """Trainer for `VisionFlowModel`, with our processor and collator; its arguments name `max_steps`."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.pair_stage_from = round(self.args.max_steps * self.args.image_stage)
+        self.stage = None
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        stage = "image" if self.state.global_step < self.pair_stage_from else "pair"
+        if stage != self.stage:
+            self._enter(stage)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _enter(self, stage: str) -> None:
+        self.stage = stage
+        logger.info(f"step {self.state.global_step} of {self.args.max_steps}: {stage} stage")
+        model = self.accelerator.unwrap_model(self.model)
+        if stage == "pair":
+            if self.state.global_step == self.pair_stage_from:  # later, a checkpoint has brought the fitted maps
+                fit_bridges(model, self.processing_class, self.train_dataset, self.data_collator.image_features)
+            for part in (model.encoder, model.posterior_head, model.fmri_to_latent.voxel_maps):
+                part.requires_grad_(False)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model.training:
+            inputs = self._pair_batch(inputs) if self.stage == "pair" else self._image_batch(inputs)
+        outputs = model(**inputs)
+        prefix = "" if model.training else "eval_"
+        for name in LOSSES:
+            if outputs.get(name) is not None:
+                key = prefix + name
+                self._sums[key] = self._sums.get(key, 0) + outputs[name].detach()
+                self._counts[key] = self._counts.get(key, 0) + 1
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs, start_time=None):
+        prefix = "eval_" if any(name.startswith("eval_") for name in logs) else ""
+        for key in [prefix + name for name in LOSSES]:
+            if key in self._sums:
+                logs[key] = float(self._sums.pop(key)) / self._counts.pop(key)
+        super().log(logs, start_time)
+
+    @staticmethod
+    def _image_batch(inputs: dict) -> dict:
+        """The stimuli and as many images made of them; no fMRI."""
+        if "image_features" in inputs:
+            return {name: inputs[name] for name in ("pixel_values", "image_features")}
+        return {"pixel_values": torch.cat([inputs["pixel_values"], augment(inputs["pixel_values"])])}
+
+    @staticmethod
+    def _pair_batch(inputs: dict) -> dict:
+        """The pairs, and as many images without fMRI that were made of them."""
+        if "image_features" in inputs:
+            return inputs
+        size = len(inputs["fmri"])
+        has_fmri = torch.arange(2 * size, device=inputs["fmri"].device) < size
+        return {
+            "pixel_values": torch.cat([inputs["pixel_values"], augment(inputs["pixel_values"])]),
+            "fmri": torch.cat([inputs["fmri"], torch.zeros_like(inputs["fmri"])]),
+            "subject_ids": torch.cat([inputs["subject_ids"], torch.full_like(inputs["subject_ids"], -1)]),
+            "has_fmri": has_fmri,
+        }
