@@ -1,0 +1,152 @@
+"""Everything that the figures are computed from, as flat named arrays: what `predictions.npz` holds.
+
+Rows are stimuli, subject by subject, each the average of its repeats; `S` stands for a subject's name.
+
+    stimulus_id, subject, trials    (rows,)                 trials is how many repeats were averaged
+    fold                            (rows,)                 crossvalidate only
+    image, reconstruction           (rows, height, width[, 3]) uint8; reconstruction is from measured fMRI
+    ridge/reconstruction, mean_image/reconstruction         the baselines'
+    round_trip/reconstruction                               from predicted fMRI: image, fMRI, image
+    fmri/S, fmri_predicted/S, ridge/fmri_predicted/S        (rows of S, voxels of S)
+    noise_ceiling/S                                         (voxels of S,), of a single corpus row, NaN where unknown
+    latent/image, latent/fmri                               (rows, latent_dim), means of the two posteriors
+
+Where stimuli have repeats, `single_trial/` stands before the same names with a row for each trial; what depends on the
+stimulus alone (image, mean_image, latent/image, what is predicted from the image) is found by `single_trial/row`.
+"""
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from tqdm import tqdm
+
+from visionflow_hf.corpus.responses import images_of, responses_of
+from visionflow_hf.corpus.schema import Corpus
+from visionflow_hf.errors import UserError
+from visionflow_hf.evaluation.baselines import RidgeBaseline
+from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+
+BATCH = 64
+
+
+def predict(
+    model: VisionFlowModel, processor: VisionFlowProcessor, corpus: Corpus, train: Dataset, test: Dataset
+) -> dict[str, np.ndarray]:
+    """Predict both directions on `test`, with the model and with baselines fitted on `train`.
+
+    Raises:
+        UserError: a subject that the model does not know, or with another number of voxels.
+    """
+    for subject in sorted(set(test["subject"])):
+        if subject not in processor.subjects:
+            raise UserError(f"unknown subject {subject}: this model knows {', '.join(processor.subjects)}")
+        known = len(processor.fmri_mean[subject])
+        if known != corpus.subjects[subject]:
+            raise UserError(f"{subject} has {corpus.subjects[subject]} voxels in the corpus and {known} in the model")
+    size = common_size(images_of(test, list(dict.fromkeys(test["stimulus_id"])))) or tuple(processor.image_size[::-1])
+    subjects = tqdm(sorted(set(test["subject"])), desc="predicting", unit="subject")
+    return concatenate([_predict_subject(model, processor, corpus, train, test, subject, size) for subject in subjects])
+
+
+def _predict_subject(
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    corpus: Corpus,
+    train: Dataset,
+    test: Dataset,
+    subject: str,
+    size: tuple[int, int],
+) -> dict[str, np.ndarray]:
+    trials = responses_of(test, subject)
+    average, counts = trials.averaged()
+    pictures = images_of(test, average.stimulus_ids)
+    images = to_array(pictures, processor, size)
+    seen = responses_of(train, subject)
+    seen_ids = list(dict.fromkeys(seen.stimulus_ids))
+    seen_images = to_array(images_of(train, seen_ids), processor, size)
+    ridge = RidgeBaseline(seen, seen_ids, seen_images, processor, subject)
+
+    predicted, image_latents = encode_images(model, processor, pictures, subject)
+    part = {
+        "stimulus_id": np.array(average.stimulus_ids),
+        "subject": np.array([subject] * len(counts)),
+        "trials": counts,
+        "image": images,
+        "mean_image/reconstruction": np.repeat(np.rint(seen_images.mean(0))[None].astype(np.uint8), len(counts), 0),
+        "round_trip/reconstruction": decode_fmri(model, processor, predicted, subject, size)[0],
+        f"fmri_predicted/{subject}": predicted,
+        f"ridge/fmri_predicted/{subject}": ridge.predict_fmri(images),
+        f"noise_ceiling/{subject}": corpus.noise_ceiling(subject),
+        "latent/image": image_latents,
+    }
+    measured = {"": average.fmri}
+    if counts.max() > 1:
+        measured["single_trial/"] = trials.fmri
+        position = {stimulus: row for row, stimulus in enumerate(average.stimulus_ids)}
+        part["single_trial/row"] = np.array([position[stimulus] for stimulus in trials.stimulus_ids])
+    for prefix, fmri in measured.items():
+        reconstruction, latents = decode_fmri(model, processor, fmri, subject, size)
+        part[f"{prefix}reconstruction"] = reconstruction
+        part[f"{prefix}ridge/reconstruction"] = ridge.reconstruct(fmri)
+        part[f"{prefix}latent/fmri"] = latents
+        part[f"{prefix}fmri/{subject}"] = fmri
+    return part
+
+
+def encode_images(
+    model: VisionFlowModel, processor: VisionFlowProcessor, images: list[Image.Image], subject: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted fMRI (images, voxels) in the corpus's unit, and the means of q(z | image) (images, latent_dim)."""
+    fmri, latents = [], []
+    for start in range(0, len(images), BATCH):
+        batch = processor(images=images[start : start + BATCH], subject=subject).to(model.device)
+        with torch.no_grad():
+            features, _ = model.get_image_features(batch["pixel_values"])
+            latents.append(model.encode_image(None, features).mean.float().cpu().numpy())
+            fmri.append(model.predict_fmri(**batch, image_features=features).float().cpu().numpy())
+    return np.concatenate(fmri), np.concatenate(latents)
+
+
+def decode_fmri(
+    model: VisionFlowModel, processor: VisionFlowProcessor, fmri: np.ndarray, subject: str, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reconstructions (rows, height, width[, 3]) uint8 at `size`, and the means of q(z | fmri) (rows, latent_dim)."""
+    images, latents = [], []
+    for start in range(0, len(fmri), BATCH):
+        batch = processor(fmri=fmri[start : start + BATCH], subject=subject).to(model.device)
+        with torch.no_grad():
+            latents.append(model.encode_fmri(batch["fmri"], batch["subject_ids"]).mean.float().cpu().numpy())
+            images += processor.to_images(model.reconstruct_image(**batch))
+    return to_array(images, processor, size), np.concatenate(latents)
+
+
+def common_size(pictures: list[Image.Image]) -> tuple[int, int] | None:
+    """(width, height) in px where all pictures share it."""
+    sizes = {picture.size for picture in pictures}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def to_array(pictures: list[Image.Image], processor: VisionFlowProcessor, size: tuple[int, int]) -> np.ndarray:
+    """uint8 array of shape (pictures, height, width[, 3]), grey where the model is; `size` is (width, height) in px."""
+    mode = "L" if processor.num_channels == 1 else "RGB"
+    pictures = [picture.convert(mode) for picture in pictures]
+    return np.stack(
+        [
+            np.asarray(picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR))
+            for picture in pictures
+        ]
+    )
+
+
+def concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Lay the arrays of the same name one above the other; `single_trial/row` counts on."""
+    together: dict[str, list[np.ndarray]] = {}
+    rows = 0
+    for part in parts:
+        for name, values in part.items():
+            if name.startswith("noise_ceiling/") and name in together:
+                continue  # one a subject, however many folds
+            together.setdefault(name, []).append(values + rows if name == "single_trial/row" else values)
+        rows += len(part["stimulus_id"])
+    return {name: np.concatenate(values) for name, values in together.items()}
