@@ -1,0 +1,210 @@
+"""The command line `visionflow`: the flags of every command, and errors as one line with exit code 2.
+
+A command imports what it needs when it runs: `visionflow prepare` need not wait for torch.
+"""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+
+from visionflow_hf.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, or 2 for what the user can mend."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = take_debug_flag(argv)
+    if not debug:
+        warnings.filterwarnings("ignore")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("visionflow_hf").setLevel(logging.INFO)
+    try:
+        if argv[:1] == ["train"]:
+            train(argv[1:])
+        elif argv[:1] == ["crossvalidate"]:
+            crossvalidate(argv[1:])
+        else:
+            args = vars(parser().parse_args(argv))
+            args.pop("command")
+            args.pop("layout", None)
+            args.pop("run_command")(**args)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def take_debug_flag(argv: list[str]) -> bool:
+    """Remove a bare `--debug`, which asks for tracebacks; TrainingArguments has a `--debug` too, with a value."""
+    for place, word in enumerate(argv):
+        if word == "--debug" and argv[place + 1 : place + 2] not in (["underflow_overflow"], ["tpu_metrics_debug"]):
+            del argv[place]
+            return True
+    return False
+
+
+def parser() -> Parser:
+    """Everything but `train` and `crossvalidate`, whose flags are those of TrainingArguments."""
+    top = Parser(prog="visionflow", description="Reads and writes the visual cortex.", allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run_command, help: str, group=commands) -> Parser:
+        added = group.add_parser(name, help=help, description=help, allow_abbrev=False)
+        added.set_defaults(run_command=run_command)
+        return added
+
+    one = command("simulate", simulate, "Write a corpus of a synthetic cortex whose noise ceiling is known.")
+    one.add_argument("out", metavar="OUT")
+    one.add_argument("--stimuli", type=int, default=600, help="distinct images, train and test together (600)")
+    one.add_argument("--subjects", type=int, default=2, help="(2)")
+    one.add_argument("--voxels", type=int, default=400, help="voxels of each subject (400)")
+    one.add_argument("--image-size", type=int, default=32, help="height and width in px (32)")
+    one.add_argument("--repeats", type=int, default=1, help="trials of a train stimulus (1)")
+    one.add_argument("--test-repeats", type=int, default=3, help="trials of a test stimulus (3)")
+    one.add_argument("--test-fraction", type=float, default=0.1, help="share of the stimuli in test (0.1)")
+    one.add_argument("--seed", type=int, default=0, help="(0)")
+    one.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
+
+    prepare = commands.add_parser("prepare", help="Import a lab's files as a corpus.", allow_abbrev=False)
+    layouts = prepare.add_subparsers(dest="layout", required=True, metavar="LAYOUT")
+    one = command("arrays", prepare_arrays, "Images and responses in a .mat, .npz or .h5 file.", layouts)
+    one.add_argument("file", metavar="FILE")
+    one.add_argument("out", metavar="OUT")
+    one.add_argument("--images", required=True, metavar="KEY", help="images, the first axis counts trials")
+    one.add_argument("--fmri", required=True, metavar="KEY", help="responses (trials, voxels)")
+    one.add_argument("--test-images", metavar="KEY", help="the same of the test split ...")
+    one.add_argument("--test-fmri", metavar="KEY", help="... which is drawn by stimulus where these are not given")
+    one.add_argument("--image-shape", type=int, nargs="+", metavar="N", help="HEIGHT WIDTH [CHANNELS] of flat rows")
+    one.add_argument("--column-major", action="store_true", help="flat rows run down the columns first (MATLAB)")
+    one.add_argument("--stimulus-ids", metavar="KEY", help="a name or number a trial; default: a hash of its pixels")
+    one.add_argument("--test-stimulus-ids", metavar="KEY", help="the same of the test split")
+    one.add_argument("--subject", default="subj01", metavar="NAME", help="whose responses these are (subj01)")
+    add_prepare_flags(one)
+
+    one = command("inspect", inspect, "Tell what is in a corpus.")
+    one.add_argument("corpus", metavar="CORPUS")
+    one.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
+
+    commands.add_parser("train", help="Train a model: visionflow train CORPUS RUN [flags].")
+    one = command("evaluate", evaluate, "Figures, pictures and baselines of a model on a split.")
+    one.add_argument("run", metavar="RUN", help="model folder, or a name on the Hub")
+    one.add_argument("corpus", metavar="CORPUS")
+    one.add_argument("out", metavar="OUT")
+    one.add_argument("--split", default="test", help="(test)")
+    one.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    commands.add_parser(
+        "crossvalidate", help="Train and evaluate in folds: visionflow crossvalidate CORPUS OUT [flags]."
+    )
+
+    one = command("encode", encode, "Predict the fMRI that images evoke.")
+    one.add_argument("run", metavar="RUN")
+    one.add_argument("images", nargs="+", metavar="IMAGE")
+    one.add_argument("--subject", required=True)
+    one.add_argument("--output", required=True, metavar="FILE.npz")
+    one = command("decode", decode, "Reconstruct images from the array fmri (rows, voxels) of an .npz file.")
+    one.add_argument("run", metavar="RUN")
+    one.add_argument("file", metavar="FILE.npz")
+    one.add_argument("--subject", required=True)
+    one.add_argument("--output", required=True, metavar="DIR")
+    one.add_argument("--overwrite", action="store_true", help="replace an existing folder of reconstructions")
+    return top
+
+
+def add_prepare_flags(one: Parser) -> None:
+    """What every importer takes."""
+    one.add_argument(
+        "--test-fraction", type=float, default=0.1, help="share of the stimuli in a drawn test split (0.1)"
+    )
+    repeats = one.add_mutually_exclusive_group()
+    repeats.add_argument("--keep-repeats", action="store_false", dest="average", help="a row a trial (default)")
+    repeats.add_argument("--average-repeats", action="store_true", dest="average", help="a row a stimulus, their mean")
+    one.set_defaults(average=False)
+    one.add_argument("--seed", type=int, default=0, help="draws the test split (0)")
+    one.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
+
+
+def simulate(out: str, **flags) -> None:
+    from visionflow_hf.corpus import simulate
+
+    simulate.simulate(out, **flags)
+    print(f"wrote {out}")
+
+
+def prepare_arrays(file: str, out: str, **flags) -> None:
+    from visionflow_hf.corpus import arrays
+
+    arrays.prepare_arrays(file, out, **flags)
+    print(f"wrote {out}")
+
+
+def inspect(corpus: str, as_json: bool) -> None:
+    import json
+
+    from visionflow_hf.corpus.inspect import print_summary, summarise
+
+    summary = summarise(corpus)
+    print(json.dumps(summary, indent=2)) if as_json else print_summary(summary)
+
+
+def evaluate(run: str, corpus: str, out: str, **flags) -> None:
+    from visionflow_hf.evaluation import evaluate
+
+    evaluate.evaluate(run, corpus, out, **flags)
+    print(f"wrote {out}")
+
+
+def encode(run: str, images: list[str], subject: str, output: str) -> None:
+    from visionflow_hf import inference
+
+    inference.encode(run, images, subject, output)
+    print(f"wrote {output}")
+
+
+def decode(run: str, file: str, subject: str, output: str, overwrite: bool) -> None:
+    from visionflow_hf import inference
+
+    inference.decode(run, file, subject, output, overwrite)
+    print(f"wrote {output}")
+
+
+def train(argv: list[str]) -> None:
+    from visionflow_hf.training import train
+    from visionflow_hf.training.arguments import TrainingParser
+
+    flags = TrainingParser(prog="visionflow train", description="Train a model on a corpus.")
+    flags.add_argument("corpus", metavar="CORPUS")
+    flags.add_argument("run", metavar="RUN", help="folder for checkpoints and, at the end, the model")
+    model_args, training_args, rest = flags.parse(argv)
+    train.train(rest.corpus, rest.run, model_args, training_args)
+    print(f"wrote {rest.run}")
+
+
+def crossvalidate(argv: list[str]) -> None:
+    from visionflow_hf.evaluation import crossvalidate
+    from visionflow_hf.training.arguments import TrainingParser
+
+    flags = TrainingParser(prog="visionflow crossvalidate", description="Train and evaluate in folds by stimulus.")
+    flags.add_argument("corpus", metavar="CORPUS")
+    flags.add_argument("out", metavar="OUT")
+    flags.add_argument("--folds", type=int, default=10, help="(10)")
+    model_args, training_args, rest = flags.parse(argv)
+    crossvalidate.crossvalidate(rest.corpus, rest.out, model_args, training_args, rest.folds)
+    print(f"wrote {rest.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

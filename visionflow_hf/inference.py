@@ -1,0 +1,88 @@
+"""`visionflow encode` and `visionflow decode`: files in, files out."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from visionflow_hf.errors import UserError
+from visionflow_hf.evaluation.predictions import decode_fmri, encode_images
+from visionflow_hf.folders import new_folder, refuse_existing
+from visionflow_hf.hub import load_model
+
+MARKER = "0000.png"
+
+
+def encode(
+    run: str | os.PathLike, images: Sequence[str | os.PathLike], subject: str, output: str | os.PathLike
+) -> None:
+    """Predict the response to image files, into an .npz with `fmri` (images, voxels) and `image` (their names)."""
+    pictures = [open_image(path) for path in images]
+    model, processor = load_model(run)
+    known_subject(subject, processor.subjects)
+    fmri, _ = encode_images(model, processor, pictures, subject)
+    output = Path(output)
+    if not output.parent.is_dir():
+        raise UserError(f"{output.parent} is no folder: --output names a file in a folder that exists")
+    partial = output.with_name(f".{output.name}.partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, fmri=fmri, image=[str(path) for path in images], subject=subject)
+    partial.replace(output)
+
+
+def decode(
+    run: str | os.PathLike, file: str | os.PathLike, subject: str, output: str | os.PathLike, overwrite: bool = False
+) -> None:
+    """Reconstruct the image behind each row of `fmri` (rows, voxels) in an .npz, as 0000.png, 0001.png, ..."""
+    refuse_existing(output, overwrite, MARKER)
+    fmri = read_fmri(Path(file))
+    model, processor = load_model(run)
+    known_subject(subject, processor.subjects)
+    voxels = len(processor.fmri_mean[subject])
+    if fmri.shape[1] != voxels:
+        raise UserError(f"fmri of {file} has {fmri.shape[1]} voxels, {subject} has {voxels} in this model")
+    height, width = processor.image_size
+    images, _ = decode_fmri(model, processor, fmri, subject, (width, height))
+    with new_folder(output, overwrite, marker=MARKER) as folder:
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(folder / f"{index:04d}.png")
+
+
+def open_image(path: str | os.PathLike) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except FileNotFoundError as error:
+        raise UserError(f"there is no image {path}") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error})") from error
+
+
+def read_fmri(file: Path) -> np.ndarray:
+    """The array `fmri` of an .npz, float32 of shape (rows, voxels), every value finite."""
+    if not file.is_file():
+        raise UserError(f"there is no file {file}")
+    try:
+        with np.load(file, allow_pickle=False) as source:
+            if "fmri" not in source.files:
+                raise UserError(f"{file} has no array fmri: its keys are {', '.join(sorted(source.files))}")
+            fmri = source["fmri"]
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read as an .npz file: {error}") from error
+    fmri = np.atleast_2d(fmri)
+    if fmri.ndim != 2 or fmri.dtype.kind not in "iuf" or not len(fmri):
+        raise UserError(
+            f"fmri of {file} has shape {fmri.shape} and type {fmri.dtype}: numbers (rows, voxels) are expected"
+        )
+    bad = int((~np.isfinite(fmri)).sum())
+    if bad:
+        raise UserError(f"fmri of {file} has {bad} NaN or infinite values: remove them first")
+    return fmri.astype(np.float32)
+
+
+def known_subject(subject: str, known: list[str]) -> None:
+    if subject not in known:
+        raise UserError(f"unknown subject {subject}: this model knows {', '.join(known)}")
