@@ -1,12 +1,13 @@
 """VisionFlow: images and the human fMRI that they evoke, in one latent Gaussian."""
 
-from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowOutput, VisionFlowProcessor
+import importlib
 
 __version__ = "0.1.0"
-
-# `save_pretrained` then copies the files of modeling/ beside the weights, so that a stranger needs no package of ours.
-VisionFlowConfig.register_for_auto_class()
-VisionFlowModel.register_for_auto_class("AutoModel")
-VisionFlowProcessor.register_for_auto_class("AutoProcessor")
-
 __all__ = ["VisionFlowConfig", "VisionFlowModel", "VisionFlowOutput", "VisionFlowProcessor"]
+
+
+def __getattr__(name: str):
+    """The classes of `visionflow_hf.modeling`, on first use: `visionflow --help` need not wait for torch."""
+    if name in __all__:
+        return getattr(importlib.import_module("visionflow_hf.modeling"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """The command line `visionflow`: the flags of every command, and errors as one line with exit code 2.
 
-A command imports what it needs when it runs: `visionflow prepare` need not wait for torch.
+A command imports what it needs when it runs, so that help and importers need not wait for torch.
 """
 
 import argparse

@@ -1,13 +1,16 @@
 """Model folders: config, weights, processor, the code that reads them, and the card."""
 
 import os
-from importlib.resources import as_file, files
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from visionflow_hf.errors import UserError
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+
+PACKAGE = Path(__file__).parent
+CARD = "model_card.md"  # the wheel keeps it in visionflow_hf/card, a checkout at its root
+TEMPLATE = PACKAGE / "card" / CARD if (PACKAGE / "card").is_dir() else PACKAGE.parent / CARD
 
 
 def save_model(
@@ -22,22 +25,21 @@ def save_model(
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     config = model.config
-    with as_file(files("visionflow_hf") / "model_card.md") as template:
-        card = ModelCard.from_template(
-            ModelCardData(
-                library_name="transformers",
-                tags=["visionflow", "fmri", "visual-cortex", "brain-decoding", "brain-encoding"],
-            ),
-            template_path=str(template),
-            model_id=str(folder),
-            encoder=config.vision_config._name_or_path or f"{config.vision_config.model_type} trained from scratch",
-            subjects=config.subjects,
-            voxel_counts=dict(zip(config.subjects, config.num_voxels, strict=True)),
-            image_size=config.image_size,
-            num_channels=config.num_channels,
-            latent_dim=config.latent_dim,
-            **training,
-        )
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="transformers",
+            tags=["visionflow", "fmri", "visual-cortex", "brain-decoding", "brain-encoding"],
+        ),
+        template_path=str(TEMPLATE),
+        model_id=str(folder),
+        encoder=config.vision_config._name_or_path or f"{config.vision_config.model_type} trained from scratch",
+        subjects=config.subjects,
+        voxel_counts=dict(zip(config.subjects, config.num_voxels, strict=True)),
+        image_size=config.image_size,
+        num_channels=config.num_channels,
+        latent_dim=config.latent_dim,
+        **training,
+    )
     card.save(folder / "README.md")
 
 

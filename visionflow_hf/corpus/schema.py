@@ -147,10 +147,15 @@ def _voxel_counts(splits: DatasetDict) -> dict[str, int]:
                         "a subject's responses share one length"
                     )
                 row += 1
-            values = fmri.flatten().to_numpy(zero_copy_only=False)
-            if not np.isfinite(values).all():
-                bad = (~np.isfinite(values)).sum()
-                raise UserError(f"split {name} holds {bad} NaN or infinite responses: remove those voxels or trials")
+            bad = ~np.isfinite(fmri.flatten().to_numpy(zero_copy_only=False))
+            if bad.any():
+                lengths = fmri.value_lengths().to_numpy()
+                voxels = np.concatenate([np.arange(length) for length in lengths])[bad]
+                subject = batch["subject"][int(np.searchsorted(lengths.cumsum(), np.flatnonzero(bad)[0], "right"))]
+                raise UserError(
+                    f"split {name} holds {bad.sum()} NaN or infinite responses, the first in voxel {voxels[0]} of "
+                    f"{subject}: remove those voxels or trials"
+                )
     return counts
 
 

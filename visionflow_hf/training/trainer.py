@@ -62,6 +62,13 @@ class VisionFlowTrainer(Trainer):
                 logs[key] = float(self._sums.pop(key)) / self._counts.pop(key)
         super().log(logs, start_time)
 
+    def _save(self, output_dir=None, state_dict=None):
+        shown = logging.is_progress_bar_enabled()  # ten bars of a blink each would tear the one of the training
+        logging.disable_progress_bar()
+        super()._save(output_dir, state_dict)
+        if shown:
+            logging.enable_progress_bar()
+
     @staticmethod
     def _image_batch(inputs: dict) -> dict:
         """The stimuli and as many images made of them; no fMRI."""
