@@ -31,7 +31,14 @@ class FmriToLatent(nn.Module):
             fmri (`torch.Tensor` of shape `(batch, max_voxels)`):
                 Standardised on train; subjects with fewer voxels are padded on the right.
             rows_of_subject: for each subject that occurs, its rows.
+
+        Raises:
+            ValueError: more voxels than any subject has.
         """
+        most = max(voxel_map.in_features for voxel_map in self.voxel_maps)
+        if fmri.shape[1] > most:
+            raise ValueError(f"fmri has {fmri.shape[1]} voxels a row, the subjects of this model have {most} at most")
+        fmri = nn.functional.pad(fmri, (0, most - fmri.shape[1]))
         linear = fmri.new_zeros(len(fmri), self.norm.normalized_shape[0])
         for subject, rows in rows_of_subject.items():
             voxel_map = self.voxel_maps[subject]
@@ -63,10 +70,11 @@ class LatentToFmri(nn.Module):
             rows_of_subject: for each subject that occurs, its rows.
 
         Returns:
-            `(batch, max_voxels)`, standardised on train; zero beyond a subject's own voxels.
+            `(batch, max_voxels)`, as wide as the subject with the most voxels needs; standardised on train, and zero
+            beyond a subject's own voxels.
         """
         read = self.read(latent)
-        most = max(self.voxel_maps[subject].out_features for subject in rows_of_subject)
+        most = max(voxel_map.out_features for voxel_map in self.voxel_maps)
         fmri = latent.new_zeros(len(latent), most)
         for subject, rows in rows_of_subject.items():
             voxel_map = self.voxel_maps[subject]

@@ -195,7 +195,7 @@ class VisionFlowModel(PreTrainedModel):
         if fmri is not None:
             counts = torch.tensor(self.config.num_voxels, device=self.device)
             counts = counts.expand(size) if subject_ids is None else counts[subject_ids]
-            losses["loss_fmri"] = fmri_loss(predicted, fmri.to(self.dtype), counts, has_fmri)
+            losses["loss_fmri"] = fmri_loss(predicted[:, : fmri.shape[1]], fmri.to(self.dtype), counts, has_fmri)
         weights = {name: getattr(self.config, name.removeprefix("loss_") + "_weight") for name in losses}
         return VisionFlowOutput(
             loss=sum(weights[name] * loss for name, loss in losses.items() if loss is not None),
@@ -228,12 +228,13 @@ class VisionFlowModel(PreTrainedModel):
             The others as in `forward`.
 
         Returns:
-            `(batch, max_voxels)` in the data's own unit; without `fmri_mean` and `fmri_std` in standard deviations
-            from the mean of train. With several subjects in a batch, each is zero beyond its own voxels.
+            `(batch, max_voxels)` in the data's own unit, max_voxels being that of `fmri_mean`; without `fmri_mean` and
+            `fmri_std` in standard deviations from the mean of train, as wide as the subject with the most voxels
+            needs. A row is zero beyond its subject's own voxels.
         """
         latent = self.encode_image(pixel_values, image_features).sample(noise)
         fmri = self.latent_to_fmri(latent, self._subject_rows(subject_ids, latent.new_ones(len(latent)) > 0))
-        return fmri if fmri_mean is None else fmri * fmri_std + fmri_mean
+        return fmri if fmri_mean is None else fmri[:, : fmri_mean.shape[1]] * fmri_std + fmri_mean
 
     @torch.no_grad()
     def reconstruct_image(

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each would wait for one another
 
 import numpy as np
 import pandas as pd

@@ -139,6 +139,21 @@ def test_both_directions_agree_with_forward_and_keep_units(model, batch):
     assert again.shape == batch["pixel_values"].shape
 
 
+def test_a_batch_of_the_subject_with_fewer_voxels(model, batch):
+    rows = batch["subject_ids"] == 1
+    alone = {name: values[rows] for name, values in batch.items()}
+    alone["fmri"] = alone["fmri"][:, :5]
+    together = model(**batch, has_fmri=rows)
+    assert torch.isclose(model(**alone).loss_fmri, together.loss_fmri)
+    mean, std = torch.full((2, 5), 3.0), torch.full((2, 5), 2.0)
+    predicted = model.predict_fmri(alone["pixel_values"], alone["subject_ids"], mean, std)
+    torch.testing.assert_close(predicted, together.fmri[rows][:, :5] * 2 + 3)
+    images = model.reconstruct_image(alone["fmri"], alone["subject_ids"])
+    torch.testing.assert_close(images, together.reconstruction[rows].clamp(0, 1))
+    with pytest.raises(ValueError, match="fmri has 10 voxels a row, the subjects of this model have 9 at most"):
+        model.encode_fmri(torch.zeros(1, 10), torch.tensor([0]))
+
+
 def test_a_missing_subject_is_named_in_the_error(model, batch):
     with pytest.raises(ValueError, match="ann, bob"):
         model.predict_fmri(batch["pixel_values"])

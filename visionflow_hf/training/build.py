@@ -43,7 +43,7 @@ def build_processor(train: Dataset, image_size: int | None) -> VisionFlowProcess
         spread = fmri.std(0, dtype=np.float64).astype(np.float32)
         constant = np.ptp(fmri, axis=0) == 0
         if constant.any():
-            logger.warning(f"{subject}: {constant.sum()} voxels are constant in train, and are standardised to 0")
+            logger.warning(f"{subject}: {constant.sum()} of {len(constant)} voxels constant in train, and standardised to 0")
         std[subject] = np.where(constant, np.float32(1), spread)
     return VisionFlowProcessor(
         image_size=[max(1, round(height * scale)), max(1, round(width * scale))],

@@ -1,0 +1,264 @@
+"""Training: its stages and losses, one seed one result, resuming, the encoder, and what it refuses."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import DatasetDict, load_from_disk
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel, ViTConfig, ViTImageProcessor, ViTModel
+
+from visionflow_hf import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.cli import main
+from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.training.arguments import ModelArguments
+from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
+
+SHORT = ["--max_steps", "20", "--disable_tqdm", "true"]
+
+
+def train(corpus, run, *flags) -> int:
+    return main(["train", str(corpus), str(run), *SHORT, *map(str, flags)])
+
+
+def weights(run):
+    return load_file(run / "model.safetensors")
+
+
+def assert_equal_weights(one, other, but=()):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    different = {name for name in one if not torch.equal(one[name], other[name])}
+    assert {name for name in different if not name.startswith(tuple(but))} == set()
+
+
+def log(run):
+    return json.loads((run / "trainer_state.json").read_text())["log_history"]
+
+
+FITTED = ("fmri_to_latent.voxel_maps", "latent_to_fmri.voxel_maps")  # once more at the end, on all train rows
+
+
+def test_losses_are_logged_by_name_and_stage(run):
+    train_logs = {entry["step"]: entry for entry in log(run) if "loss" in entry}
+    assert max(train_logs) == 20
+    for step, entry in train_logs.items():
+        named = {name for name in entry if name.startswith("loss_")}
+        pairs = {"loss_alignment", "loss_fmri"} if step > 12 else set()  # image stage: 0.6 of the steps
+        assert named == {"loss_image", "loss_kl"} | pairs
+    config = VisionFlowModel.from_pretrained(run).config
+    last = train_logs[20]
+    total = sum(
+        weight * last[name]
+        for name, weight in (
+            ("loss_image", config.image_weight),
+            ("loss_kl", config.kl_weight),
+            ("loss_alignment", config.alignment_weight),
+            ("loss_fmri", config.fmri_weight),
+        )
+    )
+    assert last["loss"] == pytest.approx(total, rel=1e-3)
+    validations = [entry for entry in log(run) if "eval_loss" in entry]
+    assert len(validations) == 10
+    assert all({"eval_loss_image", "eval_loss_fmri", "eval_loss_alignment"} <= set(entry) for entry in validations)
+
+
+def test_the_best_checkpoint_is_kept(run):
+    validations = {entry["step"]: entry["eval_loss"] for entry in log(run) if "eval_loss" in entry}
+    best = run / f"checkpoint-{min(validations, key=validations.get)}"
+    assert best.is_dir() and len(list(run.glob("checkpoint-*"))) <= 2
+    assert_equal_weights(run, best, but=FITTED)
+
+
+def test_one_seed_gives_one_result(corpus, run, tmp_path):
+    assert train(corpus, tmp_path / "again") == 0
+    assert_equal_weights(run, tmp_path / "again")
+    assert train(corpus, tmp_path / "other", "--seed", 1) == 0
+    assert not torch.equal(
+        weights(run)["image_decoder.seed.weight"], weights(tmp_path / "other")["image_decoder.seed.weight"]
+    )
+
+
+@pytest.mark.parametrize("step", [6, 12, 16], ids=["image stage", "between", "pair stage"])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(corpus, run, tmp_path, step):
+    interrupted = tmp_path / "run"
+    assert train(corpus, interrupted, "--save_total_limit", 20) == 0
+    for checkpoint in interrupted.glob("checkpoint-*"):
+        if int(checkpoint.name.split("-")[1]) > step:
+            shutil.rmtree(checkpoint)
+    (interrupted / "model.safetensors").unlink()
+    assert train(corpus, interrupted, "--save_total_limit", 20, "--resume_from_checkpoint", "auto") == 0
+    assert_equal_weights(run, interrupted)
+
+
+def test_resuming_from_nothing_begins_anew(corpus, run, tmp_path, refused):
+    assert train(corpus, tmp_path / "run", "--resume_from_checkpoint", "auto") == 0
+    assert_equal_weights(run, tmp_path / "run")
+    nowhere = tmp_path / "checkpoint-7"
+    refused(lambda: train(corpus, tmp_path / "x", "--resume_from_checkpoint", nowhere), "checkpoint-7 is no checkpoint")
+
+
+def test_a_config_file_whose_flags_the_command_line_overrides(corpus, tmp_path, refused):
+    config = tmp_path / "flags.yaml"
+    config.write_text(yaml.safe_dump({"latent_dim": 24, "learning_rate": 1e-3, "kl_weight": 0.5}))
+    assert train(corpus, tmp_path / "run", "--config", config, "--kl_weight", 0.25) == 0
+    told = yaml.safe_load((tmp_path / "run" / "arguments.yaml").read_text())
+    assert (told["latent_dim"], told["learning_rate"], told["kl_weight"]) == (24, 1e-3, 0.25)
+    model = VisionFlowModel.from_pretrained(tmp_path / "run")
+    assert (model.config.latent_dim, model.config.kl_weight) == (24, 0.25)
+    config.write_text("latent_dims: 24\n")
+    refused(lambda: train(corpus, tmp_path / "x", "--config", config), "unknown flags latent_dims")
+    config.write_text("- a list\n")
+    refused(lambda: train(corpus, tmp_path / "x", "--config", config), "holds list")
+    refused(lambda: train(corpus, tmp_path / "x", "--config", tmp_path / "absent.yaml"), "cannot be read")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A pretrained ViT of 16 px with the normalisation of its own image processor."""
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(7)
+    config = ViTConfig(
+        image_size=16, patch_size=4, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    ViTModel(config).save_pretrained(folder)
+    ViTImageProcessor(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
+    return folder
+
+
+def encoder_weights(folder_or_model):
+    if isinstance(folder_or_model, VisionFlowModel):
+        return folder_or_model.encoder.state_dict()
+    return ViTModel.from_pretrained(folder_or_model).state_dict()
+
+
+def test_a_pretrained_encoder_is_kept_bit_for_bit(corpus, encoder, tmp_path):
+    assert train(corpus, tmp_path / "run", "--encoder", encoder) == 0
+    model = VisionFlowModel.from_pretrained(tmp_path / "run")
+    source = encoder_weights(encoder)
+    assert source.keys() == encoder_weights(model).keys()
+    assert all(torch.equal(values, encoder_weights(model)[name]) for name, values in source.items())
+    assert model.config.image_mean == [0.4, 0.5, 0.6] and model.config.image_std == [0.2, 0.3, 0.4]
+    assert "loss_fmri" in log(tmp_path / "run")[-3]
+
+
+def test_an_encoder_may_learn_with_checkpointed_gradients(corpus, encoder, tmp_path):
+    flags = ["--freeze_encoder", "false", "--gradient_checkpointing", "true", "--gradient_accumulation_steps", 2]
+    assert train(corpus, tmp_path / "run", "--encoder", encoder, *flags) == 0
+    changed = [
+        name
+        for name, values in encoder_weights(encoder).items()
+        if not torch.equal(values, encoder_weights(VisionFlowModel.from_pretrained(tmp_path / "run"))[name])
+    ]
+    assert any("layer" in name for name in changed)
+
+
+def test_vit_b_16_ends_up_bit_for_bit_in_the_composite(tmp_path, colour_corpus):
+    torch.manual_seed(0)
+    source = ViTModel(ViTConfig())
+    source.save_pretrained(tmp_path / "vit")
+    processor = build_processor(open_corpus(colour_corpus).splits["train"], image_size=224)
+    model = build_model(processor, ModelArguments(encoder=str(tmp_path / "vit")))
+    assert sum(parameter.numel() for parameter in model.encoder.parameters()) > 85e6
+    assert not any(parameter.requires_grad for parameter in model.encoder.parameters())
+    expected, found = source.state_dict(), model.encoder.state_dict()
+    assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+    assert processor.image_size == [168, 224]  # the longer side; 18 x 24 px in the corpus
+    with torch.no_grad():
+        out = model.eval()(**processor(images=np.zeros((18, 24, 3), np.uint8), fmri=np.ones(12), subject="ann"))
+    assert out.reconstruction.shape == (1, 3, 168, 224)
+
+
+def test_encoders_that_cannot_be_used(corpus, tmp_path, refused):
+    missing = tmp_path / "nothing"
+    refused(lambda: train(corpus, tmp_path / "run", "--encoder", missing), "no encoder .*nothing.* or scratch")
+    config = BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, pad_token_id=0
+    )
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    refused(lambda: train(corpus, tmp_path / "run", "--encoder", tmp_path / "bert"), "a vision model .* is needed")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_network_the_default_encoder_is_named_in_the_error(tmp_path, refused):
+    corpus = tmp_path / "corpus"
+    flags = ["--stimuli", "6", "--voxels", "4", "--subjects", "1", "--image-size", "64"]
+    assert main(["simulate", str(corpus), *flags]) == 0
+    refused(lambda: train(corpus, tmp_path / "run"), "no encoder google/vit-base-patch16-224-in21k .* or scratch")
+
+
+def test_colour_subjects_of_different_sizes_and_a_constant_voxel(colour_corpus, tmp_path, caplog):
+    assert train(colour_corpus, tmp_path / "run") == 0
+    assert "ann: 1 of 12 voxels constant in train, and standardised to 0" in caplog.text
+    processor = VisionFlowProcessor.from_pretrained(tmp_path / "run")
+    model = VisionFlowModel.from_pretrained(tmp_path / "run")
+    assert processor.subjects == ["ann", "bob"] and model.config.num_voxels == [12, 7]
+    assert processor(fmri=np.full(7, 4.0), subject="bob")["fmri"][0, 0] == 0
+    image = np.zeros((18, 24, 3), np.uint8)
+    predicted = model.predict_fmri(**processor(images=image, subject="bob"))
+    assert predicted.shape == (1, 7) and predicted[0, 0] == pytest.approx(4, abs=1e-4)
+    assert model.reconstruct_image(**processor(fmri=np.ones(12), subject="ann")).shape == (1, 3, 18, 24)
+
+
+def test_the_corpus_s_own_validation_split_is_used(colour_corpus, tmp_path):
+    splits = load_from_disk(str(colour_corpus))
+    held_out = np.isin(splits["train"]["stimulus_id"], ["s14", "s15"])
+    DatasetDict(
+        train=splits["train"].select(np.flatnonzero(~held_out)),
+        validation=splits["train"].select(np.flatnonzero(held_out)),
+        test=splits["test"],
+    ).save_to_disk(str(tmp_path / "corpus"))
+    shutil.copy(colour_corpus / "voxels.parquet", tmp_path / "corpus")
+    assert train(tmp_path / "corpus", tmp_path / "run", "--report_to", "none") == 0
+    assert sum("eval_loss" in entry for entry in log(tmp_path / "run")) == 10
+
+
+def test_without_validation_the_last_step_is_kept(corpus, tmp_path):
+    assert train(corpus, tmp_path / "run", "--validation_fraction", 0) == 0
+    assert not any("eval_loss" in entry for entry in log(tmp_path / "run"))
+
+
+def test_bf16_trains(corpus, tmp_path):
+    assert train(corpus, tmp_path / "run", "--bf16", "true", "--use_cpu", "true") == 0
+    assert all(np.isfinite(entry["loss"]) for entry in log(tmp_path / "run") if "loss" in entry)
+
+
+def test_an_existing_run_is_replaced_only_on_request(corpus, run, tmp_path, refused):
+    copy = shutil.copytree(run, tmp_path / "run")
+    refused(lambda: train(corpus, copy), "exists and is not empty: pass --overwrite")
+    assert train(corpus, copy, "--overwrite", "true", "--seed", 3) == 0
+    assert yaml.safe_load((copy / "arguments.yaml").read_text())["seed"] == 3
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    refused(lambda: train(corpus, tmp_path / "home", "--overwrite", "true"), "remove it by hand")
+    assert (tmp_path / "home" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--learning_rat", "1"], "unrecognized arguments: --learning_rat"),
+        (["--latent_dim", "many"], "invalid int value: 'many'"),
+        (["--lr_scheduler_type", "zigzag"], "zigzag"),
+    ],
+)
+def test_flags_that_do_not_exist(corpus, tmp_path, refused, flags, message):
+    refused(lambda: train(corpus, tmp_path / "run", *flags), message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_corpus(tmp_path, refused):
+    refused(lambda: train(tmp_path / "absent", tmp_path / "run"), "absent is no corpus")
+    assert not (tmp_path / "run").exists()
+
+
+def test_sizes_follow_the_corpus():
+    assert bridge_width([400, 400]) == 1024 and bridge_width([200_000] * 2) == 128
+    for size in ([8, 8], [28, 28], [32, 32], [50, 63]):
+        config = small_vit(size, 1)
+        assert config.image_size[0] % config.patch_size == 0 and config.image_size[0] >= max(size)
+        assert 7 <= config.image_size[0] // config.patch_size <= 9
