@@ -145,9 +145,9 @@ def test_a_corpus_that_breaks_a_rule_is_refused(colour_corpus, tmp_path):
     )
     for number, (splits, message) in enumerate(
         [
-            ({"test": leaking}, "stimulus s3 is in train and in test"),
+            ({"test": leaking}, r"1 stimulus \(s3\) in both train and test"),
             ({"train": short}, "row 4 of split train has 5 voxels, ann has 12 elsewhere"),
-            ({"train": nan}, "1 NaN or infinite"),
+            ({"train": nan}, r"split train has 1 NaN or infinite values in 1 voxel \(0\)"),
             ({"train": train.remove_columns("subject")}, "lacks subject"),
             ({"test": None}, "train and test are needed"),
             ({"test": test.select([])}, "cannot be read"),

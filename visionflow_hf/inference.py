@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.predictions import decode_fmri, encode_images
 from visionflow_hf.folders import new_folder, refuse_existing
@@ -72,15 +73,7 @@ def read_fmri(file: Path) -> np.ndarray:
             fmri = source["fmri"]
     except (OSError, ValueError, EOFError, AttributeError) as error:
         raise UserError(f"{file} cannot be read as an .npz file: {error}") from error
-    fmri = np.atleast_2d(fmri)
-    if fmri.ndim != 2 or fmri.dtype.kind not in "iuf" or not len(fmri):
-        raise UserError(
-            f"fmri of {file} has shape {fmri.shape} and type {fmri.dtype}: numbers (rows, voxels) are expected"
-        )
-    bad = int((~np.isfinite(fmri)).sum())
-    if bad:
-        raise UserError(f"fmri of {file} has {bad} NaN or infinite values: remove them first")
-    return fmri.astype(np.float32)
+    return check_responses(np.atleast_2d(fmri), f"fmri of {file}")
 
 
 def known_subject(subject: str, known: list[str]) -> None:

@@ -11,9 +11,10 @@ import scipy.io
 from PIL import Image
 
 from visionflow_hf.corpus.repeats import average_repeats, ceiling_of_average, ncsnr, number_repeats
+from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.corpus.schema import MARKER, pixel_hash, voxel_table, write_corpus
 from visionflow_hf.corpus.splits import split_stimuli
-from visionflow_hf.errors import UserError
+from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import refuse_existing
 
 
@@ -226,20 +227,6 @@ def shape_images(array: np.ndarray, shape: list[int] | None, column_major: bool,
     return np.ascontiguousarray(array)
 
 
-def check_responses(array: np.ndarray, key: str) -> np.ndarray:
-    """Float32 array of shape (trials, voxels), every value finite."""
-    if array.ndim != 2 or array.dtype.kind not in "iuf" or array.size == 0:
-        raise UserError(f"{key} has shape {array.shape} and type {array.dtype}: numbers (trials, voxels) are expected")
-    array = array.astype(np.float32)
-    bad = ~np.isfinite(array)
-    if bad.any():
-        raise UserError(
-            f"{key} has {bad.sum()} NaN or infinite values in {count(np.flatnonzero(bad.any(0)), 'voxel')}: "
-            "remove these voxels or mend the values first"
-        )
-    return array
-
-
 def stimulus_names(array: np.ndarray, hashes: list[str], key: str) -> list[str]:
     """One string a trial; whole numbers lose a decimal point, MATLAB's cells and bytes become text.
 
@@ -288,10 +275,3 @@ def averaged(trials: Trials) -> tuple[Trials, np.ndarray]:
     fmri, distinct, counts = average_repeats(trials.fmri, trials.stimulus_ids)
     first = {name: row for row, name in reversed(list(enumerate(trials.stimulus_ids)))}
     return Trials(trials.images[[first[name] for name in distinct]], fmri, distinct), counts
-
-
-def count(items, noun: str) -> str:
-    """`3 voxels (4, 17, 33)`, the first ten by name."""
-    noun = {"stimulus": "stimuli"}.get(noun, noun + "s") if len(items) != 1 else noun
-    more = f", and {len(items) - 10} more" if len(items) > 10 else ""
-    return f"{len(items)} {noun} ({', '.join(map(str, items[:10]))}{more})"

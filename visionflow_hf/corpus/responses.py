@@ -8,6 +8,7 @@ from datasets import Dataset
 from PIL import Image
 
 from visionflow_hf.corpus.repeats import average_repeats
+from visionflow_hf.errors import UserError, count
 
 
 @dataclass
@@ -29,7 +30,9 @@ def responses_of(split: Dataset, subject: str) -> Responses:
     table = split.select_columns(["fmri", "stimulus_id"]).select(rows).with_format("arrow")[:]
     fmri = table["fmri"].combine_chunks()
     values = fmri.flatten().to_numpy(zero_copy_only=False)
-    return Responses(values.reshape(len(rows), -1).astype(np.float32), table["stimulus_id"].to_pylist())
+    return Responses(
+        values.reshape(len(rows), len(values) // max(len(rows), 1)).astype(np.float32), table["stimulus_id"].to_pylist()
+    )
 
 
 def images_of(split: Dataset, stimulus_ids: Sequence[str]) -> list[Image.Image]:
@@ -38,3 +41,17 @@ def images_of(split: Dataset, stimulus_ids: Sequence[str]) -> list[Image.Image]:
     for row, stimulus in enumerate(split["stimulus_id"]):
         first.setdefault(stimulus, row)
     return list(split.select([first[stimulus] for stimulus in stimulus_ids])["image"])
+
+
+def check_responses(array: np.ndarray, key: str) -> np.ndarray:
+    """Float32 array of shape (trials, voxels), every value finite."""
+    if array.ndim != 2 or array.dtype.kind not in "iuf" or array.size == 0:
+        raise UserError(f"{key} has shape {array.shape} and type {array.dtype}: numbers (trials, voxels) are expected")
+    array = array.astype(np.float32)
+    bad = ~np.isfinite(array)
+    if bad.any():
+        raise UserError(
+            f"{key} has {bad.sum()} NaN or infinite values in {count(np.flatnonzero(bad.any(0)), 'voxel')}: "
+            "remove these voxels or mend the values first"
+        )
+    return array

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
 
-from visionflow_hf.errors import UserError
+from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import new_folder
 
 FEATURES = Features(
@@ -149,12 +149,10 @@ def _voxel_counts(splits: DatasetDict) -> dict[str, int]:
                 row += 1
             bad = ~np.isfinite(fmri.flatten().to_numpy(zero_copy_only=False))
             if bad.any():
-                lengths = fmri.value_lengths().to_numpy()
-                voxels = np.concatenate([np.arange(length) for length in lengths])[bad]
-                subject = batch["subject"][int(np.searchsorted(lengths.cumsum(), np.flatnonzero(bad)[0], "right"))]
+                place = np.concatenate([np.arange(length) for length in fmri.value_lengths().to_numpy()])
                 raise UserError(
-                    f"split {name} holds {bad.sum()} NaN or infinite responses, the first in voxel {voxels[0]} of "
-                    f"{subject}: remove those voxels or trials"
+                    f"split {name} has {bad.sum()} NaN or infinite values in {count(np.unique(place[bad]), 'voxel')}: "
+                    "remove these voxels or mend the values first"
                 )
     return counts
 
@@ -167,10 +165,10 @@ def _refuse_leakage(splits: DatasetDict) -> None:
             if seen.setdefault(stimulus, name) != name:
                 shared[stimulus] = (seen[stimulus], name)
     if shared:
-        first = sorted(shared)
-        names = ", ".join(first[:5]) + (f" and {len(first) - 5} more" if len(first) > 5 else "")
-        one, other = shared[first[0]]
-        raise UserError(f"stimulus {names} is in {one} and in {other}: a stimulus belongs to one split only")
+        one, other = shared[min(shared)]
+        raise UserError(
+            f"{count(sorted(shared), 'stimulus')} in both {one} and {other}: a stimulus belongs to one split only"
+        )
 
 
 def _read_voxels(path: Path, subjects: dict[str, int]) -> pd.DataFrame:
@@ -178,8 +176,8 @@ def _read_voxels(path: Path, subjects: dict[str, int]) -> pd.DataFrame:
     if not file.is_file():
         raise UserError(f"{path} has no voxels.parquet: every corpus carries its voxel table beside the splits")
     voxels = pd.read_parquet(file)
-    for subject, count in subjects.items():
+    for subject, expected in subjects.items():
         rows = int((voxels["subject"] == subject).sum())
-        if rows != count:
-            raise UserError(f"voxels.parquet has {rows} voxels of {subject}, the responses have {count}")
+        if rows != expected:
+            raise UserError(f"voxels.parquet has {rows} voxels of {subject}, the responses have {expected}")
     return voxels

@@ -44,6 +44,8 @@ def predict(
         known = len(processor.fmri_mean[subject])
         if known != corpus.subjects[subject]:
             raise UserError(f"{subject} has {corpus.subjects[subject]} voxels in the corpus and {known} in the model")
+        if subject not in train["subject"]:
+            raise UserError(f"{subject} has no trial in train: the baselines need some, or leave {subject} out of test")
     size = common_size(images_of(test, list(dict.fromkeys(test["stimulus_id"])))) or tuple(processor.image_size[::-1])
     subjects = tqdm(sorted(set(test["subject"])), desc="predicting", unit="subject")
     return concatenate([_predict_subject(model, processor, corpus, train, test, subject, size) for subject in subjects])

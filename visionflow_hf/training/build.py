@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, ViTConfig
 from transformers.utils import logging
 
 from visionflow_hf.corpus.responses import responses_of
-from visionflow_hf.errors import UserError
+from visionflow_hf.errors import UserError, count
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.training.arguments import PRETRAINED, SCRATCH, ModelArguments
 
@@ -43,7 +43,9 @@ def build_processor(train: Dataset, image_size: int | None) -> VisionFlowProcess
         spread = fmri.std(0, dtype=np.float64).astype(np.float32)
         constant = np.ptp(fmri, axis=0) == 0
         if constant.any():
-            logger.warning(f"{subject}: {constant.sum()} of {len(constant)} voxels constant in train, and standardised to 0")
+            logger.warning(
+                f"{subject}: {count(np.flatnonzero(constant), 'voxel')} constant in train: kept, standardised to 0"
+            )
         std[subject] = np.where(constant, np.float32(1), spread)
     return VisionFlowProcessor(
         image_size=[max(1, round(height * scale)), max(1, round(width * scale))],

@@ -1,0 +1,241 @@
+"""Reports: metrics.json recomputed from predictions.npz by other means, baselines, pictures, folds, refusals."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import load_from_disk
+from PIL import Image
+from scipy.stats import pearsonr
+from skimage.metrics import structural_similarity
+from sklearn.linear_model import Ridge
+
+from visionflow_hf.cli import main
+from visionflow_hf.corpus.responses import images_of, responses_of
+from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.corpus.splits import stimulus_folds
+from visionflow_hf.evaluation.predictions import decode_fmri, encode_images
+from visionflow_hf.evaluation.scores import score
+from visionflow_hf.hub import load_model
+
+SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+
+
+def read(folder):
+    with np.load(folder / "predictions.npz") as arrays:
+        return json.loads((folder / "metrics.json").read_text()), dict(arrays)
+
+
+def counted_two_way(images, reconstructions):
+    flat = [values.reshape(len(values), -1) for values in (images, reconstructions)]
+    r = np.corrcoef(*flat)[: len(images), len(images) :]
+    n = len(r)
+    return sum(r[i, j] < r[j, j] for j in range(n) for i in range(n) if i != j) / (n * (n - 1))
+
+
+def recomputed(arrays, subject, prefix=""):
+    """The decoding and encoding figures of one subject, with none of our code."""
+    rows = arrays["subject"] == subject
+    images, reconstructions = arrays["image"][rows] / 255, arrays[f"{prefix}reconstruction"][rows] / 255
+    pairs = list(zip(images, reconstructions, strict=True))
+    decoding = {
+        "pixcorr": np.mean([pearsonr(a.ravel(), b.ravel())[0] for a, b in pairs]),
+        "ssim": np.mean([structural_similarity(a, b, **SSIM) for a, b in pairs]),
+        "mse": np.mean([np.mean((a - b) ** 2) for a, b in pairs]),
+        "two_way": counted_two_way(images, reconstructions),
+    }
+    measured, predicted = arrays[f"fmri/{subject}"], arrays[f"{prefix}fmri_predicted/{subject}"]
+    r = np.array([pearsonr(a, b)[0] for a, b in zip(measured.T, predicted.T, strict=True)])
+    residual = ((measured - predicted) ** 2).sum(0) / ((measured - measured.mean(0)) ** 2).sum(0)
+    single = arrays[f"noise_ceiling/{subject}"]
+    signal_to_noise = single / (1 - single)
+    ceiling = signal_to_noise / (signal_to_noise + np.mean(1 / arrays["trials"][rows]))
+    encoding = {
+        "voxel_r_mean": r.mean(),
+        "voxel_r_median": np.median(r),
+        "r2_median": np.median(1 - residual),
+        "ceiling_normalised": np.mean(np.minimum(np.maximum(r, 0) ** 2 / ceiling, 1)),
+    }
+    return decoding, encoding
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("model", ""), ("ridge", "ridge/")])
+def test_the_figures_follow_from_the_arrays(report, name, prefix):
+    metrics, arrays = read(report)
+    parts = [recomputed(arrays, subject, prefix) for subject in ("subj01", "subj02")]
+    for place, direction in enumerate(("decoding", "encoding")):
+        for figure in parts[0][place]:
+            values = [part[place][figure] for part in parts]
+            found = [metrics["subjects"][subject][direction][name][figure] for subject in ("subj01", "subj02")]
+            np.testing.assert_allclose(found, values, rtol=1e-5)
+            assert metrics[direction][name][figure] == pytest.approx(np.mean(values), rel=1e-5)
+
+
+def test_the_report_is_complete(report):
+    metrics, arrays = read(report)
+    assert (metrics["split"], metrics["n_stimuli"], metrics["n_trials"]) == ("test", 4, 24)
+    decoding, encoding = {"pixcorr", "ssim", "mse", "two_way", "top1"}, {"voxel_r_mean", "voxel_r_median"}
+    encoding |= {"r2_median", "ceiling_normalised"}
+    blocks = [metrics, metrics["single_trial"], *metrics["subjects"].values()]
+    blocks += [subject["single_trial"] for subject in metrics["subjects"].values()]
+    for block in blocks:
+        assert set(block["decoding"]) == {"model", "ridge", "mean_image"}
+        assert all(set(figures) == decoding for figures in block["decoding"].values())
+        assert set(block["encoding"]) == {"model", "ridge"}
+        assert all(set(figures) == encoding for figures in block["encoding"].values())
+        assert set(block["latent"]) == {"cosine", "retrieval_image_top1", "retrieval_fmri_top1"}
+    assert metrics["decoding"]["mean_image"]["two_way"] == 0.5
+    assert arrays["image"].dtype == arrays["reconstruction"].dtype == np.uint8
+    assert arrays["fmri/subj01"].shape == arrays["fmri_predicted/subj01"].shape == (4, 30)
+    assert {file.name for file in report.iterdir()} == {
+        "metrics.json",
+        "predictions.npz",
+        "reconstructions.png",
+        "voxel_r.png",
+        "losses.png",
+    }
+    for picture in report.glob("*.png"):
+        assert np.asarray(Image.open(picture).convert("L")).std() > 20  # something is drawn
+
+
+def test_intervals_hold_their_figures_and_narrow_where_stimuli_agree(report):
+    metrics, arrays = read(report)
+    for name, (low, high) in metrics["intervals"].items():
+        direction, method, figure = name.split(".") if name.count(".") == 2 else (*name.split("."), None)
+        value = metrics[direction][method] if figure is None else metrics[direction][method][figure]
+        assert low <= high
+        if figure in ("pixcorr", "ssim", "mse"):
+            assert low <= value <= high
+    same = {name: values[[0] * len(values)] if name == "reconstruction" else values for name, values in arrays.items()}
+    same["image"] = arrays["image"][[0] * len(arrays["image"])]
+    low, high = score(same, draws=50)["intervals"]["decoding.model.pixcorr"]
+    assert high - low < 1e-9
+
+
+def test_the_arrays_are_what_model_and_corpus_give(report, run, corpus):
+    _, arrays = read(report)
+    model, processor = load_model(run)
+    test = open_corpus(corpus).splits["test"]
+    trials = responses_of(test, "subj02")
+    rows = arrays["subject"] == "subj02"
+    names = arrays["stimulus_id"][rows].tolist()
+    averages = np.stack([trials.fmri[np.array(trials.stimulus_ids) == name].mean(0) for name in names])
+    np.testing.assert_allclose(arrays["fmri/subj02"], averages, atol=1e-5)
+    pictures = images_of(test, names)
+    assert np.array_equal(arrays["image"][rows], np.stack([np.asarray(picture) for picture in pictures]))
+    predicted, _ = encode_images(model, processor, pictures, "subj02")
+    np.testing.assert_allclose(arrays["fmri_predicted/subj02"], predicted, atol=1e-5)
+    images, _ = decode_fmri(model, processor, averages, "subj02", (16, 16))
+    assert np.abs(arrays["reconstruction"][rows].astype(int) - images).max() <= 1
+    round_trip, _ = decode_fmri(model, processor, predicted, "subj02", (16, 16))
+    assert np.abs(arrays["round_trip/reconstruction"][rows].astype(int) - round_trip).max() <= 1
+
+
+def test_the_baselines_see_the_train_split_alone(report, corpus):
+    _, arrays = read(report)
+    train = open_corpus(corpus).splits["train"]
+    seen = responses_of(train, "subj01")
+    stack = np.stack([np.asarray(image) for image in images_of(train, seen.stimulus_ids)]) / 255
+    mean = arrays["mean_image/reconstruction"]
+    assert np.abs(mean[0] - stack.mean(0) * 255).max() <= 0.51 and (mean == mean[0]).all()
+    standard = (seen.fmri - seen.fmri.mean(0)) / seen.fmri.std(0)
+    held_out = (arrays["fmri/subj01"] - seen.fmri.mean(0)) / seen.fmri.std(0)
+    pixels = stack.reshape(len(stack), -1)
+    ridge = arrays["ridge/reconstruction"][arrays["subject"] == "subj01"].reshape(4, -1) / 255
+    closest = min(
+        np.abs(Ridge(alpha).fit(standard, pixels).predict(held_out).clip(0, 1) - ridge).max()
+        for alpha in np.logspace(-5, 2, 15) * 30  # 30 voxels of variance 1
+    )
+    assert closest < 0.005
+
+
+def test_evaluate_refuses_what_does_not_fit(run, corpus, colour_corpus, report, tmp_path, refused):
+    out = tmp_path / "out"
+
+    def evaluate(run, corpus, *flags):
+        return main(["evaluate", str(run), str(corpus), str(out), *flags])
+
+    refused(lambda: evaluate(run, colour_corpus), "unknown subject ann: this model knows subj01, subj02")
+    refused(lambda: evaluate(run, corpus, "--split", "val"), "has no split val: it has train, test")
+    refused(lambda: evaluate(tmp_path / "absent", corpus), "absent is no model folder")
+    refused(lambda: main(["evaluate", str(run), str(corpus), str(report)]), "pass --overwrite")
+    flags = ["--stimuli", "40", "--voxels", "29", "--image-size", "16"]
+    assert main(["simulate", str(tmp_path / "fewer"), *flags]) == 0
+    refused(lambda: evaluate(run, tmp_path / "fewer"), "subj01 has 29 voxels in the corpus and 30 in the model")
+    assert not out.exists()
+
+
+def test_a_subject_that_train_lacks_gets_no_baseline(run, corpus, tmp_path, refused):
+    splits = load_from_disk(str(corpus))
+    splits["train"] = splits["train"].filter(lambda row: row["subject"] == "subj01")
+    splits.save_to_disk(str(tmp_path / "corpus"))
+    shutil.copy(corpus / "voxels.parquet", tmp_path / "corpus")
+    refused(
+        lambda: main(["evaluate", str(run), str(tmp_path / "corpus"), str(tmp_path / "out")]),
+        "subj02 has no trial in train",
+    )
+
+
+def test_stimuli_without_repeats_have_no_single_trials_and_no_ceiling(colour_corpus, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert main(["train", str(colour_corpus), str(run), "--max_steps", "10", "--disable_tqdm", "true"]) == 0
+    assert main(["evaluate", str(run), str(colour_corpus), str(out)]) == 0
+    metrics, arrays = read(out)
+    assert metrics["single_trial"] is None and metrics["encoding"]["model"]["ceiling_normalised"] is None
+    assert metrics["n_trials"] == 8 and metrics["n_stimuli"] == 4
+    assert arrays["image"].shape == (8, 18, 24, 3)
+    assert arrays["fmri/ann"].shape == (4, 12) and arrays["fmri_predicted/bob"].shape == (4, 7)
+    np.testing.assert_allclose(arrays["fmri_predicted/ann"][:, 0], 4, atol=1e-4)  # the constant voxel
+    assert np.isfinite(metrics["encoding"]["model"]["voxel_r_mean"])
+
+
+def test_crossvalidate_holds_every_stimulus_out_once(corpus, tmp_path, refused):
+    out = tmp_path / "out"
+    flags = ["--folds", "2", "--max_steps", "10", "--disable_tqdm", "true", "--seed", "4"]
+    assert main(["crossvalidate", str(corpus), str(out), *flags]) == 0
+    metrics, arrays = read(out)
+    assert (metrics["n_folds"], metrics["n_stimuli"], metrics["seed"]) == (2, 40, 4)
+    assert metrics["n_trials"] == 96
+    rows = arrays["subject"] == "subj01"
+    assert len(set(arrays["stimulus_id"][rows])) == rows.sum() == 40
+    # Units of each fold's own train rows: the fold's responses in raw units, back and forth.
+    splits = open_corpus(corpus).splits
+    stimuli = [*splits["train"]["stimulus_id"], *splits["test"]["stimulus_id"]]
+    subjects = np.array([*splits["train"]["subject"], *splits["test"]["subject"]])
+    raw = np.concatenate([np.stack([*splits[name].with_format("numpy")["fmri"]]) for name in ("train", "test")])
+    for fold, (seen, held_out) in enumerate(stimulus_folds(stimuli, 2, 4)):
+        in_fold = arrays["fold"][rows] == fold
+        mine = pd.Series(held_out)[subjects[held_out] == "subj01"].to_numpy()
+        of_train = raw[seen[subjects[seen] == "subj01"]]
+        for name in arrays["stimulus_id"][rows][in_fold][:3]:
+            trials = raw[[row for row in mine if stimuli[row] == name]]
+            expected = (trials.mean(0) - of_train.mean(0)) / of_train.std(0)
+            place = np.flatnonzero((arrays["stimulus_id"][rows] == name) & in_fold)[0]
+            np.testing.assert_allclose(arrays["fmri/subj01"][place], expected, atol=1e-4)
+    refused(lambda: main(["crossvalidate", str(corpus), str(out), *flags]), "pass --overwrite")
+    refused(lambda: main(["crossvalidate", str(corpus), str(tmp_path / "x"), "--folds", "1"]), "--folds between 2 and")
+    assert not (tmp_path / "x").exists()
+
+
+def test_latents_are_compared_within_their_fold():
+    images = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8)
+    latents = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.1, 1.0]])
+    arrays = {
+        "stimulus_id": np.array(list("abcd")),
+        "subject": np.array(["s"] * 4),
+        "trials": np.ones(4, dtype=int),
+        "fold": np.array([0, 0, 1, 1]),
+        "image": images,
+        **{f"{name}reconstruction": images for name in ("", "ridge/", "mean_image/")},
+        **{f"{name}/s": np.random.default_rng(0).normal(size=(4, 3)) for name in ("fmri", "fmri_predicted")},
+        "noise_ceiling/s": np.full(3, np.nan),
+        "latent/image": latents,
+        "latent/fmri": latents[[2, 3, 0, 1]],  # the other fold's are nearer
+    }
+    arrays["ridge/fmri_predicted/s"] = arrays["fmri/s"]
+    figures = score(arrays, draws=10)
+    assert figures["latent"]["retrieval_image_top1"] == 1
+    del arrays["fold"]
+    assert score(arrays, draws=10)["latent"]["retrieval_image_top1"] == 0

@@ -1,0 +1,97 @@
+"""`encode` and `decode`: files in, files out, the round trip, and what they refuse."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visionflow_hf.cli import main
+from visionflow_hf.corpus.responses import images_of, responses_of
+from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.hub import load_model
+
+
+@pytest.fixture
+def pictures(corpus, tmp_path):
+    """Two test stimuli as files."""
+    test = open_corpus(corpus).splits["test"]
+    files = []
+    for index, picture in enumerate(images_of(test, list(dict.fromkeys(test["stimulus_id"]))[:2])):
+        files.append(tmp_path / f"stimulus{index}.png")
+        picture.save(files[-1])
+    return files
+
+
+def encode(run, *rest) -> int:
+    return main(["encode", str(run), *map(str, rest)])
+
+
+def decode(run, *rest) -> int:
+    return main(["decode", str(run), *map(str, rest)])
+
+
+def test_the_round_trip_image_fmri_image(run, pictures, tmp_path):
+    assert encode(run, *pictures, "--subject", "subj02", "--output", tmp_path / "fmri.npz") == 0
+    with np.load(tmp_path / "fmri.npz") as written:
+        fmri = written["fmri"]
+        assert written["image"].tolist() == [str(file) for file in pictures] and written["subject"] == "subj02"
+    model, processor = load_model(run)
+    images = [Image.open(file) for file in pictures]
+    np.testing.assert_allclose(fmri, model.predict_fmri(**processor(images=images, subject="subj02")), atol=1e-5)
+    assert decode(run, tmp_path / "fmri.npz", "--subject", "subj02", "--output", tmp_path / "images") == 0
+    assert sorted(file.name for file in (tmp_path / "images").iterdir()) == ["0000.png", "0001.png"]
+    expected = processor.to_images(model.reconstruct_image(**processor(fmri=fmri, subject="subj02")))
+    for index, image in enumerate(expected):
+        found = np.asarray(Image.open(tmp_path / "images" / f"{index:04d}.png"), dtype=int)
+        assert np.abs(found - np.asarray(image)).max() <= 1
+
+
+def test_measured_fmri_of_a_corpus_is_decoded(run, corpus, tmp_path):
+    fmri = responses_of(open_corpus(corpus).splits["test"], "subj01").fmri
+    np.savez(tmp_path / "fmri.npz", fmri=fmri[0])  # one row may come without its axis
+    assert decode(run, tmp_path / "fmri.npz", "--subject", "subj01", "--output", tmp_path / "images") == 0
+    assert Image.open(tmp_path / "images" / "0000.png").size == (16, 16)
+
+
+def test_encode_refuses_what_does_not_fit(run, pictures, tmp_path, refused):
+    def encoded(*images, subject="subj01", output=tmp_path / "fmri.npz"):
+        return encode(run, *images, "--subject", subject, "--output", output)
+
+    (tmp_path / "notes.txt").write_text("no picture")
+    refused(lambda: encoded(tmp_path / "absent.png"), "there is no image .*absent.png")
+    refused(lambda: encoded(pictures[0], tmp_path / "notes.txt"), "notes.txt cannot be read as an image")
+    refused(lambda: encoded(pictures[0], subject="ann"), "unknown subject ann: this model knows subj01, subj02")
+    refused(lambda: encoded(pictures[0], output=tmp_path / "no" / "fmri.npz"), "no is no folder")
+    assert not list(tmp_path.glob("*.npz*"))
+
+
+def test_decode_refuses_what_does_not_fit(run, tmp_path, refused):
+    file, out = tmp_path / "fmri.npz", tmp_path / "images"
+
+    def decoded(subject="subj01", output=out, **arrays):
+        np.savez(file, **arrays)
+        return decode(run, file, "--subject", subject, "--output", output)
+
+    good = np.zeros((2, 30), np.float32)
+    bad = good.copy()
+    bad[1, 3] = np.nan
+    refused(lambda: decoded(betas=good, ids=good), "has no array fmri: its keys are betas, ids")
+    refused(lambda: decoded(fmri=good[:, :29]), "has 29 voxels, subj01 has 30")
+    refused(lambda: decoded(fmri=bad), "1 NaN or infinite values in 1 voxel \\(3\\)")
+    refused(lambda: decoded(fmri=good, subject="ann"), "unknown subject ann: this model knows subj01, subj02")
+    refused(lambda: decoded(fmri=good[None]), "numbers \\(trials, voxels\\) are expected")
+    refused(lambda: decoded(fmri=good[:0]), "numbers \\(trials, voxels\\) are expected")
+    refused(lambda: decode(run, tmp_path / "no.npz", "--subject", "subj01", "--output", out), "there is no file")
+    file.write_bytes(b"PK no zip")
+    refused(lambda: decode(run, file, "--subject", "subj01", "--output", out), "cannot be read as an .npz")
+    assert not out.exists()
+    out.mkdir()
+    (out / "holiday.jpg").write_bytes(b"")
+    refused(lambda: decoded(fmri=good), "pass --overwrite")
+    assert [item.name for item in out.iterdir()] == ["holiday.jpg"]
+
+
+def test_debug_shows_the_traceback(run, tmp_path):
+    from visionflow_hf.errors import UserError
+
+    with pytest.raises(UserError):
+        main(["--debug", "encode", str(run), "absent.png", "--subject", "subj01", "--output", str(tmp_path / "o.npz")])
