@@ -1,0 +1,41 @@
+"""The wheel: everything that runs, nothing at the top level but our package."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from visionflow_hf.hub import TEMPLATE
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> set[str]:
+    """Names of the files in a freshly built wheel."""
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr + result.stdout
+    with zipfile.ZipFile(next(out.glob("*.whl"))) as archive:
+        return set(archive.namelist())
+
+
+def test_the_wheel_holds_every_module_once(wheel):
+    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "visionflow_hf").rglob("*.py")}
+    expected |= {f"visionflow_hf/modeling/{path.name}" for path in (ROOT / "modeling").glob("*.py")}
+    assert {name for name in wheel if name.endswith(".py")} == expected
+    assert {Path(name).parts[0] for name in wheel if ".dist-info/" not in name} == {"visionflow_hf"}
+
+
+def test_the_wheel_holds_the_template_of_the_card(wheel):
+    assert "visionflow_hf/card/model_card.md" in wheel
+    assert ROOT / "model_card.md" == TEMPLATE  # of this checkout
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from visionflow_hf.cli import main\n"
+    code += "try: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules and 'datasets' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
