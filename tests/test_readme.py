@@ -30,8 +30,7 @@ def test_the_python_lines_run(run, corpus, tmp_path):
 
 
 def test_the_tree_and_the_links_exist():
-    tree = next(block for block in blocks("") if "visionflow_hf/" in block)
-    for line in tree.splitlines():
+    for line in blocks("text")[0].splitlines():
         name = line.split()[0]
         folder = "visionflow_hf/" if line.startswith("  ") else ""
         assert (ROOT / f"{folder}{name}").exists(), line
