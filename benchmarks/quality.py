@@ -9,6 +9,7 @@ that cannot be redistributed (digit69/digit69_28x28.mat); without it only the si
 import argparse
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ FIGURES = (
 
 
 def visionflow(*words: str | Path) -> None:
-    subprocess.run(["visionflow", *map(str, words)], check=True)
+    subprocess.run(["visionflow", *map(str, words)], check=True, stdout=sys.stderr)  # standard output is for the table
 
 
 def main() -> None:

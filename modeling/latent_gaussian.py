@@ -29,7 +29,7 @@ class LatentGaussian:
 
         Source: Kingma & Welling 2014, Auto-Encoding Variational Bayes, section 2.4.
         """
-        return self.mean if noise is None else self.mean + (self.logvar / 2).exp() * noise
+        return self.mean if noise is None else self.mean + (self.logvar / 2).exp() * noise.to(self.mean.dtype)
 
     def kl_to_standard(self) -> torch.Tensor:
         """KL(q || N(0, 1)) = (mean^2 + exp(logvar) - 1 - logvar) / 2 for each element, `(batch, latent_dim)`."""

@@ -146,7 +146,7 @@ class VisionFlowModel(PreTrainedModel):
                 Standard normal noise by which the latents are sampled. In training it is drawn where it is not given,
                 otherwise latents are the posterior's means.
             image_features (`torch.Tensor` of shape `(batch, features)`, *optional*):
-                What `get_image_features` made of these images, so that the encoder need not run.
+                What `extract_image_features` made of these images, so that the encoder need not run.
             fmri_mean, fmri_std:
                 Not used here (the processor gives them, and `predict_fmri` uses them).
             kwargs: passed on to the image encoder.
@@ -163,7 +163,7 @@ class VisionFlowModel(PreTrainedModel):
         image_posterior = fmri_posterior = encoded = None
         if pixel_values is not None:
             if image_features is None:
-                image_features, encoded = self.get_image_features(pixel_values, **kwargs)
+                image_features, encoded = self.extract_image_features(pixel_values, **kwargs)
             image_posterior = self.encode_image(pixel_values, image_features)
         if fmri is not None:
             fmri_posterior = self.fmri_to_latent(fmri.to(self.dtype), self._subject_rows(subject_ids, has_fmri))
@@ -260,7 +260,7 @@ class VisionFlowModel(PreTrainedModel):
     def encode_image(self, pixel_values: torch.Tensor | None, image_features: torch.Tensor | None = None):
         """q(z | image), a `LatentGaussian`; from `pixel_values`, or from the `image_features` made of them."""
         if image_features is None:
-            image_features, _ = self.get_image_features(pixel_values)
+            image_features, _ = self.extract_image_features(pixel_values)
         return LatentGaussian.from_head(self.posterior_head(image_features.to(self.dtype)))
 
     def encode_fmri(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None):
@@ -268,7 +268,7 @@ class VisionFlowModel(PreTrainedModel):
         every_row = torch.ones(len(fmri), dtype=torch.bool, device=fmri.device)
         return self.fmri_to_latent(fmri.to(self.dtype), self._subject_rows(subject_ids, every_row))
 
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs):
+    def extract_image_features(self, pixel_values: torch.Tensor, **kwargs):
         """What the posterior head reads of an image, and the encoder's whole output.
 
         Returns:

@@ -176,7 +176,7 @@ def test_grey_images_reach_an_rgb_encoder(batch):
 
 
 def test_features_computed_beforehand_give_the_same_result(model, batch):
-    features, _ = model.get_image_features(batch["pixel_values"])
+    features, _ = model.extract_image_features(batch["pixel_values"])
     assert features.shape == (4, (1 + 9) * 16)
     torch.testing.assert_close(model(**batch, image_features=features).loss, model(**batch).loss)
 

@@ -104,7 +104,7 @@ def encode_images(
     for start in range(0, len(images), BATCH):
         batch = processor(images=images[start : start + BATCH], subject=subject).to(model.device)
         with torch.no_grad():
-            features, _ = model.get_image_features(batch["pixel_values"])
+            features, _ = model.extract_image_features(batch["pixel_values"])
             latents.append(model.encode_image(None, features).mean.float().cpu().numpy())
             fmri.append(model.predict_fmri(**batch, image_features=features).float().cpu().numpy())
     return np.concatenate(fmri), np.concatenate(latents)

@@ -23,7 +23,7 @@ def encoder_features(
     for start in tqdm(range(0, len(stimulus_ids), BATCH), desc="encoding the stimuli", unit="batch"):
         names = stimulus_ids[start : start + BATCH]
         pixels = processor(images=images_of(split, names))["pixel_values"].to(model.device)
-        features |= dict(zip(names, model.get_image_features(pixels)[0].float().cpu(), strict=True))
+        features |= dict(zip(names, model.extract_image_features(pixels)[0].float().cpu(), strict=True))
     return features
 
 
