@@ -1,10 +1,16 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """VisionFlowConfig: every size and weight of the architecture."""
 
+import copy
 from collections.abc import Sequence
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+PIPELINES = {
+    "image-to-fmri": {"impl": "pipeline_visionflow.ImageToFmriPipeline", "pt": ["AutoModel"]},
+    "fmri-to-image": {"impl": "pipeline_visionflow.FmriToImagePipeline", "pt": ["AutoModel"]},
+}
 
 
 class VisionFlowConfig(PreTrainedConfig):
@@ -66,9 +72,11 @@ class VisionFlowConfig(PreTrainedConfig):
     alignment_weight: float = 0.1
     fmri_weight: float = 1.0
     initializer_range: float = 0.02
+    custom_pipelines: dict | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        self.custom_pipelines = copy.deepcopy(PIPELINES)  # `pipeline()` writes into it
         for name in ("image_size", "image_mean", "image_std", "subjects", "num_voxels"):
             setattr(self, name, list(getattr(self, name)))  # as JSON gives them back
         if len(self.image_size) != 2 or min(self.image_size) < 1:
@@ -79,6 +87,9 @@ class VisionFlowConfig(PreTrainedConfig):
             raise ValueError(
                 f"subjects {self.subjects} and num_voxels {self.num_voxels}: one voxel count for each distinct subject"
             )
+
+    def to_dict(self):
+        return super().to_dict() | {"custom_pipelines": copy.deepcopy(PIPELINES)}
 
 
 __all__ = ["VisionFlowConfig"]

@@ -257,6 +257,19 @@ class VisionFlowModel(PreTrainedModel):
         """
         return self.image_decoder(self.encode_fmri(fmri, subject_ids).sample(noise)).clamp(0, 1)
 
+    def pipeline(self, task: str, processor):
+        """`image-to-fmri` or `fmri-to-image` with this model, as `transformers.pipeline` makes it from a folder's name.
+
+        Args:
+            processor (`VisionFlowProcessor`): the model's own.
+        """
+        from .pipeline_visionflow import FmriToImagePipeline, ImageToFmriPipeline
+
+        pipelines = {"image-to-fmri": ImageToFmriPipeline, "fmri-to-image": FmriToImagePipeline}
+        if task not in pipelines:
+            raise ValueError(f"unknown task {task}: {', '.join(pipelines)} are there")
+        return pipelines[task](model=self, processor=processor)
+
     def encode_image(self, pixel_values: torch.Tensor | None, image_features: torch.Tensor | None = None):
         """q(z | image), a `LatentGaussian`; from `pixel_values`, or from the `image_features` made of them."""
         if image_features is None:

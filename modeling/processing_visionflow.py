@@ -68,6 +68,8 @@ class VisionFlowProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors is {return_tensors!r}: only 'pt' is supported")
         if images is None and fmri is None:
             raise ValueError("neither images nor fmri was given: give one or both")
+        if fmri is not None and not isinstance(fmri, (list, tuple)) and np.ndim(fmri) not in (1, 2):
+            raise ValueError(f"fmri has shape {np.shape(fmri)}: (voxels,) or (batch, voxels) is expected")
         if images is not None and not _is_batch_of_images(images):
             images = [images]
         if fmri is not None and len(fmri) and fmri[0] is not None and np.ndim(fmri[0]) == 0:

@@ -89,6 +89,7 @@ def test_the_only_subject_need_not_be_named():
         ({"fmri": np.ones(4), "subject": "ann"}, "ann has 3 voxels"),
         ({"fmri": [1.0, np.nan, 1.0], "subject": "ann"}, "1 NaN or infinite"),
         ({"fmri": np.ones((2, 3)), "subject": ["ann"]}, "1 subjects for 2 rows"),
+        ({"fmri": np.float32(1), "subject": "ann"}, r"shape \(\): \(voxels,\) or \(batch, voxels\)"),
         (
             {"fmri": np.ones((2, 3)), "images": [np.zeros((6, 8), np.uint8)], "subject": "ann"},
             "1 images and 2 responses",
