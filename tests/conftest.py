@@ -2,8 +2,10 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="visionflow-tests-")  # nobody's own cache
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each would wait for one another
 

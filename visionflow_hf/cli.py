@@ -121,6 +121,11 @@ def parser() -> Parser:
     one.add_argument("--subject", required=True)
     one.add_argument("--output", required=True, metavar="DIR")
     one.add_argument("--overwrite", action="store_true", help="replace an existing folder of reconstructions")
+
+    one = command("push", push, "Push a model folder to the Hub.")
+    one.add_argument("run", metavar="RUN")
+    one.add_argument("name", metavar="ORG/NAME")
+    one.add_argument("--private", action="store_true", help="make a new repository private")
     return top
 
 
@@ -179,6 +184,12 @@ def decode(run: str, file: str, subject: str, output: str, overwrite: bool) -> N
 
     inference.decode(run, file, subject, output, overwrite)
     print(f"wrote {output}")
+
+
+def push(run: str, name: str, private: bool) -> None:
+    from visionflow_hf import hub
+
+    print(f"pushed {hub.push(run, name, private)}")
 
 
 def train(argv: list[str]) -> None:

@@ -1,16 +1,18 @@
-"""Model folders: config, weights, processor, the code that reads them, and the card."""
+"""Model folders, here and on the Hub: config, weights, processor, the code that reads them, and the card."""
 
 import os
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from visionflow_hf.errors import UserError
-from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
 
 PACKAGE = Path(__file__).parent
 CARD = "model_card.md"  # the wheel keeps it in visionflow_hf/card, a checkout at its root
 TEMPLATE = PACKAGE / "card" / CARD if (PACKAGE / "card").is_dir() else PACKAGE.parent / CARD
+PUSHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "processor_config.json", "*.py")
 
 
 def save_model(
@@ -19,20 +21,27 @@ def save_model(
     """Write everything that a stranger needs to use the model, its card included.
 
     Args:
-        training: what the card says of the training: `unit`, `n_stimuli`, `n_trials`, `steps` and `seed`.
+        training: what the card says of the training: `unit`, `n_stimuli`, `n_trials`, `steps` and `seed`. The card's
+            head keeps it, so that the card can be written anew.
     """
     folder = Path(folder)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    config = model.config
-    card = ModelCard.from_template(
+    make_card(str(folder), model.config, training).save(folder / "README.md")
+
+
+def make_card(model_id: str, config: VisionFlowConfig, training: dict) -> ModelCard:
+    """The card of a model that is loaded by the name `model_id`, from the template model_card.md."""
+    encoder = config.vision_config._name_or_path
+    return ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
             tags=["visionflow", "fmri", "visual-cortex", "brain-decoding", "brain-encoding"],
+            visionflow=training,
         ),
         template_path=str(TEMPLATE),
-        model_id=str(folder),
-        encoder=config.vision_config._name_or_path or f"{config.vision_config.model_type} trained from scratch",
+        model_id=model_id,
+        encoder=Path(encoder).name if Path(encoder).is_dir() else encoder or f"{config.vision_config.model_type}, new",
         subjects=config.subjects,
         voxel_counts=dict(zip(config.subjects, config.num_voxels, strict=True)),
         image_size=config.image_size,
@@ -40,7 +49,6 @@ def save_model(
         latent_dim=config.latent_dim,
         **training,
     )
-    card.save(folder / "README.md")
 
 
 def load_model(name_or_path: str | os.PathLike) -> tuple[VisionFlowModel, VisionFlowProcessor]:
@@ -51,6 +59,46 @@ def load_model(name_or_path: str | os.PathLike) -> tuple[VisionFlowModel, Vision
             f"{name} is no model folder (no config.json in it): give a RUN that `train` finished, or ORG/NAME"
         )
     try:
-        return VisionFlowModel.from_pretrained(name).eval(), VisionFlowProcessor.from_pretrained(name)
+        return VisionFlowModel.from_pretrained(name), VisionFlowProcessor.from_pretrained(name)
     except OSError as error:
         raise UserError(f"no model at {name}: {' '.join(str(error).split())}") from error
+
+
+def push(run: str | os.PathLike, name: str, private: bool = False) -> str:
+    """Push a model folder to the Hub as one commit, its card in the new name; returns the commit's address.
+
+    Args:
+        run: folder that `train` wrote. Checkpoints and the Trainer's state stay at home.
+        name: ORG/NAME; the repository is made where there is none.
+        private: make a new repository private.
+
+    Raises:
+        UserError: no whole model folder, a name that is none, no right to write there, or no connection.
+    """
+    run = Path(run)
+    card = run / "README.md"
+    missing = [file for file in ("config.json", "processor_config.json", card.name) if not (run / file).is_file()]
+    if missing or not any(run.glob("*.safetensors")):
+        raise UserError(f"{run} is no model folder ({', '.join(missing) or 'no weights'} missing): give a finished RUN")
+    training = ModelCard.load(card).data.to_dict().get("visionflow")
+    if training is None:
+        raise UserError(f"{card} is no card that `train` wrote (no `visionflow:` in its head): train the model again")
+    api = HfApi()
+    try:
+        name = api.create_repo(name, private=private or None, exist_ok=True).repo_id
+        new_card = make_card(name, VisionFlowConfig.from_pretrained(run), training)
+        files = {file.name: file for pattern in PUSHED for file in sorted(run.glob(pattern))}
+        operations = [CommitOperationAdd(file, source) for file, source in files.items()]
+        operations.append(CommitOperationAdd("README.md", str(new_card).encode()))
+        return api.create_commit(name, operations, commit_message=f"VisionFlow model {name}").commit_url
+    except HFValidationError as error:
+        raise UserError(f"{name} is no name on the Hub: give ORG/NAME") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no answer"
+        raise UserError(
+            f"the Hub refused {name} ({status}): log in with `hf auth login`, as somebody who may write there"
+        ) from error
+    except (HTTPError, OSError) as error:
+        raise UserError(
+            f"the Hub cannot be reached ({' '.join(str(error).split())}): check the network and HF_HUB_OFFLINE"
+        ) from error

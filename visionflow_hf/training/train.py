@@ -18,7 +18,7 @@ from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import refuse_existing
-from visionflow_hf.hub import save_model
+from visionflow_hf.hub import push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor
@@ -72,6 +72,8 @@ def train(
             "seed": training_args.seed,
         },
     )
+    if training_args.push_to_hub:
+        push(run, training_args.hub_model_id or run.name, training_args.hub_private_repo or False)
     return trained
 
 

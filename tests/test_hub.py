@@ -1,0 +1,233 @@
+"""Push, pull, fine-tune and push again, with the real client over HTTP, against a Hub on the loopback interface."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from loopback_hub import TOKEN, LoopbackHub
+
+from visionflow_hf.hub import load_model
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (4, 16, 16), dtype=np.uint8)
+FMRI = RNG.normal(size=(4, 30)).astype(np.float32)
+CODE = sorted(path.name for path in (ROOT / "modeling").glob("*.py") if path.name != "__init__.py")
+
+BLOCK = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Blocker(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("visionflow_hf", "modeling"):
+            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
+
+sys.meta_path.insert(0, Blocker())
+import numpy as np
+import torch
+"""
+
+# What a stranger does with a name on the Hub: everything by name, everything from the Hub's own code.
+PULL = """
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
+
+name, revision, data, output = sys.argv[1:]
+how = {"revision": revision, "trust_remote_code": True}
+config = AutoConfig.from_pretrained(name, **how)
+model = AutoModel.from_pretrained(name, **how)
+processor = AutoProcessor.from_pretrained(name, **how)
+encode = pipeline("image-to-fmri", model=name, **how)
+decode = pipeline("fmri-to-image", model=name, **how)
+for thing in (config, model, processor, encode, decode):
+    assert type(thing).__module__.startswith("transformers_modules."), type(thing)
+arrays = np.load(data)
+images, fmri = list(arrays["images"]), arrays["fmri"]
+predicted = model.predict_fmri(**processor(images=images, subject="subj01"))
+pixels = model.reconstruct_image(**processor(fmri=fmri, subject="subj01"))
+np.testing.assert_allclose(encode(images, subject="subj01"), predicted, atol=1e-5)
+assert len(decode(fmri, subject="subj01")) == len(fmri)
+np.savez(output, predicted=predicted, pixels=pixels)
+"""
+
+# ... and to make it their own: the plain Trainer, on responses of their own to the subject's images.
+TUNE = """
+from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
+
+name, target, data, output = sys.argv[1:]
+model = AutoModel.from_pretrained(name, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+arrays = np.load(data)
+rows = [dict(image=image, fmri=fmri) for image, fmri in zip(arrays["images"], arrays["fmri"])]
+
+def collate(rows):
+    batch = processor(images=[row["image"] for row in rows], fmri=[row["fmri"] for row in rows], subject="subj01")
+    return dict(batch)
+
+args = TrainingArguments(
+    output, max_steps=4, per_device_train_batch_size=2, remove_unused_columns=False, label_names=["fmri"],
+    save_steps=2, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, disable_tqdm=True,
+    push_to_hub=True, hub_model_id=target, use_cpu=True,
+)
+trainer = Trainer(model, args, data_collator=collate, train_dataset=rows, eval_dataset=rows, processing_class=processor)
+trainer.train()
+trainer.push_to_hub()
+predicted = trainer.model.eval().predict_fmri(**processor(images=list(arrays["images"]), subject="subj01"))
+np.savez(output + "/predicted.npz", predicted=predicted)
+"""
+
+PUSH_AGAIN = """
+from transformers import AutoModel, AutoProcessor, pipeline
+
+name, target = sys.argv[1:]
+AutoModel.from_pretrained(name, trust_remote_code=True).push_to_hub(target)
+AutoProcessor.from_pretrained(name, trust_remote_code=True).push_to_hub(target)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def data(tmp_path):
+    np.savez(tmp_path / "data.npz", images=IMAGES, fmri=FMRI)
+    return tmp_path / "data.npz"
+
+
+def environment(hub, home, **more) -> dict:
+    """Default settings apart from the address, the token and Xet, whose protocol this Hub does not speak."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    ours = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    return inherited | ours | more
+
+
+def stranger(script: str, *words, env: dict, cwd) -> None:
+    command = [sys.executable, "-I", "-c", BLOCK + script, *map(str, words)]
+    result = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+
+
+def visionflow(*words, env: dict) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "visionflow_hf.cli", *map(str, words)]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, run, tmp_path_factory) -> str:
+    """The commit under which `visionflow push` left the model `lab/digits`."""
+    env = environment(hub, tmp_path_factory.mktemp("home"))
+    result = visionflow("push", run, "lab/digits", env=env)
+    assert result.returncode == 0, result.stderr
+    assert "pushed" in result.stdout and "lab/digits/commit/" in result.stdout
+    return result.stdout.split("/commit/")[1].split()[0]
+
+
+def test_what_is_pushed(hub, run, pushed):
+    files = hub.files("lab/digits")
+    expected = {*CODE, "config.json", "processor_config.json", "model.safetensors", "README.md", ".gitattributes"}
+    assert set(files) == expected  # no checkpoint, no state of the Trainer
+    for name in expected - {"README.md", ".gitattributes"}:
+        assert files[name] == (run / name).read_bytes()
+    card = files["README.md"].decode()
+    assert '"lab/digits"' in card and str(run) not in card
+    assert len(hub.repositories["models/lab/digits"].commits) == 2  # the repository's first, and all of ours at once
+
+
+def test_by_name_and_revision_online_and_then_offline(hub, run, pushed, data, tmp_path):
+    model, processor = load_model(run)
+    predicted = model.predict_fmri(**processor(images=list(IMAGES), subject="subj01"))
+    pixels = model.reconstruct_image(**processor(fmri=FMRI, subject="subj01"))
+    hub.requests.clear()
+    for number, (revision, offline) in enumerate([("main", "0"), (pushed, "0"), ("main", "1"), (pushed, "1")]):
+        env = environment(hub, tmp_path / "home", HF_HUB_OFFLINE=offline)
+        asked = len(hub.requests)
+        stranger(PULL, "lab/digits", revision, data, tmp_path / f"{number}.npz", env=env, cwd=tmp_path)
+        assert (len(hub.requests) == asked) == (offline == "1")
+        with np.load(tmp_path / f"{number}.npz") as theirs:
+            np.testing.assert_allclose(theirs["predicted"], predicted, atol=1e-6, rtol=0)
+            np.testing.assert_allclose(theirs["pixels"], pixels, atol=1e-6, rtol=0)
+    downloads = [line for line in hub.requests if line.startswith("GET") and line.endswith("model.safetensors")]
+    assert len(downloads) == 1  # the cache serves every later use
+
+
+def assert_whole(hub, name: str) -> None:
+    """Weights, processor and exactly our code, and a config that points at nobody else's."""
+    files = hub.files(name)
+    for code in CODE:
+        assert files[code] == (ROOT / "modeling" / code).read_bytes(), code
+    config = json.loads(files["config.json"])
+    references = [*config["auto_map"].values(), *(one["impl"] for one in config["custom_pipelines"].values())]
+    references += json.loads(files["processor_config.json"])["auto_map"].values()
+    assert references and not any("--" in reference for reference in references), references
+    pickles = {file for file in files if file.endswith((".bin", ".pt", ".pkl"))}
+    assert "model.safetensors" in files and pickles <= {"training_args.bin"}, pickles  # that one is the Trainer's
+
+
+def test_fine_tuned_with_the_plain_trainer_and_pushed_again(hub, pushed, data, tmp_path):
+    env = environment(hub, tmp_path / "home")
+    stranger(TUNE, "lab/digits", "other/tuned", data, tmp_path / "tuned", env=env, cwd=tmp_path)
+    assert_whole(hub, "other/tuned")
+    assert hub.files("other/tuned")["model.safetensors"] != hub.files("lab/digits")["model.safetensors"]
+    out = tmp_path / "out.npz"
+    stranger(PULL, "other/tuned", "main", data, out, env=environment(hub, tmp_path / "fresh"), cwd=tmp_path)
+    with np.load(out) as theirs, np.load(tmp_path / "tuned" / "predicted.npz") as before:
+        np.testing.assert_allclose(theirs["predicted"], before["predicted"], atol=1e-5)
+
+
+def test_pushed_again_as_it_was(hub, pushed, data, tmp_path):
+    env = environment(hub, tmp_path / "home")
+    stranger(PUSH_AGAIN, "lab/digits", "other/copy", env=env, cwd=tmp_path)
+    assert_whole(hub, "other/copy")
+    assert hub.files("other/copy")["model.safetensors"] == hub.files("lab/digits")["model.safetensors"]
+    out = tmp_path / "out.npz"
+    stranger(PULL, "other/copy", "main", data, out, env=environment(hub, tmp_path / "fresh"), cwd=tmp_path)
+
+
+def test_train_pushes_on_request(hub, corpus, tmp_path):
+    env = environment(hub, tmp_path / "home")
+    flags = ["--max_steps", 4, "--disable_tqdm", "true", "--push_to_hub", "true", "--hub_model_id", "lab/pushed"]
+    result = visionflow("train", corpus, tmp_path / "run", *flags, env=env)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert_whole(hub, "lab/pushed")
+    files = hub.files("lab/pushed")
+    assert files["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert "36 distinct stimuli in 72 trials" in files["README.md"].decode()
+
+
+def test_private_models_and_evaluation_by_name(hub, run, corpus, tmp_path):
+    env = environment(hub, tmp_path / "home")
+    assert visionflow("push", run, "lab/secret", "--private", env=env).returncode == 0
+    assert hub.repositories["models/lab/secret"].private
+    result = visionflow("evaluate", "lab/secret", corpus, tmp_path / "report", env=env)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "report" / "metrics.json").is_file()
+    nobody = environment(hub, tmp_path / "other home") | {"HF_TOKEN": "hf_wrong"}
+    result = visionflow("evaluate", "lab/secret", corpus, tmp_path / "no report", env=nobody)
+    assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("error: no model at lab/secret")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("lab/digits/more", {}, "lab/digits/more is no name on the Hub: give ORG/NAME"),
+        ("lab/refused", {"HF_TOKEN": "hf_wrong"}, "the Hub refused lab/refused (401): log in with `hf auth login`"),
+        ("lab/offline", {"HF_HUB_OFFLINE": "1"}, "the Hub cannot be reached"),
+        ("lab/nowhere", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "the Hub cannot be reached"),
+    ],
+)
+def test_a_push_that_cannot_be(hub, run, tmp_path, name, settings, message):
+    result = visionflow("push", run, name, env=environment(hub, tmp_path / "home") | settings)
+    assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith(f"error: {message}"), result.stderr
+    assert f"models/{name}" not in hub.repositories
+
+
+def test_a_folder_that_is_no_model_is_not_pushed(hub, tmp_path):
+    result = visionflow("push", tmp_path, "lab/empty", env=environment(hub, tmp_path / "home"))
+    assert result.returncode == 2
+    assert "is no model folder (config.json, processor_config.json, README.md missing)" in result.stderr
