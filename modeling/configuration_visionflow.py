@@ -19,8 +19,9 @@ class VisionFlowConfig(PreTrainedConfig):
         vision_config (`PreTrainedConfig` or `dict`, *optional*, defaults to a ViT-B/16):
             Configuration of the image encoder, of any vision family that `AutoModel` knows.
         image_size (`list[int]`, *optional*, defaults to `[224, 224]`):
-            Height and width in px of the images that the model takes and reconstructs. What the encoder needs instead
-            is resized inside the model.
+            Height and width in px of the images that the model takes and reconstructs.
+        encoder_image_size (`list[int]`, *optional*, defaults to the encoder's own `image_size`):
+            Height and width in px to which the model resizes them for the encoder.
         num_channels (`int`, *optional*, defaults to 3):
             1 for grey stimuli, 3 for RGB.
         image_mean, image_std (`list[float]`, *optional*, defaults to 0.5 for each channel):
@@ -55,6 +56,7 @@ class VisionFlowConfig(PreTrainedConfig):
 
     vision_config: dict | PreTrainedConfig | None = None
     image_size: Sequence[int] = (224, 224)
+    encoder_image_size: Sequence[int] | None = None
     num_channels: int = 3
     image_mean: Sequence[float] = (0.5, 0.5, 0.5)
     image_std: Sequence[float] = (0.5, 0.5, 0.5)
@@ -79,6 +81,10 @@ class VisionFlowConfig(PreTrainedConfig):
         self.custom_pipelines = copy.deepcopy(PIPELINES)  # `pipeline()` writes into it
         for name in ("image_size", "image_mean", "image_std", "subjects", "num_voxels"):
             setattr(self, name, list(getattr(self, name)))  # as JSON gives them back
+        if self.encoder_image_size is None:  # an encoder that states no size takes any
+            size = getattr(self.vision_config, "image_size", None) or self.image_size
+            self.encoder_image_size = [size, size] if isinstance(size, int) else size
+        self.encoder_image_size = list(self.encoder_image_size)
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"image_size is {self.image_size}: [height, width] in px is expected")
         if self.num_channels not in (1, 3):

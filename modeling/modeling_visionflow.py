@@ -1,6 +1,7 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """VisionFlowModel: images and the fMRI that they evoke in one latent Gaussian, read and written from both sides."""
 
+import inspect
 import math
 from dataclasses import dataclass
 
@@ -86,6 +87,10 @@ class VisionFlowModel(PreTrainedModel):
     def __init__(self, config: VisionFlowConfig):
         super().__init__(config)
         self.encoder = AutoModel.from_config(config.vision_config)
+        trained_on = getattr(config.vision_config, "image_size", None)
+        other_size = trained_on is not None and config.encoder_image_size not in (trained_on, [trained_on] * 2)
+        takes_it = "interpolate_pos_encoding" in inspect.signature(self.encoder.forward).parameters
+        self.encoder_options = {"interpolate_pos_encoding": True} if other_size and takes_it else {}
         tokens = 1 + config.feature_grid**2
         self.posterior_head = nn.Linear(tokens * encoder_width(config.vision_config), 2 * config.latent_dim)
         self.image_decoder = ConvTransposeDecoder(config)
@@ -296,10 +301,10 @@ class VisionFlowModel(PreTrainedModel):
             torch.tensor(values[: pixels.shape[1]], device=pixels.device)[:, None, None]
             for values in (self.config.image_mean, self.config.image_std)
         )
-        size = encoder_size(vision, self.config.image_size)
-        if tuple(pixels.shape[-2:]) != size:
+        size = self.config.encoder_image_size
+        if list(pixels.shape[-2:]) != size:
             pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
-        encoded = self.encoder(pixel_values=((pixels - mean) / std).to(self.dtype), **kwargs)
+        encoded = self.encoder(pixel_values=((pixels - mean) / std).to(self.dtype), **self.encoder_options, **kwargs)
         tokens = encoded.last_hidden_state
         if tokens.ndim == 4:  # (batch, width, rows, columns), a convolutional encoder
             tokens = tokens.flatten(2).transpose(1, 2)
@@ -331,12 +336,6 @@ def encoder_width(vision_config) -> int:
     if getattr(vision_config, "hidden_sizes", None):  # ConvNeXt and its kin: one width a stage
         return vision_config.hidden_sizes[-1]
     return vision_config.hidden_size
-
-
-def encoder_size(vision_config, image_size: list[int]) -> tuple[int, int]:
-    """Height and width in px that the image encoder takes; `image_size` where it takes any."""
-    size = getattr(vision_config, "image_size", None) or image_size
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 __all__ = ["VisionFlowModel", "VisionFlowOutput"]

@@ -126,7 +126,8 @@ def encoder(tmp_path_factory):
         image_size=16, patch_size=4, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
     )
     ViTModel(config).save_pretrained(folder)
-    ViTImageProcessor(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
+    processor = ViTImageProcessor(size=[16, 16], image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4])
+    processor.save_pretrained(folder)
     return folder
 
 

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -49,8 +48,7 @@ def fetch(home: Path) -> None:
             if re.search(OFFLINE, result.stderr):
                 pytest.skip("the package registry, which holds transformers' tests, cannot be reached")
             raise RuntimeError(result.stderr)
-        with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
-            archive.extractall(folder, filter="data")
+        shutil.unpack_archive(next(Path(folder).glob("*.tar.gz")), folder)
         package = Path(folder) / "home" / PACKAGE
         shutil.copytree(next(Path(folder).glob("transformers-*/tests")), package)
         (package / "__init__.py").touch()

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 from datasets import Dataset, Image
 from PIL import Image as PILImage
-from transformers import AutoImageProcessor, AutoModel, ViTConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTConfig
 from transformers.utils import logging
 
 from visionflow_hf.corpus.responses import responses_of
@@ -64,12 +64,12 @@ def build_model(processor: VisionFlowProcessor, args: ModelArguments) -> VisionF
     """
     encoder = None
     name = args.encoder or (PRETRAINED if max(processor.image_size) >= PRETRAINED_FROM else SCRATCH)
-    normalisation = {}
+    encoder_input = {}
     if name == SCRATCH:
         vision_config = small_vit(processor.image_size, processor.num_channels)
         feature_grid = vision_config.image_size[0] // vision_config.patch_size
     else:
-        encoder, normalisation = load_encoder(name)
+        encoder, encoder_input = load_encoder(name)
         vision_config, feature_grid = encoder.config, 4
     num_voxels = [len(processor.fmri_mean[subject]) for subject in processor.subjects]
     config = VisionFlowConfig(
@@ -88,7 +88,7 @@ def build_model(processor: VisionFlowProcessor, args: ModelArguments) -> VisionF
         kl_weight=args.kl_weight,
         alignment_weight=args.alignment_weight,
         fmri_weight=args.fmri_weight,
-        **normalisation,
+        **encoder_input,
     )
     model = VisionFlowModel(config)
     if encoder is not None:
@@ -120,9 +120,17 @@ def small_vit(image_size: list[int], channels: int) -> ViTConfig:
 
 
 def load_encoder(name: str):
-    """A pretrained vision model, and the `image_mean` and `image_std` of its image processor."""
+    """A pretrained vision model, and what its image processor says of its input.
+
+    Of a model of images and text, as CLIP's and SigLIP's are, it is the part that sees.
+
+    Returns:
+        The encoder in float32, and `image_mean`, `image_std` and `encoder_image_size` for the config where the encoder
+        comes with an image processor.
+    """
     try:
-        encoder = AutoModel.from_pretrained(name, dtype="float32")
+        config = AutoConfig.from_pretrained(name)
+        encoder = AutoModel.from_pretrained(name, config=getattr(config, "vision_config", config), dtype="float32")
     except (OSError, ValueError) as error:
         raise UserError(
             f"no encoder {name} ({' '.join(str(error).split())[:200]}): give a folder, a name on the Hub, or {SCRATCH}"
@@ -136,4 +144,9 @@ def load_encoder(name: str):
     except OSError:
         logger.warning(f"encoder {name} has no image processor: its pixels are normalised with mean 0.5 and std 0.5")
         return encoder, {}
-    return encoder, {"image_mean": list(images.image_mean), "image_std": list(images.image_std)}
+    size = images.crop_size if getattr(images, "do_center_crop", False) else images.size
+    return encoder, {
+        "image_mean": images.image_mean if images.do_normalize else [0.0] * 3,
+        "image_std": images.image_std if images.do_normalize else [1.0] * 3,
+        "encoder_image_size": [size.height or size.shortest_edge, size.width or size.shortest_edge],
+    }
