@@ -41,8 +41,13 @@ class VisionFlowConfig(PreTrainedConfig):
             Dropout in these MLPs.
         voxel_dropout (`float`, *optional*, defaults to 0.3):
             Share of the voxels that a training step leaves out of the measured fMRI.
+        decoder_type (`str`, *optional*, defaults to `"conv_transpose"`):
+            `"conv_transpose"`, a stack of ConvTranspose2d layers that ends at the pixels; or `"autoencoder_kl"`, where
+            it ends at the latents of a frozen AutoencoderKL of diffusers, which makes pixels of them.
+        autoencoder_config (`dict`, *optional*):
+            Configuration of that AutoencoderKL.
         decoder_channels (`int`, *optional*, defaults to 16):
-            Channels of the decoder at full resolution; they double with every halving, up to `decoder_max_channels`.
+            Channels of the stack at full resolution; they double with every halving, up to `decoder_max_channels`.
         decoder_max_channels (`int`, *optional*, defaults to 256):
             Their upper bound.
         image_weight, kl_weight, alignment_weight, fmri_weight (`float`, *optional*):
@@ -67,6 +72,8 @@ class VisionFlowConfig(PreTrainedConfig):
     bridge_hidden_size: int = 256
     bridge_dropout: float = 0.3
     voxel_dropout: float = 0.3
+    decoder_type: str = "conv_transpose"
+    autoencoder_config: dict | None = None
     decoder_channels: int = 16
     decoder_max_channels: int = 256
     image_weight: float = 1.0
@@ -89,6 +96,10 @@ class VisionFlowConfig(PreTrainedConfig):
             raise ValueError(f"image_size is {self.image_size}: [height, width] in px is expected")
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels is {self.num_channels}: 1 (grey) or 3 (RGB) is expected")
+        if self.decoder_type not in ("conv_transpose", "autoencoder_kl"):
+            raise ValueError(f"decoder_type is {self.decoder_type}: conv_transpose or autoencoder_kl is expected")
+        if (self.decoder_type == "autoencoder_kl") != (self.autoencoder_config is not None):
+            raise ValueError("autoencoder_config belongs to decoder_type autoencoder_kl: give both or neither")
         if len(self.subjects) != len(self.num_voxels) or len(set(self.subjects)) != len(self.subjects):
             raise ValueError(
                 f"subjects {self.subjects} and num_voxels {self.num_voxels}: one voxel count for each distinct subject"

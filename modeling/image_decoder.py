@@ -1,5 +1,5 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
-"""The image decoder: a stack of ConvTranspose2d layers whose depth follows the image size."""
+"""The image decoders: a stack of ConvTranspose2d layers, alone or before a frozen autoencoder."""
 
 import math
 from itertools import pairwise
@@ -13,11 +13,11 @@ SMALLEST_GRID = 7  # 224 px is 7 doubled five times
 class ConvTransposeDecoder(nn.Module):
     """Latent to image: a linear map to a grid of at most 7 x 7 cells, which is doubled until it covers the image."""
 
-    def __init__(self, config):
+    def __init__(self, config, image_size: list[int], num_channels: int):
         super().__init__()
-        self.image_size = config.image_size
-        doublings = max(0, math.ceil(math.log2(max(config.image_size) / SMALLEST_GRID)))
-        self.grid = [math.ceil(side / 2**doublings) for side in config.image_size]
+        self.image_size = image_size
+        doublings = max(0, math.ceil(math.log2(max(image_size) / SMALLEST_GRID)))
+        self.grid = [math.ceil(side / 2**doublings) for side in image_size]
         widths = [
             min(config.decoder_channels * 2 ** (doublings - level), config.decoder_max_channels)
             for level in range(doublings + 1)
@@ -31,12 +31,51 @@ class ConvTransposeDecoder(nn.Module):
                 nn.ConvTranspose2d(width, next_width, kernel_size=4, stride=2, padding=1),
             ]
         layers += [nn.GroupNorm(math.gcd(8, widths[-1]), widths[-1]), nn.GELU()]
-        layers += [nn.ConvTranspose2d(widths[-1], config.num_channels, kernel_size=3, padding=1)]
+        layers += [nn.ConvTranspose2d(widths[-1], num_channels, kernel_size=3, padding=1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """`(batch, latent_dim)` to `(batch, num_channels, height, width)` on a 0..1 scale, not clamped to it."""
-        image = self.layers(self.seed(latent).unflatten(1, (-1, *self.grid)))
-        height, width = self.image_size
-        top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
-        return image[..., top : top + height, left : left + width]
+        return crop(self.layers(self.seed(latent).unflatten(1, (-1, *self.grid))), self.image_size)
+
+
+class AutoencoderKLDecoder(nn.Module):
+    """Latent to image in two steps: a ConvTranspose2d stack writes the latents of an AutoencoderKL, whose frozen
+    decoder turns them into pixels.
+
+    Raises:
+        ImportError: diffusers, to which the autoencoder belongs, is not installed.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        try:
+            from diffusers import AutoencoderKL
+        except ImportError as error:
+            raise ImportError("decoder_type autoencoder_kl needs diffusers: pip install diffusers") from error
+        self.image_size, self.grey = config.image_size, config.num_channels == 1
+        autoencoder = AutoencoderKL.from_config(config.autoencoder_config)
+        self.scale = autoencoder.config.scaling_factor
+        self.shift = autoencoder.config.shift_factor or 0.0
+        reduction = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+        size = [math.ceil(side / reduction) for side in config.image_size]
+        self.to_autoencoder = ConvTransposeDecoder(config, size, autoencoder.config.latent_channels)
+        self.set_autoencoder(autoencoder)
+
+    def set_autoencoder(self, autoencoder) -> None:
+        """Take over the decoding half of an AutoencoderKL with the config's sizes, and freeze it."""
+        self.from_autoencoder = nn.Sequential(autoencoder.post_quant_conv or nn.Identity(), autoencoder.decoder)
+        self.from_autoencoder.requires_grad_(False)
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """`(batch, latent_dim)` to `(batch, num_channels, height, width)` on a 0..1 scale, not clamped to it."""
+        image = self.from_autoencoder(self.to_autoencoder(latent) / self.scale + self.shift)
+        image = crop((image + 1) / 2, self.image_size)
+        return image.mean(1, keepdim=True) if self.grey else image
+
+
+def crop(image: torch.Tensor, size: list[int]) -> torch.Tensor:
+    """The middle of an image, of height and width `size`."""
+    height, width = size
+    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+    return image[..., top : top + height, left : left + width]

@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 
 from .configuration_visionflow import VisionFlowConfig
 from .fmri_bridges import FmriToLatent, LatentToFmri
-from .image_decoder import ConvTransposeDecoder
+from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder
 from .latent_gaussian import LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
 
@@ -93,7 +93,10 @@ class VisionFlowModel(PreTrainedModel):
         self.encoder_options = {"interpolate_pos_encoding": True} if other_size and takes_it else {}
         tokens = 1 + config.feature_grid**2
         self.posterior_head = nn.Linear(tokens * encoder_width(config.vision_config), 2 * config.latent_dim)
-        self.image_decoder = ConvTransposeDecoder(config)
+        if config.decoder_type == "autoencoder_kl":
+            self.image_decoder = AutoencoderKLDecoder(config)
+        else:
+            self.image_decoder = ConvTransposeDecoder(config, config.image_size, config.num_channels)
         self.fmri_to_latent = FmriToLatent(config)
         self.latent_to_fmri = LatentToFmri(config)
         self.post_init()
@@ -113,6 +116,17 @@ class VisionFlowModel(PreTrainedModel):
             init.normal_(module.hidden.weight, std=1 / math.sqrt(self.config.latent_dim))
             for voxel_map in module.voxel_maps:
                 init.zeros_(voxel_map.weight)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool | None = True, **kwargs):
+        """As in `PreTrainedModel`, but from safetensors only: a pickle can run code, and is refused with an OSError."""
+        if not use_safetensors:
+            raise ValueError("use_safetensors is off: VisionFlow reads safetensors only, since a pickle can run code")
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if isinstance(model.image_decoder, AutoencoderKLDecoder):
+            model.image_decoder.from_autoencoder.requires_grad_(False)  # loading has made new parameters
+        return loaded
 
     def save_pretrained(self, save_directory, *, save_original_format: bool = False, **kwargs):
         """As in `PreTrainedModel`, but the encoder's weights keep the names that they have in this model.

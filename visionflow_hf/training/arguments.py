@@ -38,6 +38,13 @@ class ModelArguments:
     )
     bridge_dropout: float = field(default=0.3, metadata={"help": "Dropout in these MLPs."})
     voxel_dropout: float = field(default=0.5, metadata={"help": "Share of voxels left out of a training step's fMRI."})
+    autoencoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name or folder of an AutoencoderKL of diffusers, whose frozen decoder makes the pixels. "
+            "Default: none, the ConvTranspose2d stack makes them."
+        },
+    )
     decoder_channels: int = field(default=16, metadata={"help": "Channels of the image decoder at full resolution."})
     image_weight: float = field(default=1.0, metadata={"help": "Weight of the image reconstruction loss."})
     kl_weight: float = field(default=0.03, metadata={"help": "Weight of the KL divergence."})

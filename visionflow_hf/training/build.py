@@ -57,10 +57,10 @@ def build_processor(train: Dataset, image_size: int | None) -> VisionFlowProcess
 
 
 def build_model(processor: VisionFlowProcessor, args: ModelArguments) -> VisionFlowModel:
-    """A model with fresh weights, or with those of a pretrained encoder, bit for bit.
+    """A model with fresh weights, those of a pretrained encoder and of an autoencoder bit for bit.
 
     Raises:
-        UserError: the encoder cannot be found or is no vision model.
+        UserError: the encoder or the autoencoder cannot be found, or the encoder is no vision model.
     """
     encoder = None
     name = args.encoder or (PRETRAINED if max(processor.image_size) >= PRETRAINED_FROM else SCRATCH)
@@ -71,6 +71,11 @@ def build_model(processor: VisionFlowProcessor, args: ModelArguments) -> VisionF
     else:
         encoder, encoder_input = load_encoder(name)
         vision_config, feature_grid = encoder.config, 4
+    autoencoder_part = {}
+    if args.autoencoder is not None:
+        autoencoder = load_autoencoder(args.autoencoder)
+        own = {name: value for name, value in autoencoder.config.items() if not name.startswith("_")}
+        autoencoder_part = {"decoder_type": "autoencoder_kl", "autoencoder_config": own}
     num_voxels = [len(processor.fmri_mean[subject]) for subject in processor.subjects]
     config = VisionFlowConfig(
         vision_config=vision_config,
@@ -89,10 +94,13 @@ def build_model(processor: VisionFlowProcessor, args: ModelArguments) -> VisionF
         alignment_weight=args.alignment_weight,
         fmri_weight=args.fmri_weight,
         **encoder_input,
+        **autoencoder_part,
     )
     model = VisionFlowModel(config)
     if encoder is not None:
         model.encoder = encoder
+    if autoencoder_part:
+        model.image_decoder.set_autoencoder(autoencoder)
     frozen = encoder is not None if args.freeze_encoder is None else args.freeze_encoder
     model.encoder.requires_grad_(not frozen)
     return model
@@ -130,7 +138,8 @@ def load_encoder(name: str):
     """
     try:
         config = AutoConfig.from_pretrained(name)
-        encoder = AutoModel.from_pretrained(name, config=getattr(config, "vision_config", config), dtype="float32")
+        config = getattr(config, "vision_config", config)
+        encoder = AutoModel.from_pretrained(name, config=config, dtype="float32", use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UserError(
             f"no encoder {name} ({' '.join(str(error).split())[:200]}): give a folder, a name on the Hub, or {SCRATCH}"
@@ -150,3 +159,20 @@ def load_encoder(name: str):
         "image_std": images.image_std if images.do_normalize else [1.0] * 3,
         "encoder_image_size": [size.height or size.shortest_edge, size.width or size.shortest_edge],
     }
+
+
+def load_autoencoder(name: str):
+    """A pretrained AutoencoderKL of diffusers, in float32; of a whole diffusion model it is the part in `vae`."""
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise UserError("--autoencoder needs diffusers: pip install 'visionflow-hf[autoencoder]'") from error
+    for subfolder in (None, "vae"):
+        try:
+            return AutoencoderKL.from_pretrained(name, subfolder=subfolder, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            reason = error
+    raise UserError(
+        f"no autoencoder {name} ({' '.join(str(reason).split())[:200]}): give a folder or a name on the Hub that "
+        "holds an AutoencoderKL with safetensors weights"
+    )
