@@ -39,7 +39,7 @@ class FmriToLatent(nn.Module):
         if fmri.shape[1] > most:
             raise ValueError(f"fmri has {fmri.shape[1]} voxels a row, the subjects of this model have {most} at most")
         fmri = nn.functional.pad(fmri, (0, most - fmri.shape[1]))
-        linear = fmri.new_zeros(len(fmri), self.norm.normalized_shape[0])
+        linear = fmri.new_zeros(fmri.shape[0], self.norm.normalized_shape[0])
         for subject, rows in rows_of_subject.items():
             voxel_map = self.voxel_maps[subject]
             mapped = voxel_map(self.voxel_dropout(fmri[rows, : voxel_map.in_features]))
@@ -75,7 +75,7 @@ class LatentToFmri(nn.Module):
         """
         read = self.read(latent)
         most = max(voxel_map.out_features for voxel_map in self.voxel_maps)
-        fmri = latent.new_zeros(len(latent), most)
+        fmri = latent.new_zeros(latent.shape[0], most)
         for subject, rows in rows_of_subject.items():
             voxel_map = self.voxel_maps[subject]
             fmri[rows, : voxel_map.out_features] = voxel_map(read[rows]).to(fmri.dtype)

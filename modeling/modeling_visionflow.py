@@ -172,7 +172,7 @@ class VisionFlowModel(PreTrainedModel):
         """
         if pixel_values is None and fmri is None:
             raise ValueError("neither pixel_values nor fmri was given: give one or both")
-        size = len(pixel_values if pixel_values is not None else fmri)
+        size = (pixel_values if pixel_values is not None else fmri).shape[0]
         every_row = torch.ones(size, dtype=torch.bool, device=self.device)
         has_image = ~every_row if pixel_values is None else every_row if has_image is None else has_image
         has_fmri = ~every_row if fmri is None else every_row if has_fmri is None else has_fmri
@@ -252,7 +252,7 @@ class VisionFlowModel(PreTrainedModel):
             needs. A row is zero beyond its subject's own voxels.
         """
         latent = self.encode_image(pixel_values, image_features).sample(noise)
-        fmri = self.latent_to_fmri(latent, self._subject_rows(subject_ids, latent.new_ones(len(latent)) > 0))
+        fmri = self.latent_to_fmri(latent, self._subject_rows(subject_ids, latent.new_ones(latent.shape[0]) > 0))
         return fmri if fmri_mean is None else fmri[:, : fmri_mean.shape[1]] * fmri_std + fmri_mean
 
     @torch.no_grad()
@@ -297,7 +297,7 @@ class VisionFlowModel(PreTrainedModel):
 
     def encode_fmri(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None):
         """q(z | fmri), a `LatentGaussian`."""
-        every_row = torch.ones(len(fmri), dtype=torch.bool, device=fmri.device)
+        every_row = torch.ones(fmri.shape[0], dtype=torch.bool, device=fmri.device)
         return self.fmri_to_latent(fmri.to(self.dtype), self._subject_rows(subject_ids, every_row))
 
     def extract_image_features(self, pixel_values: torch.Tensor, **kwargs):

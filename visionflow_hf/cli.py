@@ -126,6 +126,11 @@ def parser() -> Parser:
     one.add_argument("run", metavar="RUN")
     one.add_argument("name", metavar="ORG/NAME")
     one.add_argument("--private", action="store_true", help="make a new repository private")
+
+    one = command("export", export, "Write both directions as ONNX files.")
+    one.add_argument("run", metavar="RUN", help="model folder, or a name on the Hub")
+    one.add_argument("out", metavar="OUT")
+    one.add_argument("--overwrite", action="store_true", help="replace an existing folder of ONNX files")
     return top
 
 
@@ -190,6 +195,13 @@ def push(run: str, name: str, private: bool) -> None:
     from visionflow_hf import hub
 
     print(f"pushed {hub.push(run, name, private)}")
+
+
+def export(run: str, out: str, overwrite: bool) -> None:
+    from visionflow_hf import export
+
+    for name, difference in export.export(run, out, overwrite).items():
+        print(f"wrote {out}/{name}: within {difference:.1e} of the model")
 
 
 def train(argv: list[str]) -> None:

@@ -61,7 +61,8 @@ def load_model(name_or_path: str | os.PathLike) -> tuple[VisionFlowModel, Vision
     try:
         return VisionFlowModel.from_pretrained(name), VisionFlowProcessor.from_pretrained(name)
     except OSError as error:
-        raise UserError(f"no model at {name}: {' '.join(str(error).split())}") from error
+        remedy = " (only safetensors are read, since a pickle can run code)" if "safetensors" in str(error) else ""
+        raise UserError(f"no model at {name}: {' '.join(str(error).split())}{remedy}") from error
 
 
 def push(run: str | os.PathLike, name: str, private: bool = False) -> str:
