@@ -7,6 +7,7 @@ Everything is in memory; `requests` lists what was asked, in order.
 import base64
 import hashlib
 import json
+import os
 import re
 import threading
 from dataclasses import dataclass, field
@@ -223,3 +224,13 @@ def entry(path: str, data: bytes) -> dict:
 
 def reply(value, status: int = 200) -> tuple[int, dict, bytes]:
     return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
+
+
+def environment(hub: LoopbackHub, home, **more) -> dict:
+    """The environment of a process that knows this Hub alone.
+
+    Settings are the default ones apart from the address, the token and Xet, whose protocol this Hub does not speak.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    ours = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    return inherited | ours | more

@@ -1,14 +1,13 @@
 """Push, pull, fine-tune and push again, with the real client over HTTP, against a Hub on the loopback interface."""
 
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from loopback_hub import TOKEN, LoopbackHub
+from loopback_hub import LoopbackHub, environment
 
 from visionflow_hf.hub import load_model
 
@@ -98,13 +97,6 @@ def hub():
 def data(tmp_path):
     np.savez(tmp_path / "data.npz", images=IMAGES, fmri=FMRI)
     return tmp_path / "data.npz"
-
-
-def environment(hub, home, **more) -> dict:
-    """Default settings apart from the address, the token and Xet, whose protocol this Hub does not speak."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    ours = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    return inherited | ours | more
 
 
 def stranger(script: str, *words, env: dict, cwd) -> None:

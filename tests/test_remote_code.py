@@ -79,6 +79,13 @@ def test_exactly_the_files_of_modeling_travel(run):
 def test_the_card_tells_what_was_trained(run):
     card = (run / "README.md").read_text()
     assert card.startswith("---\n") and "library_name: transformers" in card
-    for told in ("2 subjects", "16 x 16 px", "| subj01 | 30 voxels |", "36 distinct stimuli in 72 trials", "20 steps"):
+    for told in (
+        "2 subjects",
+        "16 x 16 px",
+        "| subj01 | 30 voxels |",
+        "36 distinct stimuli in 72 trials",
+        "20 steps",
+        "| vit, trained from scratch |",
+    ):
         assert told in card
     assert "{{" not in card and "{%" not in card

@@ -145,6 +145,8 @@ def test_a_pretrained_encoder_is_kept_bit_for_bit(corpus, encoder, tmp_path):
     assert all(torch.equal(values, encoder_weights(model)[name]) for name, values in source.items())
     assert model.config.image_mean == [0.4, 0.5, 0.6] and model.config.image_std == [0.2, 0.3, 0.4]
     assert "loss_fmri" in log(tmp_path / "run")[-3]
+    assert f"| image encoder | {encoder.name} |" in (tmp_path / "run" / "README.md").read_text()
+    assert not any(str(encoder) in file.read_text() for file in (tmp_path / "run").glob("*.json"))
 
 
 def test_an_encoder_may_learn_with_checkpointed_gradients(corpus, encoder, tmp_path):

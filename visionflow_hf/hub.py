@@ -1,6 +1,7 @@
 """Model folders, here and on the Hub: config, weights, processor, the code that reads them, and the card."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
@@ -21,8 +22,8 @@ def save_model(
     """Write everything that a stranger needs to use the model, its card included.
 
     Args:
-        training: what the card says of the training: `unit`, `n_stimuli`, `n_trials`, `steps` and `seed`. The card's
-            head keeps it, so that the card can be written anew.
+        training: what the card says of the training: `encoder`, `unit`, `n_stimuli`, `n_trials`, `steps` and `seed`.
+            The card's head keeps it, so that the card can be written anew.
     """
     folder = Path(folder)
     model.save_pretrained(folder)
@@ -32,7 +33,6 @@ def save_model(
 
 def make_card(model_id: str, config: VisionFlowConfig, training: dict) -> ModelCard:
     """The card of a model that is loaded by the name `model_id`, from the template model_card.md."""
-    encoder = config.vision_config._name_or_path
     return ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
@@ -41,7 +41,7 @@ def make_card(model_id: str, config: VisionFlowConfig, training: dict) -> ModelC
         ),
         template_path=str(TEMPLATE),
         model_id=model_id,
-        encoder=Path(encoder).name if Path(encoder).is_dir() else encoder or f"{config.vision_config.model_type}, new",
+        version=version("visionflow-hf"),
         subjects=config.subjects,
         voxel_counts=dict(zip(config.subjects, config.num_voxels, strict=True)),
         image_size=config.image_size,

@@ -3,6 +3,7 @@
 import io
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, Image
@@ -148,6 +149,7 @@ def load_encoder(name: str):
         raise UserError(
             f"encoder {name} is a {type(encoder).__name__}: a vision model that takes pixel_values is needed"
         )
+    encoder.config._name_or_path = Path(name).name if Path(name).is_dir() else name  # what is shared names no folder
     try:
         images = AutoImageProcessor.from_pretrained(name)
     except OSError:

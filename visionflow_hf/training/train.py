@@ -60,11 +60,13 @@ def train(
         refuse_existing(run, training_args.overwrite, MARKER)
     trained = train_on(opened.splits, run, model_args, training_args, checkpoint)
     seen = opened.splits["train"]
+    vision = trained.model.config.vision_config
     save_model(
         trained.model,
         trained.processor,
         run,
         {
+            "encoder": vision._name_or_path or f"{vision.model_type}, trained from scratch",
             "unit": opened.unit,
             "n_stimuli": len(set(seen["stimulus_id"])),
             "n_trials": len(seen),
