@@ -31,6 +31,9 @@ class VisionFlowConfig(PreTrainedConfig):
             token; 0 reads the class token alone.
         latent_dim (`int`, *optional*, defaults to 256):
             Dimensions of the Gaussian that images and fMRI share.
+        wavelet_dim (`int`, *optional*, defaults to 0):
+            How many of them, the last ones, are linear in the image's Gabor-wavelet energies and colours. The decoder
+            does not read them.
         subjects (`list[str]`, *optional*, defaults to `[]`):
             Names of the subjects; a row's `subject_ids` is the place in this list.
         num_voxels (`list[int]`, *optional*, defaults to `[]`):
@@ -67,6 +70,7 @@ class VisionFlowConfig(PreTrainedConfig):
     image_std: Sequence[float] = (0.5, 0.5, 0.5)
     feature_grid: int = 4
     latent_dim: int = 256
+    wavelet_dim: int = 0
     subjects: Sequence[str] = ()
     num_voxels: Sequence[int] = ()
     bridge_hidden_size: int = 256
@@ -94,6 +98,8 @@ class VisionFlowConfig(PreTrainedConfig):
         self.encoder_image_size = list(self.encoder_image_size)
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"image_size is {self.image_size}: [height, width] in px is expected")
+        if not 0 <= self.wavelet_dim < self.latent_dim:
+            raise ValueError(f"wavelet_dim is {self.wavelet_dim}: less than latent_dim, {self.latent_dim}, is expected")
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels is {self.num_channels}: 1 (grey) or 3 (RGB) is expected")
         if self.decoder_type not in ("conv_transpose", "autoencoder_kl"):
@@ -104,6 +110,11 @@ class VisionFlowConfig(PreTrainedConfig):
             raise ValueError(
                 f"subjects {self.subjects} and num_voxels {self.num_voxels}: one voxel count for each distinct subject"
             )
+
+    @property
+    def learned_dim(self) -> int:
+        """The latent dimensions that the image encoder's head makes and the decoder reads."""
+        return self.latent_dim - self.wavelet_dim
 
     def to_dict(self):
         return super().to_dict() | {"custom_pipelines": copy.deepcopy(PIPELINES)}

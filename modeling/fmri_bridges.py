@@ -13,15 +13,17 @@ class FmriToLatent(nn.Module):
         h = W_subject fmri + b_subject
         mean, logvar = [h, 0] + MLP(h)
 
-    The MLP starts at zero in the mean, so that the bridge starts as the linear map.
+    The MLP starts at zero in the mean, so that the bridge starts as the linear map. The last `wavelet_dim` dimensions
+    are linear: their mean is that of h, their variance is the same for all responses.
     """
 
     def __init__(self, config):
         super().__init__()
         self.voxel_maps = nn.ModuleList(nn.Linear(count, config.latent_dim) for count in config.num_voxels)
-        self.norm = nn.LayerNorm(config.latent_dim)
-        self.hidden = nn.Linear(config.latent_dim, config.bridge_hidden_size)
-        self.head = nn.Linear(config.bridge_hidden_size, 2 * config.latent_dim)
+        self.norm = nn.LayerNorm(config.learned_dim)
+        self.hidden = nn.Linear(config.learned_dim, config.bridge_hidden_size)
+        self.head = nn.Linear(config.bridge_hidden_size, 2 * config.learned_dim)
+        self.wavelet_logvar = nn.Parameter(torch.zeros(config.wavelet_dim))
         self.voxel_dropout = nn.Dropout(config.voxel_dropout)
         self.dropout = nn.Dropout(config.bridge_dropout)
 
@@ -39,26 +41,29 @@ class FmriToLatent(nn.Module):
         if fmri.shape[1] > most:
             raise ValueError(f"fmri has {fmri.shape[1]} voxels a row, the subjects of this model have {most} at most")
         fmri = nn.functional.pad(fmri, (0, most - fmri.shape[1]))
-        linear = fmri.new_zeros(fmri.shape[0], self.norm.normalized_shape[0])
+        linear = fmri.new_zeros(fmri.shape[0], self.voxel_maps[0].out_features)
         for subject, rows in rows_of_subject.items():
             voxel_map = self.voxel_maps[subject]
             mapped = voxel_map(self.voxel_dropout(fmri[rows, : voxel_map.in_features]))
             linear[rows] = mapped.to(linear.dtype)  # autocast computes in its own
-        hidden = self.dropout(nn.functional.gelu(self.hidden(self.norm(linear))))
+        learned, wavelets = linear.split([self.hidden.in_features, len(self.wavelet_logvar)], dim=-1)
+        hidden = self.dropout(nn.functional.gelu(self.hidden(self.norm(learned))))
         mean, logvar = self.head(hidden).chunk(2, dim=-1)
-        return LatentGaussian.from_head(torch.cat([linear + mean, logvar], dim=-1))
+        posterior = LatentGaussian.from_head(torch.cat([learned + mean, logvar], dim=-1))
+        return posterior.beside(wavelets, self.wavelet_logvar)
 
 
 class LatentToFmri(nn.Module):
-    """Latent to the fMRI of any subject: W_subject [z, MLP(z)] + b_subject.
+    """Latent to the fMRI of any subject: W_subject [z, MLP(z), w] + b_subject.
 
-    The columns that read the MLP start at zero, so that the bridge starts as a linear map of z.
+    w are the `wavelet_dim` last dimensions of the latent, z the others. The columns that read the MLP start at zero, so
+    that the bridge starts as a linear map.
     """
 
     def __init__(self, config):
         super().__init__()
-        self.norm = nn.LayerNorm(config.latent_dim)
-        self.hidden = nn.Linear(config.latent_dim, config.bridge_hidden_size)
+        self.norm = nn.LayerNorm(config.learned_dim)
+        self.hidden = nn.Linear(config.learned_dim, config.bridge_hidden_size)
         self.dropout = nn.Dropout(config.bridge_dropout)
         width = config.latent_dim + config.bridge_hidden_size
         self.voxel_maps = nn.ModuleList(nn.Linear(width, count) for count in config.num_voxels)
@@ -82,6 +87,7 @@ class LatentToFmri(nn.Module):
         return fmri
 
     def read(self, latent: torch.Tensor) -> torch.Tensor:
-        """What the voxels' linear maps read: [z, MLP(z)], `(batch, latent_dim + bridge_hidden_size)`."""
-        hidden = self.dropout(nn.functional.gelu(self.hidden(self.norm(latent))))
-        return torch.cat([latent, hidden], dim=-1)
+        """What the voxels' linear maps read: [z, MLP(z), w], `(batch, latent_dim + bridge_hidden_size)`."""
+        learned, wavelets = latent.tensor_split([self.hidden.in_features], dim=-1)
+        hidden = self.dropout(nn.functional.gelu(self.hidden(self.norm(learned))))
+        return torch.cat([learned, hidden, wavelets], dim=-1)

@@ -22,7 +22,7 @@ class ConvTransposeDecoder(nn.Module):
             min(config.decoder_channels * 2 ** (doublings - level), config.decoder_max_channels)
             for level in range(doublings + 1)
         ]
-        self.seed = nn.Linear(config.latent_dim, widths[0] * math.prod(self.grid))
+        self.seed = nn.Linear(config.learned_dim, widths[0] * math.prod(self.grid))
         layers = []
         for width, next_width in pairwise(widths):
             layers += [
@@ -36,7 +36,8 @@ class ConvTransposeDecoder(nn.Module):
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """`(batch, latent_dim)` to `(batch, num_channels, height, width)` on a 0..1 scale, not clamped to it."""
-        return crop(self.layers(self.seed(latent).unflatten(1, (-1, *self.grid))), self.image_size)
+        seed = self.seed(latent[:, : self.seed.in_features])
+        return crop(self.layers(seed.unflatten(1, (-1, *self.grid))), self.image_size)
 
 
 class AutoencoderKLDecoder(nn.Module):

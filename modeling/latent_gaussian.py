@@ -24,6 +24,11 @@ class LatentGaussian:
         mean, logvar = head.chunk(2, dim=-1)
         return cls(mean, logvar.clamp(-8, 4))
 
+    def beside(self, mean: torch.Tensor, logvar: torch.Tensor) -> "LatentGaussian":
+        """With further dimensions behind: their means `(batch, more)`, and one logvar `(more,)` for all rows."""
+        logvar = logvar.to(self.logvar.dtype).expand(mean.shape[0], -1)
+        return LatentGaussian(torch.cat([self.mean, mean], dim=-1), torch.cat([self.logvar, logvar], dim=-1))
+
     def sample(self, noise: torch.Tensor | None) -> torch.Tensor:
         """z = mean + exp(logvar / 2) * noise, the mean itself without noise; `(batch, latent_dim)`.
 

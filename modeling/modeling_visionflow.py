@@ -14,9 +14,12 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 
 from .configuration_visionflow import VisionFlowConfig
 from .fmri_bridges import FmriToLatent, LatentToFmri
+from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
 from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder
 from .latent_gaussian import LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
+
+NARROW = -3.0  # logarithm of the variance with which posteriors begin
 
 
 @dataclass
@@ -92,7 +95,10 @@ class VisionFlowModel(PreTrainedModel):
         takes_it = "interpolate_pos_encoding" in inspect.signature(self.encoder.forward).parameters
         self.encoder_options = {"interpolate_pos_encoding": True} if other_size and takes_it else {}
         tokens = 1 + config.feature_grid**2
-        self.posterior_head = nn.Linear(tokens * encoder_width(config.vision_config), 2 * config.latent_dim)
+        self.posterior_head = nn.Linear(tokens * encoder_width(config.vision_config), 2 * config.learned_dim)
+        if config.wavelet_dim:
+            self.wavelet_head = nn.Linear(wavelet_channels(config.num_channels) * GRID**2, config.wavelet_dim)
+            self.wavelet_logvar = nn.Parameter(torch.full((config.wavelet_dim,), NARROW))
         if config.decoder_type == "autoencoder_kl":
             self.image_decoder = AutoencoderKLDecoder(config)
         else:
@@ -108,12 +114,16 @@ class VisionFlowModel(PreTrainedModel):
             init.normal_(module.weight, std=1 / math.sqrt(module.in_channels * math.prod(module.kernel_size)))
         elif module is self.posterior_head:  # narrow posteriors: the first reconstructions are not drowned in noise
             if not getattr(module.bias, "_is_hf_initialized", False):  # a slice does not bear the flag
-                init.constant_(module.bias[self.config.latent_dim :], -3.0)
+                init.constant_(module.bias[self.config.learned_dim :], NARROW)
+        elif module is self:
+            if self.config.wavelet_dim:
+                init.constant_(self.wavelet_logvar, NARROW)
         elif isinstance(module, FmriToLatent):
-            init.normal_(module.hidden.weight, std=1 / math.sqrt(self.config.latent_dim))
+            init.normal_(module.hidden.weight, std=1 / math.sqrt(self.config.learned_dim))
             init.zeros_(module.head.weight)
+            init.zeros_(module.wavelet_logvar)
         elif isinstance(module, LatentToFmri):
-            init.normal_(module.hidden.weight, std=1 / math.sqrt(self.config.latent_dim))
+            init.normal_(module.hidden.weight, std=1 / math.sqrt(self.config.learned_dim))
             for voxel_map in module.voxel_maps:
                 init.zeros_(voxel_map.weight)
 
@@ -293,7 +303,11 @@ class VisionFlowModel(PreTrainedModel):
         """q(z | image), a `LatentGaussian`; from `pixel_values`, or from the `image_features` made of them."""
         if image_features is None:
             image_features, _ = self.extract_image_features(pixel_values)
-        return LatentGaussian.from_head(self.posterior_head(image_features.to(self.dtype)))
+        features, wavelets = image_features.to(self.dtype).tensor_split([self.posterior_head.in_features], dim=-1)
+        posterior = LatentGaussian.from_head(self.posterior_head(features))
+        if self.config.wavelet_dim:
+            posterior = posterior.beside(self.wavelet_head(wavelets), self.wavelet_logvar)
+        return posterior
 
     def encode_fmri(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None):
         """q(z | fmri), a `LatentGaussian`."""
@@ -301,11 +315,12 @@ class VisionFlowModel(PreTrainedModel):
         return self.fmri_to_latent(fmri.to(self.dtype), self._subject_rows(subject_ids, every_row))
 
     def extract_image_features(self, pixel_values: torch.Tensor, **kwargs):
-        """What the posterior head reads of an image, and the encoder's whole output.
+        """What the posterior's heads read of an image, and the encoder's whole output.
 
         Returns:
             Features `(batch, (1 + feature_grid^2) * width)`: the class token, or the mean token of an encoder without
-            one, beside the patch tokens averaged over a grid of `feature_grid` x `feature_grid` cells.
+            one, beside the patch tokens averaged over a grid of `feature_grid` x `feature_grid` cells; and, where the
+            latent has dimensions for them, the Gabor-wavelet energies and colours.
         """
         vision = self.config.vision_config
         pixels = pixel_values.float()  # resizing is not defined for every dtype on every device
@@ -329,6 +344,8 @@ class VisionFlowModel(PreTrainedModel):
         if self.config.feature_grid:
             grid = patches.transpose(1, 2).unflatten(2, (side, side))
             features.append(nn.functional.adaptive_avg_pool2d(grid, self.config.feature_grid).flatten(1))
+        if self.config.wavelet_dim:
+            features.append(wavelet_maps(pixel_values).flatten(1).to(tokens.dtype))
         return torch.cat(features, dim=1), encoded
 
     def _subject_rows(self, subject_ids: torch.Tensor | None, rows: torch.Tensor) -> dict[int, torch.Tensor | slice]:

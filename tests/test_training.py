@@ -108,7 +108,7 @@ def test_a_config_file_whose_flags_the_command_line_overrides(corpus, tmp_path, 
     told = yaml.safe_load((tmp_path / "run" / "arguments.yaml").read_text())
     assert (told["latent_dim"], told["learning_rate"], told["kl_weight"]) == (24, 1e-3, 0.25)
     model = VisionFlowModel.from_pretrained(tmp_path / "run")
-    assert (model.config.latent_dim, model.config.kl_weight) == (24, 0.25)
+    assert (model.config.learned_dim, model.config.kl_weight) == (24, 0.25)
     config.write_text("latent_dims: 24\n")
     refused(lambda: train(corpus, tmp_path / "x", "--config", config), "unknown flags latent_dims")
     config.write_text("- a list\n")

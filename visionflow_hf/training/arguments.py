@@ -32,7 +32,10 @@ class ModelArguments:
         default=None,
         metadata={"help": "Longer side in px of what is taken and reconstructed. Default: the stimuli's, at most 224."},
     )
-    latent_dim: int | None = field(default=None, metadata={"help": "Dimensions of the shared latent Gaussian."})
+    latent_dim: int | None = field(default=None, metadata={"help": "Learned dimensions of the shared latent Gaussian."})
+    wavelet_dim: int = field(
+        default=128, metadata={"help": "Further dimensions, linear in the image's Gabor-wavelet energies; 0 for none."}
+    )
     bridge_hidden_size: int | None = field(
         default=None, metadata={"help": "Width of the MLPs between latent and fMRI."}
     )

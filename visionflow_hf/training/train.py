@@ -20,6 +20,7 @@ from visionflow_hf.errors import UserError
 from visionflow_hf.folders import refuse_existing
 from visionflow_hf.hub import push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.training.add_wavelets import add_wavelets
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor
 from visionflow_hf.training.collator import PairCollator
@@ -119,6 +120,7 @@ def train_on(
     trainer.save_state()
     model = trainer.accelerator.unwrap_model(trainer.model)
     fit_bridges(model, processor, everything, features)  # the held-out stimuli have served: the maps may see them too
+    model = add_wavelets(model, processor, everything, features, model_args.wavelet_dim, training_args.seed)
     return Trained(model, processor, trainer.state.log_history)
 
 

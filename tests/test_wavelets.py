@@ -1,0 +1,135 @@
+"""Gabor-wavelet maps, the encoding models on them, and the latent dimensions that these add to a trained model."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from visionflow_hf.modeling.gabor_wavelets import (
+    CYCLES,
+    GRID,
+    ORIENTATIONS,
+    SIZES,
+    WAVELETS,
+    wavelet_channels,
+    wavelet_maps,
+)
+
+from visionflow_hf.corpus.responses import images_of, responses_of
+from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.training import add_wavelets as adding
+from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training.encoding_models import fit_fields, fit_pixels, fit_wavelets, shares, trust
+from visionflow_hf.training.train import train_on
+
+
+def test_energies_are_those_of_the_formula():
+    """One wavelet after the other, written out in two dimensions, on an image that is not square."""
+    image = torch.rand(1, 1, 20, 32, generator=torch.Generator().manual_seed(0))
+    maps = wavelet_maps(image)
+    assert maps.shape == (1, wavelet_channels(1), GRID, GRID)
+    for size, cycles, orientation, row, column in ((0, 2, 5, 0, 0), (2, 1, 3, 5, 9), (4, 0, 0, 15, 7)):
+        down = ((np.arange(20) + 0.5) / 20 - (row + 0.5) / GRID)[:, None]
+        across = ((np.arange(32) + 0.5) / 32 - (column + 0.5) / GRID)[None]
+        sigma, angle = SIZES[size], orientation * math.pi / ORIENTATIONS
+        envelope = np.exp(-(down**2 + across**2) / (2 * sigma**2))
+        envelope /= np.linalg.norm(envelope)
+        wave = np.exp(2j * math.pi * CYCLES[cycles] / sigma * (across * math.cos(angle) + down * math.sin(angle)))
+        gabor = envelope * wave
+        gabor -= envelope * gabor.sum() / envelope.sum()
+        channel = (size * len(CYCLES) + cycles) * ORIENTATIONS + orientation
+        expected = abs((gabor * image[0, 0].numpy()).sum())
+        assert maps[0, channel, row, column] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_blank_image_has_no_energy_and_its_colour():
+    maps = wavelet_maps(torch.tensor([0.2, 0.5, 0.9])[None, :, None, None].expand(1, 3, 90, 70))
+    assert maps[:, :WAVELETS].max() < 1e-4
+    torch.testing.assert_close(maps[0, WAVELETS:, 3, 4], torch.tensor([0.2, 0.5, 0.9]))
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Maps of 200 images of noise, and 12 voxels: six that read one place each, six that read nothing."""
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.random((260, 1, 24, 24), dtype=np.float32))
+    maps = wavelet_maps(torch.nn.functional.avg_pool2d(images, 5, 1, 2)).flatten(2).numpy()
+    places = [GRID * 3 + 3, GRID * 7 + 9, GRID * 5 + 12, GRID * 11 + 4, GRID * 8 + 8, GRID * 12 + 12]
+    signal = np.stack([maps[:, 24:48, place] @ rng.random(24) for place in places], axis=1)
+    signal = (signal - signal.mean(0)) / signal.std(0)
+    fmri = np.concatenate([signal, np.zeros_like(signal)], axis=1) + rng.normal(size=(260, 12))
+    return maps, fmri.astype(np.float32), signal, [f"s{row}" for row in range(260)]
+
+
+def held_out_r(fit, cells) -> np.ndarray:
+    maps, fmri, signal, names = cells
+    weights, intercept = fit(maps[:200], fmri[:200], names[:200])
+    predicted = maps[200:].reshape(60, -1) @ weights + intercept
+    return np.array([np.corrcoef(predicted[:, voxel], signal[200:, voxel])[0, 1] for voxel in range(6)])
+
+
+def test_fields_find_the_place_that_a_voxel_reads(cells):
+    fields, wavelets, pixels = (held_out_r(fit, cells).mean() for fit in (fit_fields, fit_wavelets, fit_pixels))
+    assert fields > wavelets + 0.1 and fields > pixels + 0.3 and fields > 0.8, (fields, wavelets, pixels)
+
+
+def test_trust_goes_to_what_predicts_new_stimuli(cells):
+    maps, fmri, signal, names = cells
+    noise = np.random.default_rng(1).normal(size=(260, 40)).astype(np.float32)
+    latent, *_, fields = trust(maps, noise, fmri[:, :6], names)
+    assert latent < 0.1 and fields > 0.7
+    latent, *others = trust(maps, signal.astype(np.float32), fmri[:, :6], names)
+    assert latent > max(others)
+    of_noise = trust(maps, noise, fmri[:, 6:], names)
+    assert of_noise.sum() < 0.5  # nothing predicts them: little is trusted
+
+
+def test_shares_add_up_and_favour_the_best():
+    errors = np.array([[[10.0, 5.0]], [[12.0, 5.0]], [[30.0, 5.0]]])
+    share = shares(errors, rows=20)
+    np.testing.assert_allclose(share.sum((0, 1)), 1)
+    np.testing.assert_allclose(share[:, 0, 0], np.array([1, math.exp(-2), 0]) / (1 + math.exp(-2)))
+    np.testing.assert_allclose(share[:, 0, 1], 1 / 3)
+
+
+@pytest.fixture(scope="module")
+def small(corpus, tmp_path_factory):
+    """A model without wavelet dimensions, and what `add_wavelets` needs beside it."""
+    splits = open_corpus(corpus).splits
+    arguments = VisionFlowTrainingArguments(max_steps=6, disable_tqdm=True)
+    trained = train_on(splits, tmp_path_factory.mktemp("run") / "run", ModelArguments(wavelet_dim=0), arguments)
+    return trained.model, trained.processor, splits["train"]
+
+
+def test_a_grown_model_predicts_the_trusted_sum_and_reconstructs_as_before(small, monkeypatch):
+    model, processor, train = small
+    monkeypatch.setattr(adding, "trust", lambda *_: np.array([0.25, 0.75, 0.0, 0.0]))
+    larger = adding.add_wavelets(model, processor, train, {}, wavelet_dim=200, seed=0)
+    added = larger.config.wavelet_dim
+    assert 0 < added <= 36 and larger.config.latent_dim == model.config.latent_dim + added
+    stimuli = list(dict.fromkeys(train["stimulus_id"]))
+    batch = processor(images=images_of(train, stimuli), subject="subj02")
+    trials = responses_of(train, "subj02")
+    fmri = (trials.fmri - processor.fmri_mean["subj02"]) / processor.fmri_std["subj02"]
+    maps = wavelet_maps(batch["pixel_values"]).flatten(2).numpy()
+    weights, intercept = fit_pixels(
+        maps[[stimuli.index(one) for one in trials.stimulus_ids]], fmri, trials.stimulus_ids
+    )
+    pixels = maps.reshape(len(maps), -1) @ weights + intercept
+    plain = {name: batch[name] for name in ("pixel_values", "subject_ids")}
+    expected = 0.25 * model.predict_fmri(**plain).numpy() + 0.75 * pixels
+    np.testing.assert_allclose(larger.predict_fmri(**plain).numpy(), expected, atol=2e-4)
+
+    inputs = processor(fmri=trials.fmri[:5], subject="subj02")
+    torch.testing.assert_close(larger.reconstruct_image(**inputs), model.reconstruct_image(**inputs))
+    codes = larger.encode_image(batch["pixel_values"]).mean[:, -added:]
+    torch.testing.assert_close(codes.square().mean(0), torch.ones(added), atol=1e-2, rtol=0)
+
+
+def test_where_nothing_is_added(small, monkeypatch):
+    model, processor, train = small
+    assert adding.add_wavelets(model, processor, train, {}, wavelet_dim=0, seed=0) is model
+    few = train.select([row for row, name in enumerate(train["stimulus_id"]) if name in set(train["stimulus_id"][:5])])
+    assert adding.add_wavelets(model, processor, few, {}, wavelet_dim=8, seed=0) is model
+    monkeypatch.setattr(adding, "trust", lambda *_: np.array([1.0, 0.0, 0.0, 0.0]))
+    assert adding.add_wavelets(model, processor, train, {}, wavelet_dim=8, seed=0) is model

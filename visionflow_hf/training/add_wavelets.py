@@ -1,0 +1,139 @@
+"""The latent's wavelet dimensions, added to a trained model in closed form.
+
+    fMRI of subject s  =  t_0 W_s [z, MLP(z)]  +  t_1 pixels  +  t_2 wavelets  +  t_3 fields
+
+The last three are linear in the image's wavelet maps (see `encoding_models`). The principal components of what they
+predict for the train stimuli, over all subjects, become the wavelet dimensions of the latent: the image's by a linear
+head, the voxels' by linear maps back, the fMRI's by ridge regression like all of its latent.
+"""
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers.utils import logging
+
+from visionflow_hf.corpus.responses import images_of, responses_of
+from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.modeling.gabor_wavelets import wavelet_maps
+from visionflow_hf.ridge import fit_ridge, linear_map
+from visionflow_hf.training.encoding_models import MODELS, trust
+from visionflow_hf.training.image_latents import BATCH, image_latents
+
+logger = logging.get_logger("visionflow_hf")
+
+FEWEST_STIMULI = 6  # the least from which folds within folds can be made
+MOST_STIMULI = 4000  # of a subject; more would change little and cost memory
+
+
+@torch.no_grad()
+def add_wavelets(
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    train: Dataset,
+    features: dict[str, torch.Tensor],
+    wavelet_dim: int,
+    seed: int,
+) -> VisionFlowModel:
+    """A model with up to `wavelet_dim` more latent dimensions, whose other weights are those of `model`.
+
+    The maps from [z, MLP(z)] to voxels have to be fitted already.
+    """
+    stimuli = list(dict.fromkeys(train["stimulus_id"]))
+    if wavelet_dim == 0 or len(stimuli) < FEWEST_STIMULI:
+        return model
+    rng = np.random.default_rng(seed)
+    stimuli = [stimuli[row] for row in np.sort(rng.permutation(len(stimuli))[:MOST_STIMULI])]
+    latents = image_latents(model, processor, train, stimuli, features)
+    maps = stimulus_maps(model, processor, train, stimuli)
+    flat = maps.reshape(len(maps), -1)
+    trials = [trials_of(train, subject, stimuli, processor) for subject in processor.subjects]
+
+    trusted, linear, predicted = [], [], []
+    for subject, (fmri, rows) in zip(processor.subjects, trials, strict=True):
+        seen = [stimuli[row] for row in rows]
+        weights = trust(maps[rows], latents[rows], fmri, seen, seed)
+        logger.info(f"{subject}: trust in latent, pixels, wavelets, fields: {np.round(weights, 2).tolist()}")
+        models = [fit(maps[rows], fmri, seen) for fit in MODELS]
+        trusted.append(weights[0])
+        linear.append(sum(share * one for share, (one, _) in zip(weights[1:], models, strict=True)))
+        predicted.append(
+            flat @ linear[-1] + sum(share * one for share, (_, one) in zip(weights[1:], models, strict=True))
+        )
+
+    edges = np.cumsum([one.shape[1] for one in predicted])[:-1]
+    together = np.concatenate(predicted, axis=1)
+    level = together.mean(0)
+    scores, sizes, components = np.linalg.svd(together - level, full_matrices=False)
+    kept = min(wavelet_dim, int((sizes > 1e-6 * len(stimuli)).sum()))
+    if kept == 0:  # nothing but the latent is trusted
+        return model
+    scores = scores[:, :kept] * np.sqrt(len(stimuli))  # each of variance 1 over the stimuli
+    components = components[:kept] * (sizes[:kept, None] / np.sqrt(len(stimuli)))
+    inverse = components.T / np.square(components).sum(1)
+    head = sum(one @ part for one, part in zip(linear, np.split(inverse, edges), strict=True))
+
+    larger = grow(model, kept)
+    put(larger.wavelet_head, head, scores.mean(0) - flat.mean(0) @ head)
+    readouts, levels = np.split(components, edges, axis=1), np.split(level, edges)
+    unexplained = []
+    for index, (fmri, rows) in enumerate(trials):
+        weights, constant = both(model.latent_to_fmri.voxel_maps[index])
+        weights, constant = trusted[index] * weights, trusted[index] * constant
+        put(
+            larger.latent_to_fmri.voxel_maps[index],
+            np.concatenate([weights, readouts[index]]),
+            constant + levels[index],
+        )
+        targets = scores[rows]
+        more, more_constant = linear_map(fit_ridge(fmri, targets, [stimuli[row] for row in rows]), fmri)
+        weights, constant = both(model.fmri_to_latent.voxel_maps[index])
+        put(
+            larger.fmri_to_latent.voxel_maps[index],
+            np.concatenate([weights, more], axis=1),
+            np.concatenate([constant, more_constant]),
+        )
+        unexplained.append(np.square(fmri @ more + more_constant - targets).mean(0))
+    larger.fmri_to_latent.wavelet_logvar.copy_(torch.from_numpy(np.log(np.mean(unexplained, axis=0).clip(1e-3))))
+    return larger
+
+
+def trials_of(
+    train: Dataset, subject: str, stimuli: list[str], processor: VisionFlowProcessor
+) -> tuple[np.ndarray, list[int]]:
+    """Standardised responses of a subject to these stimuli, and the place of each one's stimulus among them."""
+    trials = responses_of(train, subject)
+    place = {stimulus: row for row, stimulus in enumerate(stimuli)}
+    kept = [row for row, stimulus in enumerate(trials.stimulus_ids) if stimulus in place]
+    fmri = (trials.fmri[kept] - processor.fmri_mean[subject]) / processor.fmri_std[subject]
+    return fmri, [place[trials.stimulus_ids[row]] for row in kept]
+
+
+def stimulus_maps(model, processor: VisionFlowProcessor, train: Dataset, stimuli: list[str]) -> np.ndarray:
+    """Wavelet maps of each stimulus, float32 array of shape (stimuli, channels, GRID * GRID)."""
+    maps = []
+    for start in range(0, len(stimuli), BATCH):
+        pixels = processor(images=images_of(train, stimuli[start : start + BATCH]))["pixel_values"]
+        maps.append(wavelet_maps(pixels.to(model.device)).flatten(2).cpu().numpy())
+    return np.concatenate(maps)
+
+
+def grow(model: VisionFlowModel, wavelet_dim: int) -> VisionFlowModel:
+    """The same model with room for more latent dimensions."""
+    config = VisionFlowConfig.from_dict(model.config.to_dict())
+    config.latent_dim, config.wavelet_dim = config.latent_dim + wavelet_dim, wavelet_dim
+    larger = VisionFlowModel(config).to(model.device, model.dtype)
+    fitting = {name: values for name, values in model.state_dict().items() if "voxel_maps" not in name}
+    fitting.pop("fmri_to_latent.wavelet_logvar")
+    larger.load_state_dict(fitting, strict=False)  # without what is put in afterwards
+    return larger.eval()
+
+
+def both(layer: torch.nn.Linear) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (inputs, outputs) and intercept (outputs,) of a layer."""
+    return layer.weight.float().cpu().numpy().T, layer.bias.float().cpu().numpy()
+
+
+def put(layer: torch.nn.Linear, weights: np.ndarray, intercept: np.ndarray) -> None:
+    """`both` into a layer."""
+    layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(weights.T)))
+    layer.bias.copy_(torch.from_numpy(np.ascontiguousarray(intercept)))
