@@ -8,8 +8,8 @@ solved by himalaya (Dupre la Tour et al. 2022), in its kernel form where feature
 from collections.abc import Sequence
 
 import numpy as np
-from himalaya.kernel_ridge import KernelRidgeCV
-from himalaya.ridge import RidgeCV
+from himalaya.kernel_ridge import KernelRidge, KernelRidgeCV
+from himalaya.ridge import Ridge, RidgeCV
 
 from visionflow_hf.corpus.splits import stimulus_folds
 
@@ -37,6 +37,23 @@ def fit_ridge(
         cv=folds,
         solver_params={"local_alpha": False} if wide else {"local_alpha": False, "warn": False},
     ).fit(features, targets)
+
+
+def out_of_fold(
+    model: RidgeCV | KernelRidgeCV,
+    features: np.ndarray,
+    targets: np.ndarray,
+    stimulus_ids: Sequence[str],
+    seed: int = 0,
+) -> np.ndarray:
+    """What ridges with the penalty of `model` predict of the stimuli that they were fitted without, as `targets`."""
+    penalty = float(np.max(model.best_alphas_))
+    predicted = np.empty_like(targets)
+    for train, test in stimulus_folds(stimulus_ids, min(FOLDS, len(set(stimulus_ids))), seed):
+        wide = features.shape[1] > len(train)
+        estimator = KernelRidge(alpha=penalty, fit_intercept=True) if wide else Ridge(alpha=penalty, fit_intercept=True)
+        predicted[test] = estimator.fit(features[train], targets[train]).predict(features[test])
+    return predicted
 
 
 def linear_map(model: RidgeCV | KernelRidgeCV, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

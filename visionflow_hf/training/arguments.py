@@ -34,7 +34,7 @@ class ModelArguments:
     )
     latent_dim: int | None = field(default=None, metadata={"help": "Learned dimensions of the shared latent Gaussian."})
     wavelet_dim: int = field(
-        default=128, metadata={"help": "Further dimensions, linear in the image's Gabor-wavelet energies; 0 for none."}
+        default=256, metadata={"help": "Further dimensions, linear in the image's Gabor-wavelet energies; 0 for none."}
     )
     bridge_hidden_size: int | None = field(
         default=None, metadata={"help": "Width of the MLPs between latent and fMRI."}

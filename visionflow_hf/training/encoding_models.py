@@ -22,7 +22,6 @@ from visionflow_hf.ridge import FOLDS, fit_ridge, linear_map
 Linear = tuple[np.ndarray, np.ndarray]  # weights (features, voxels) and intercept (voxels,)
 
 FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
-FINE = 0.09  # wavelets smaller than this are tried at every place, larger ones at every second
 PENALTIES = (0.03, 0.3, 3.0, 30.0)  # times the mean variance of a feature and the number of rows
 LEAST_LIKELIHOOD = 0.02  # of a candidate, against the best
 LEAST_VARIANCE = 1e-6  # of a feature; what varies less is the blank border of the images
@@ -97,11 +96,9 @@ def fields(channels: int) -> Iterator[tuple[slice, np.ndarray]]:
     for row, column in itertools.product(range(1, GRID - 1), repeat=2):
         one = np.zeros((GRID, GRID), dtype=np.float32)
         one[row, column] = 1
-        coarse = row % 2 == 1 and column % 2 == 1
-        for number, size in enumerate(SIZES):
-            if coarse or size < FINE:
-                yield slice(number * of_size, (number + 1) * of_size), one.ravel()
-        for sigma in FIELDS if coarse else ():
+        for number in range(len(SIZES)):
+            yield slice(number * of_size, (number + 1) * of_size), one.ravel()
+        for sigma in FIELDS if row % 2 and column % 2 else ():
             down, across = (np.exp(-((place - place[at]) ** 2) / (2 * sigma**2)) for at in (row, column))
             many = np.outer(down, across).astype(np.float32)
             many[many < 1e-3] = 0

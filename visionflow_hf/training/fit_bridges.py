@@ -15,6 +15,7 @@ from visionflow_hf.corpus.responses import responses_of
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.ridge import fit_ridge, linear_map
 from visionflow_hf.training.image_latents import image_latents
+from visionflow_hf.training.voxel_weights import voxel_weights
 
 
 @torch.no_grad()
@@ -30,10 +31,12 @@ def fit_bridges(
         trials = responses_of(train, subject)
         rows = [position[stimulus] for stimulus in trials.stimulus_ids]
         fmri = (trials.fmri - processor.fmri_mean[subject]) / processor.fmri_std[subject]
-        for layer, inputs, targets in (
-            (model.fmri_to_latent.voxel_maps[index], fmri, latents.numpy()[rows]),
-            (model.latent_to_fmri.voxel_maps[index], read[rows], fmri),
+        known = latents.numpy()[rows]
+        weights = voxel_weights(fmri, known, trials.stimulus_ids)
+        for layer, inputs, targets, scale in (
+            (model.fmri_to_latent.voxel_maps[index], fmri * weights, known, weights),
+            (model.latent_to_fmri.voxel_maps[index], read[rows], fmri, np.ones(read.shape[1], dtype=np.float32)),
         ):
-            weights, intercept = linear_map(fit_ridge(inputs, targets, trials.stimulus_ids), inputs)
-            layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(weights.T)))
+            linear, intercept = linear_map(fit_ridge(inputs, targets, trials.stimulus_ids), inputs)
+            layer.weight.copy_(torch.from_numpy(np.ascontiguousarray((linear * scale[:, None]).T)))
             layer.bias.copy_(torch.from_numpy(intercept))
