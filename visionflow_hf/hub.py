@@ -47,6 +47,7 @@ def make_card(model_id: str, config: VisionFlowConfig, training: dict) -> ModelC
         image_size=config.image_size,
         num_channels=config.num_channels,
         latent_dim=config.latent_dim,
+        wavelet_dim=config.wavelet_dim,
         **training,
     )
 
