@@ -8,7 +8,6 @@ The last is the Gabor wavelet pyramid of Kay et al. 2008 with the receptive fiel
 mean in the place of a choice.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -26,6 +25,7 @@ PENALTIES = (0.03, 0.3, 3.0, 30.0)  # times the mean variance of a feature and t
 LEAST_LIKELIHOOD = 0.02  # of a candidate, against the best
 LEAST_VARIANCE = 1e-6  # of a feature; what varies less is the blank border of the images
 BLOCK = 2000  # voxels at a time, which bounds the memory
+WORKING_SET = 10_000_000  # responses that as many fields as are worked on at once predict together
 ASKED = 50_000  # held-out responses that tell how far the models are to be trusted, about
 
 
@@ -58,28 +58,27 @@ def fit_fields(maps: np.ndarray, fmri: np.ndarray, stimulus_ids: Sequence[str]) 
     weights = np.zeros((maps.shape[1], maps.shape[2], fmri.shape[1]), dtype=np.float32)
     intercept = np.zeros(fmri.shape[1], dtype=np.float32)
     folds = list(stimulus_folds(stimulus_ids, min(FOLDS, len(set(stimulus_ids))), seed=0))
-    candidates = list(fields(maps.shape[1]))
-    at_place = np.ascontiguousarray(maps.transpose(2, 0, 1))
+    families = list(fields(maps.shape[1]))
     for start in range(0, fmri.shape[1], BLOCK):
-        voxels = np.arange(start, min(start + BLOCK, fmri.shape[1]))
+        voxels = slice(start, start + BLOCK)
         responses = fmri[:, voxels]
-        errors = np.empty((len(candidates), len(PENALTIES), len(voxels)), dtype=np.float32)
-        for at, candidate in enumerate(tqdm(candidates, desc="receptive fields", unit="field", leave=False)):
-            errors[at] = held_out_errors(read_field(at_place, *candidate), responses, folds)
-        share = shares(errors, len(fmri))
-        for at, (group, place) in enumerate(candidates):
-            counts = np.flatnonzero(share[at].any(0))
-            if len(counts) == 0:
+        chunk = max(1, WORKING_SET // responses.size)
+        parts = [(group, places[at : at + chunk]) for group, places in families for at in range(0, len(places), chunk)]
+        errors = [
+            held_out_errors(read_fields(maps, *part), responses, folds)
+            for part in tqdm(parts, desc="receptive fields", unit="chunk", leave=False, disable=len(parts) < 20)
+        ]
+        share = shares(np.concatenate(errors), len(fmri))
+        for (group, places), part in zip(
+            parts, np.split(share, np.cumsum([len(one) for one in errors])[:-1]), strict=True
+        ):
+            if not part.any():
                 continue
             averaged = 0
-            solutions = solve(read_field(at_place, group, place), responses[:, counts])
-            for one, (linear, constant) in zip(share[at][:, counts], solutions, strict=True):
-                averaged = averaged + one * linear
-                intercept[voxels[counts]] += one * constant
-            used = np.flatnonzero(place)
-            spread = np.einsum("p,cv->cpv", place[used], averaged)
-            channels = np.arange(maps.shape[1])[group]
-            weights[np.ix_(channels, used, voxels[counts])] += spread
+            for penalty, (linear, constant) in enumerate(solve(read_fields(maps, group, places), responses)):
+                averaged = averaged + part[:, penalty, None] * linear
+                intercept[voxels] += (part[:, penalty] * constant).sum(0)
+            weights[group, :, voxels] += np.einsum("kp,kcv->cpv", places, averaged, optimize=True)
     return weights.reshape(-1, fmri.shape[1]), intercept
 
 
@@ -87,49 +86,55 @@ MODELS: tuple[Callable[[np.ndarray, np.ndarray, Sequence[str]], Linear], ...] = 
 
 
 def fields(channels: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Candidates: the channels that a voxel may read, and the weights of the grid's places, `(GRID * GRID,)`.
+    """Families of candidates: the channels that they read, and each one's weights of the places, `(fields, places)`.
 
-    A single place with the wavelets of one size, or a Gaussian of places with all channels.
+    Single places with the wavelets of one size, and Gaussians of places with all channels.
     """
     of_size = len(CYCLES) * ORIENTATIONS
+    inner = np.arange(1, GRID - 1)
+    single = np.eye(GRID**2, dtype=np.float32).reshape(GRID, GRID, -1)[np.ix_(inner, inner)].reshape(-1, GRID**2)
+    for number in range(len(SIZES)):
+        yield slice(number * of_size, (number + 1) * of_size), single
     place = (np.arange(GRID) + 0.5) / GRID
-    for row, column in itertools.product(range(1, GRID - 1), repeat=2):
-        one = np.zeros((GRID, GRID), dtype=np.float32)
-        one[row, column] = 1
-        for number in range(len(SIZES)):
-            yield slice(number * of_size, (number + 1) * of_size), one.ravel()
-        for sigma in FIELDS if row % 2 and column % 2 else ():
-            down, across = (np.exp(-((place - place[at]) ** 2) / (2 * sigma**2)) for at in (row, column))
-            many = np.outer(down, across).astype(np.float32)
-            many[many < 1e-3] = 0
-            yield slice(0, channels), (many / many.sum()).ravel()
+    for sigma in FIELDS:
+        near = np.exp(-((place - place[inner[::2], None]) ** 2) / (2 * sigma**2))
+        near /= near.sum(1, keepdims=True)
+        yield slice(0, channels), np.einsum("ap,bq->abpq", near, near).reshape(-1, GRID**2).astype(np.float32)
 
 
-def read_field(at_place: np.ndarray, group: slice, place: np.ndarray) -> np.ndarray:
-    """What one field holds of each channel in `group`, `(rows, channels)`; from `(GRID * GRID, rows, channels)`."""
-    used = np.flatnonzero(place)
-    return np.tensordot(place[used], at_place[used, :, group], axes=1)
+def read_fields(maps: np.ndarray, group: slice, places: np.ndarray) -> np.ndarray:
+    """What each field holds of the channels in `group`, `(fields, rows, channels)`."""
+    used = np.flatnonzero(places.any(0))
+    return np.einsum("ncp,kp->knc", maps[:, group][:, :, used], places[:, used], optimize=True)
 
 
 def held_out_errors(features: np.ndarray, fmri: np.ndarray, folds) -> np.ndarray:
-    """Summed squared errors `(penalties, voxels)`, each row predicted by ridges that were fitted without its fold."""
-    errors = np.zeros((len(PENALTIES), fmri.shape[1]), dtype=np.float32)
+    """Summed squared errors `(fields, penalties, voxels)` of ridges that were fitted without the row's fold.
+
+    Args:
+        features: float32 array of shape (fields, rows, channels).
+    """
+    errors = np.zeros((len(features), len(PENALTIES), fmri.shape[1]), dtype=np.float32)
     for train, test in folds:
-        for at, (linear, constant) in enumerate(solve(features[train], fmri[train])):
-            errors[at] += np.square(features[test] @ linear + constant - fmri[test]).sum(0)
+        for at, (linear, constant) in enumerate(solve(features[:, train], fmri[train])):
+            errors[:, at] += np.square(features[:, test] @ linear + constant[:, None] - fmri[test]).sum(1)
     return errors
 
 
 def solve(features: np.ndarray, targets: np.ndarray) -> Iterator[Linear]:
-    """Ridge weights (features, targets) and intercept (targets,) for each of PENALTIES."""
-    mean, level = features.mean(0), targets.mean(0)
-    centred = features - mean
-    scale = max(float(centred.var(0).mean()), LEAST_VARIANCE)
-    values, vectors = np.linalg.eigh(centred.T @ centred)
-    along = vectors.T @ (centred.T @ targets)
+    """Ridge weights (fields, channels, targets) and intercepts (fields, targets) for each of PENALTIES."""
+    mean, level = features.mean(1), targets.mean(0)
+    centred = features - mean[:, None]
+    turned = centred.transpose(0, 2, 1)
+    scale = centred.var(1).mean(1).clip(min=LEAST_VARIANCE)[:, None]
+    wide = features.shape[2] > features.shape[1]  # then the rows' own products are the smaller matrix
+    values, vectors = np.linalg.eigh(centred @ turned if wide else turned @ centred)
+    along = vectors.transpose(0, 2, 1) @ (targets - level if wide else turned @ targets)
+    back = turned @ vectors if wide else vectors
     for penalty in PENALTIES:
-        linear = vectors @ (along / (values.clip(min=0) + np.float32(penalty * scale * len(features)))[:, None])
-        yield linear, level - mean @ linear
+        shrunk = values.clip(min=0) + np.float32(penalty * features.shape[1]) * scale
+        linear = back @ (along / shrunk[:, :, None])
+        yield linear, level - np.einsum("kc,kcv->kv", mean, linear)
 
 
 def shares(errors: np.ndarray, rows: int) -> np.ndarray:
