@@ -66,7 +66,7 @@ def fit_fields(maps: np.ndarray, fmri: np.ndarray, stimulus_ids: Sequence[str]) 
         parts = [(group, places[at : at + chunk]) for group, places in families for at in range(0, len(places), chunk)]
         errors = [
             held_out_errors(read_fields(maps, *part), responses, folds)
-            for part in tqdm(parts, desc="receptive fields", unit="chunk", leave=False, disable=len(parts) < 20)
+            for part in tqdm(parts, desc="receptive fields", unit="chunk", leave=False, disable=None)
         ]
         share = shares(np.concatenate(errors), len(fmri))
         for (group, places), part in zip(
