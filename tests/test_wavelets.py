@@ -131,5 +131,17 @@ def test_where_nothing_is_added(small, monkeypatch):
     assert adding.add_wavelets(model, processor, train, {}, wavelet_dim=0, seed=0) is model
     few = train.select([row for row, name in enumerate(train["stimulus_id"]) if name in set(train["stimulus_id"][:5])])
     assert adding.add_wavelets(model, processor, few, {}, wavelet_dim=8, seed=0) is model
-    monkeypatch.setattr(adding, "trust", lambda *_: np.array([1.0, 0.0, 0.0, 0.0]))
-    assert adding.add_wavelets(model, processor, train, {}, wavelet_dim=8, seed=0) is model
+    for nothing in ([1.0, 0.0, 0.0, 0.0], [0.0] * 4):
+        monkeypatch.setattr(adding, "trust", lambda *_, weights=nothing: np.array(weights))
+        assert adding.add_wavelets(model, processor, train, {}, wavelet_dim=8, seed=0) is model
+
+
+def test_where_one_subject_is_trusted_and_another_is_not(small, monkeypatch):
+    model, processor, train = small
+    weights = iter([np.array([0.0, 0.0, 1.0, 0.0]), np.zeros(4)])
+    monkeypatch.setattr(adding, "trust", lambda *_: next(weights))
+    larger = adding.add_wavelets(model, processor, train, {}, wavelet_dim=200, seed=0)
+    pixels = processor(images=images_of(train, train["stimulus_id"][:5]))["pixel_values"]
+    for subject, equal in ((0, False), (1, True)):
+        before, after = (one.predict_fmri(pixels, torch.full((5,), subject)) for one in (model, larger))
+        assert torch.allclose(before, after, atol=1e-4) == equal

@@ -7,6 +7,8 @@ predict for the train stimuli, over all subjects, become the wavelet dimensions 
 head, the voxels' by linear maps back, the fMRI's by ridge regression like all of its latent.
 """
 
+import itertools
+
 import numpy as np
 import torch
 from datasets import Dataset
@@ -22,7 +24,7 @@ from visionflow_hf.training.image_latents import BATCH, image_latents
 logger = logging.get_logger("visionflow_hf")
 
 FEWEST_STIMULI = 6  # the least from which folds within folds can be made
-MOST_STIMULI = 4000  # of a subject; more would change little and cost memory
+MOST_STIMULI = 8000  # shared out among the subjects; the maps of so many take 1 GB
 
 
 @torch.no_grad()
@@ -38,20 +40,23 @@ def add_wavelets(
 
     The maps from [z, MLP(z)] to voxels have to be fitted already.
     """
-    stimuli = list(dict.fromkeys(train["stimulus_id"]))
-    if wavelet_dim == 0 or len(stimuli) < FEWEST_STIMULI:
+    most = MOST_STIMULI // len(processor.subjects)
+    seen_by = [drawn(train, subject, most, seed) for subject in processor.subjects]
+    if wavelet_dim == 0 or min(map(len, seen_by)) < FEWEST_STIMULI:
         return model
-    rng = np.random.default_rng(seed)
-    stimuli = [stimuli[row] for row in np.sort(rng.permutation(len(stimuli))[:MOST_STIMULI])]
+    stimuli = list(dict.fromkeys(itertools.chain(*seen_by)))
     latents = image_latents(model, processor, train, stimuli, features)
     maps = stimulus_maps(model, processor, train, stimuli)
     flat = maps.reshape(len(maps), -1)
-    trials = [trials_of(train, subject, stimuli, processor) for subject in processor.subjects]
+    place = {stimulus: row for row, stimulus in enumerate(stimuli)}
+    trials = [trials_of(train, subject, place, processor) for subject in processor.subjects]
 
     trusted, linear, predicted = [], [], []
     for subject, (fmri, rows) in zip(processor.subjects, trials, strict=True):
         seen = [stimuli[row] for row in rows]
         weights = trust(maps[rows], latents[rows], fmri, seen, seed)
+        if not weights.any():  # nothing predicts new stimuli: what the latent reads stays
+            weights[0] = 1
         logger.info(f"{subject}: trust in latent, pixels, wavelets, fields: {np.round(weights, 2).tolist()}")
         models = [fit(maps[rows], fmri, seen) for fit in MODELS]
         trusted.append(weights[0])
@@ -97,12 +102,19 @@ def add_wavelets(
     return larger
 
 
+def drawn(train: Dataset, subject: str, most: int, seed: int) -> list[str]:
+    """The subject's stimuli, `most` of them by chance where there are more."""
+    rows = np.flatnonzero(np.asarray(train["subject"]) == subject)
+    distinct = list(dict.fromkeys(train.select_columns("stimulus_id").select(rows)["stimulus_id"]))
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(distinct))[:most])
+    return [distinct[row] for row in chosen]
+
+
 def trials_of(
-    train: Dataset, subject: str, stimuli: list[str], processor: VisionFlowProcessor
+    train: Dataset, subject: str, place: dict[str, int], processor: VisionFlowProcessor
 ) -> tuple[np.ndarray, list[int]]:
-    """Standardised responses of a subject to these stimuli, and the place of each one's stimulus among them."""
+    """Standardised responses of a subject to the stimuli that have a place, and that place for each."""
     trials = responses_of(train, subject)
-    place = {stimulus: row for row, stimulus in enumerate(stimuli)}
     kept = [row for row, stimulus in enumerate(trials.stimulus_ids) if stimulus in place]
     fmri = (trials.fmri[kept] - processor.fmri_mean[subject]) / processor.fmri_std[subject]
     return fmri, [place[trials.stimulus_ids[row]] for row in kept]
