@@ -23,7 +23,7 @@ class FmriToLatent(nn.Module):
         self.norm = nn.LayerNorm(config.learned_dim)
         self.hidden = nn.Linear(config.learned_dim, config.bridge_hidden_size)
         self.head = nn.Linear(config.bridge_hidden_size, 2 * config.learned_dim)
-        self.wavelet_logvar = nn.Parameter(torch.zeros(config.wavelet_dim))
+        self.wavelet_logvar = nn.Parameter(torch.zeros(config.wavelet_dim)) if config.wavelet_dim else None
         self.voxel_dropout = nn.Dropout(config.voxel_dropout)
         self.dropout = nn.Dropout(config.bridge_dropout)
 
@@ -46,11 +46,11 @@ class FmriToLatent(nn.Module):
             voxel_map = self.voxel_maps[subject]
             mapped = voxel_map(self.voxel_dropout(fmri[rows, : voxel_map.in_features]))
             linear[rows] = mapped.to(linear.dtype)  # autocast computes in its own
-        learned, wavelets = linear.split([self.hidden.in_features, len(self.wavelet_logvar)], dim=-1)
+        learned, wavelets = linear.tensor_split([self.hidden.in_features], dim=-1)
         hidden = self.dropout(nn.functional.gelu(self.hidden(self.norm(learned))))
         mean, logvar = self.head(hidden).chunk(2, dim=-1)
         posterior = LatentGaussian.from_head(torch.cat([learned + mean, logvar], dim=-1))
-        return posterior.beside(wavelets, self.wavelet_logvar)
+        return posterior if self.wavelet_logvar is None else posterior.beside(wavelets, self.wavelet_logvar)
 
 
 class LatentToFmri(nn.Module):

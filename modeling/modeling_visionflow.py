@@ -121,7 +121,8 @@ class VisionFlowModel(PreTrainedModel):
         elif isinstance(module, FmriToLatent):
             init.normal_(module.hidden.weight, std=1 / math.sqrt(self.config.learned_dim))
             init.zeros_(module.head.weight)
-            init.zeros_(module.wavelet_logvar)
+            if module.wavelet_logvar is not None:
+                init.zeros_(module.wavelet_logvar)
         elif isinstance(module, LatentToFmri):
             init.normal_(module.hidden.weight, std=1 / math.sqrt(self.config.learned_dim))
             for voxel_map in module.voxel_maps:

@@ -2,6 +2,7 @@
 """VisionFlowProcessor: images and raw fMRI of named subjects in, tensors for the model out."""
 
 import base64
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,7 +69,9 @@ class VisionFlowProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors is {return_tensors!r}: only 'pt' is supported")
         if images is None and fmri is None:
             raise ValueError("neither images nor fmri was given: give one or both")
-        if fmri is not None and not isinstance(fmri, (list, tuple)) and np.ndim(fmri) not in (1, 2):
+        if isinstance(fmri, Sequence):  # a column of `datasets` is one as well
+            fmri = list(fmri)
+        if fmri is not None and not isinstance(fmri, list) and np.ndim(fmri) not in (1, 2):
             raise ValueError(f"fmri has shape {np.shape(fmri)}: (voxels,) or (batch, voxels) is expected")
         if images is not None and not _is_batch_of_images(images):
             images = [images]
@@ -141,7 +144,7 @@ class VisionFlowProcessor(ProcessorMixin):
 
 
 def _is_batch_of_images(images) -> bool:
-    if isinstance(images, (list, tuple)):
+    if isinstance(images, Sequence):  # a column of `datasets` is one as well
         return True
     return isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
 

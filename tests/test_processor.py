@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 
 from visionflow_hf import VisionFlowProcessor
@@ -48,6 +49,15 @@ def test_images_of_every_kind_become_the_same_pixels(processor):
         Image.fromarray(array).convert("RGBA"),
     ):
         torch.testing.assert_close(processor(images=image)["pixel_values"], expected)
+
+
+def test_columns_of_datasets_are_batches(processor):
+    images = [Image.new("L", (16, 16), value) for value in (10, 200)]
+    rows = Dataset.from_dict({"image": images, "fmri": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]})
+    ours = processor(images=rows["image"], fmri=rows["fmri"], subject="ann")
+    plain = processor(images=images, fmri=[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], subject="ann")
+    for name in plain:
+        torch.testing.assert_close(ours[name], plain[name])
 
 
 def test_images_are_resized_and_converted(processor):
