@@ -23,6 +23,7 @@ FIGURES = (
     ("decoding", "two_way"),
     ("decoding", "mse"),
     ("encoding", "voxel_r_mean"),
+    ("encoding", "ceiling_normalised"),
 )
 
 
@@ -57,6 +58,8 @@ def main() -> None:
             reports.append(json.loads((report / "metrics.json").read_text()))
         for direction, figure in FIGURES:
             values = [report[direction]["model"][figure] for report in reports]
+            if None in values:  # no repeats, no ceiling
+                continue
             baselines = [reports[0][direction].get(method, {}).get(figure) for method in ("ridge", "mean_image")]
             cells = ["-" if value is None else f"{value:.3f}" for value in baselines]
             spread = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
