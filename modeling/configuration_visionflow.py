@@ -80,8 +80,8 @@ class VisionFlowConfig(PreTrainedConfig):
     autoencoder_config: dict | None = None
     decoder_channels: int = 16
     decoder_max_channels: int = 256
-    image_weight: float = 1.0
-    kl_weight: float = 0.01
+    image_weight: float = 0.3
+    kl_weight: float = 0.03
     alignment_weight: float = 0.1
     fmri_weight: float = 1.0
     initializer_range: float = 0.02

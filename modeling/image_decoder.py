@@ -11,9 +11,12 @@ SMALLEST_GRID = 7  # 224 px is 7 doubled five times
 
 
 class ConvTransposeDecoder(nn.Module):
-    """Latent to image: a linear map to a grid of at most 7 x 7 cells, which is doubled until it covers the image."""
+    """Latent to image: a linear map to a grid of at most 7 x 7 cells, which is doubled until it covers the image.
 
-    def __init__(self, config, image_size: list[int], num_channels: int):
+    `last` follows the stack: a Sigmoid where it ends at pixels.
+    """
+
+    def __init__(self, config, image_size: list[int], num_channels: int, last: nn.Module | None = None):
         super().__init__()
         self.image_size = image_size
         doublings = max(0, math.ceil(math.log2(max(image_size) / SMALLEST_GRID)))
@@ -31,11 +34,11 @@ class ConvTransposeDecoder(nn.Module):
                 nn.ConvTranspose2d(width, next_width, kernel_size=4, stride=2, padding=1),
             ]
         layers += [nn.GroupNorm(math.gcd(8, widths[-1]), widths[-1]), nn.GELU()]
-        layers += [nn.ConvTranspose2d(widths[-1], num_channels, kernel_size=3, padding=1)]
+        layers += [nn.ConvTranspose2d(widths[-1], num_channels, kernel_size=3, padding=1), last or nn.Identity()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        """`(batch, latent_dim)` to `(batch, num_channels, height, width)` on a 0..1 scale, not clamped to it."""
+        """`(batch, latent_dim)` to `(batch, num_channels, height, width)`, in the range of the last layer."""
         seed = self.seed(latent[:, : self.seed.in_features])
         return crop(self.layers(seed.unflatten(1, (-1, *self.grid))), self.image_size)
 
@@ -69,9 +72,9 @@ class AutoencoderKLDecoder(nn.Module):
         self.from_autoencoder.requires_grad_(False)
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        """`(batch, latent_dim)` to `(batch, num_channels, height, width)` on a 0..1 scale, not clamped to it."""
+        """`(batch, latent_dim)` to `(batch, num_channels, height, width)` on a 0..1 scale."""
         image = self.from_autoencoder(self.to_autoencoder(latent) / self.scale + self.shift)
-        image = crop((image + 1) / 2, self.image_size)
+        image = crop(((image + 1) / 2).clamp(0, 1), self.image_size)
         return image.mean(1, keepdim=True) if self.grey else image
 
 

@@ -5,16 +5,29 @@ import torch
 
 from .latent_gaussian import LatentGaussian
 
+HALF_LEVEL = 1 / 512
+
 
 def image_loss(reconstructions: list[tuple[torch.Tensor, torch.Tensor]], pixel_values: torch.Tensor) -> torch.Tensor:
-    """mean (reconstruction - pixel)^2 over pixels, rows and reconstructions.
+    """mean x log(x / p) + (1 - x) log((1 - x) / (1 - p)) over pixels, rows and reconstructions.
+
+    x is the pixel and p its reconstruction, both on a 0..1 scale: the Bernoulli log-likelihood of a VAE, from which the
+    pixel's own entropy is taken so that a perfect image has loss 0. Beside a squared error it keeps black black and
+    white white. p is held half a grey level off 0 and 1.
+
+    Source: Kingma & Welling 2014, Auto-Encoding Variational Bayes, appendix C.1.
 
     Args:
         reconstructions: pairs of images `(batch, channels, height, width)` and the rows `(batch,)`, bool, that count.
         pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`)
     """
-    errors = [(image - pixel_values).square().flatten(1).mean(1) for image, _ in reconstructions]
-    return row_mean(torch.cat(errors), torch.cat([rows for _, rows in reconstructions]))
+    x = pixel_values.float().clamp(0, 1)
+    at_best = torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)
+    divergences = []
+    for image, _ in reconstructions:
+        p = HALF_LEVEL + (1 - 2 * HALF_LEVEL) * image.float()
+        divergences.append((at_best - x * p.log() - (1 - x) * (1 - p).log()).flatten(1).mean(1))
+    return row_mean(torch.cat(divergences), torch.cat([rows for _, rows in reconstructions]))
 
 
 def kl_loss(posterior: LatentGaussian, rows: torch.Tensor) -> torch.Tensor:

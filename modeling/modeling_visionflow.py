@@ -33,8 +33,8 @@ class VisionFlowOutput(ModelOutput):
             image_weight * loss_image + kl_weight * loss_kl + alignment_weight * loss_alignment
             + fmri_weight * loss_fmri.
         loss_image (`torch.Tensor` of shape `()`):
-            Mean squared error per pixel of the image decoded from the image's own latent and, for paired rows, from
-            the latent of its fMRI.
+            Bernoulli divergence per pixel of the image decoded from the image's own latent and, for paired rows, from
+            the latent of its fMRI (see `losses.image_loss`).
         loss_kl (`torch.Tensor` of shape `()`):
             KL(q || N(0, 1)) per latent dimension, q being the posterior given the image (given fMRI without one).
         loss_alignment (`torch.Tensor` of shape `()`):
@@ -43,7 +43,7 @@ class VisionFlowOutput(ModelOutput):
             Mean squared error per voxel, in standard deviations of train, of the fMRI read from the image's latent
             (from its own without an image).
         reconstruction (`torch.Tensor` of shape `(batch, num_channels, height, width)`):
-            Image decoded from the fMRI, from the image itself in rows without fMRI; on a 0..1 scale, not clamped.
+            Image decoded from the fMRI, from the image itself in rows without fMRI; on a 0..1 scale.
         fmri (`torch.Tensor` of shape `(batch, max_voxels)`):
             Response predicted from the image, from the fMRI itself in rows without image; standardised on train.
         image_latent_mean, image_latent_logvar (`torch.Tensor` of shape `(batch, latent_dim)`):
@@ -102,7 +102,7 @@ class VisionFlowModel(PreTrainedModel):
         if config.decoder_type == "autoencoder_kl":
             self.image_decoder = AutoencoderKLDecoder(config)
         else:
-            self.image_decoder = ConvTransposeDecoder(config, config.image_size, config.num_channels)
+            self.image_decoder = ConvTransposeDecoder(config, config.image_size, config.num_channels, nn.Sigmoid())
         self.fmri_to_latent = FmriToLatent(config)
         self.latent_to_fmri = LatentToFmri(config)
         self.post_init()
@@ -283,9 +283,9 @@ class VisionFlowModel(PreTrainedModel):
             The others as in `forward`.
 
         Returns:
-            `(batch, num_channels, height, width)`, clamped to 0..1.
+            `(batch, num_channels, height, width)` on a 0..1 scale.
         """
-        return self.image_decoder(self.encode_fmri(fmri, subject_ids).sample(noise)).clamp(0, 1)
+        return self.image_decoder(self.encode_fmri(fmri, subject_ids).sample(noise))
 
     def pipeline(self, task: str, processor):
         """`image-to-fmri` or `fmri-to-image` with this model, as `transformers.pipeline` makes it from a folder's name.

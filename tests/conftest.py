@@ -32,9 +32,10 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(corpus, tmp_path_factory) -> Path:
-    """A model folder from 20 steps on `corpus`."""
+    """A model folder from 20 steps on `corpus`, with validation on a tenth of its stimuli."""
     path = tmp_path_factory.mktemp("run") / "model"
-    assert main(["train", str(corpus), str(path), "--max_steps", "20", "--disable_tqdm", "true"]) == 0
+    flags = ["--max_steps", "20", "--disable_tqdm", "true", "--validation_fraction", "0.1"]
+    assert main(["train", str(corpus), str(path), *flags]) == 0
     return path
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from loopback_hub import LoopbackHub, environment
+from stranger import STRANGER
 
 from visionflow_hf.hub import load_model
 
@@ -15,20 +16,6 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (4, 16, 16), dtype=np.uint8)
 FMRI = RNG.normal(size=(4, 30)).astype(np.float32)
 CODE = sorted(path.name for path in (ROOT / "modeling").glob("*.py") if path.name != "__init__.py")
-
-BLOCK = """
-import sys
-from importlib.abc import MetaPathFinder
-
-class Blocker(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("visionflow_hf", "modeling"):
-            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
-
-sys.meta_path.insert(0, Blocker())
-import numpy as np
-import torch
-"""
 
 # What a stranger does with a name on the Hub: everything by name, everything from the Hub's own code.
 PULL = """
@@ -100,7 +87,7 @@ def data(tmp_path):
 
 
 def stranger(script: str, *words, env: dict, cwd) -> None:
-    command = [sys.executable, "-I", "-c", BLOCK + script, *map(str, words)]
+    command = [sys.executable, "-I", "-c", STRANGER + script, *map(str, words)]
     result = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
 

@@ -7,22 +7,12 @@ import sys
 import numpy as np
 import torch
 from conftest import ROOT
+from stranger import STRANGER
 
 from visionflow_hf.hub import load_model
 
-# Runs in the stranger's process. -I leaves the current folder and PYTHONPATH out; the blocker hides what is installed.
-STRANGER = """
-import sys
-from importlib.abc import MetaPathFinder
-
-class Blocker(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("visionflow_hf", "modeling"):
-            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
-
-sys.meta_path.insert(0, Blocker())
-import numpy as np
-import torch
+# Runs in the stranger's process, where -I leaves the current folder and PYTHONPATH out.
+SCRIPT = """
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 folder, data, output = sys.argv[1:]
@@ -53,7 +43,7 @@ def test_a_model_folder_needs_nothing_of_ours(run, tmp_path):
     fmri = rng.normal(size=(3, 30)).astype(np.float32)
     np.savez(tmp_path / "data.npz", images=images, fmri=fmri)
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-I", "-c", STRANGER, run, tmp_path / "data.npz", tmp_path / "out.npz"]
+    command = [sys.executable, "-I", "-c", STRANGER + SCRIPT, run, tmp_path / "data.npz", tmp_path / "out.npz"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     model, processor = load_model(run)

@@ -18,10 +18,11 @@ from visionflow_hf.training.arguments import ModelArguments
 from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
 
 SHORT = ["--max_steps", "20", "--disable_tqdm", "true"]
+VALIDATED = ["--validation_fraction", "0.1"]  # as `run` is
 
 
 def train(corpus, run, *flags) -> int:
-    return main(["train", str(corpus), str(run), *SHORT, *map(str, flags)])
+    return main(["train", str(corpus), str(run), *SHORT, *VALIDATED, *map(str, flags)])
 
 
 def weights(run):
@@ -221,8 +222,8 @@ def test_the_corpus_s_own_validation_split_is_used(colour_corpus, tmp_path):
     assert sum("eval_loss" in entry for entry in log(tmp_path / "run")) == 10
 
 
-def test_without_validation_the_last_step_is_kept(corpus, tmp_path):
-    assert train(corpus, tmp_path / "run", "--validation_fraction", 0) == 0
+def test_few_stimuli_are_all_trained_on_and_the_last_step_is_kept(corpus, tmp_path):
+    assert main(["train", str(corpus), str(tmp_path / "run"), *SHORT]) == 0
     assert not any("eval_loss" in entry for entry in log(tmp_path / "run"))
 
 

@@ -135,7 +135,7 @@ def grow(model: VisionFlowModel, wavelet_dim: int) -> VisionFlowModel:
     config.latent_dim, config.wavelet_dim = config.latent_dim + wavelet_dim, wavelet_dim
     larger = VisionFlowModel(config).to(model.device, model.dtype)
     fitting = {name: values for name, values in model.state_dict().items() if "voxel_maps" not in name}
-    larger.load_state_dict(fitting, strict=False)  # without what is put in afterwards
+    larger.load_state_dict(larger.state_dict() | fitting)  # the voxel maps and the wavelet head are put in afterwards
     return larger.eval()
 
 

@@ -49,7 +49,7 @@ class ModelArguments:
         },
     )
     decoder_channels: int = field(default=16, metadata={"help": "Channels of the image decoder at full resolution."})
-    image_weight: float = field(default=1.0, metadata={"help": "Weight of the image reconstruction loss."})
+    image_weight: float = field(default=0.3, metadata={"help": "Weight of the image reconstruction loss."})
     kl_weight: float = field(default=0.03, metadata={"help": "Weight of the KL divergence."})
     alignment_weight: float = field(default=0.1, metadata={"help": "Weight of the latent alignment loss."})
     fmri_weight: float = field(default=1.0, metadata={"help": "Weight of the fMRI reconstruction loss."})
@@ -90,9 +90,12 @@ class VisionFlowTrainingArguments(TrainingArguments):
             "help": "Share of the steps in which the image side learns alone, before the fMRI side is fitted into it."
         },
     )
-    validation_fraction: float = field(
-        default=0.1,
-        metadata={"help": "Share of the train stimuli held out for validation where the corpus has no such split."},
+    validation_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the train stimuli held out for validation where the corpus has no such split. "
+            "Default: 0.1 of 300 stimuli or more, none of fewer, which the model cannot spare."
+        },
     )
     seed: int = field(default=0, metadata={"help": "One seed, one result: weights, order, sampling, held-out stimuli."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing RUN folder."})

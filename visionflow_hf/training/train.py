@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 MARKER = "arguments.yaml"  # written first: what the run was told, in the form that --config reads
 STEPS, MOST_STEPS, EPOCHS = 1000, 30_000, 10
+SPARES_VALIDATION = 300  # train stimuli
 
 
 @dataclass
@@ -140,13 +141,16 @@ def find_checkpoint(run: Path, resume: str | None) -> str | None:
 
 
 def hold_out(splits: DatasetDict, args: VisionFlowTrainingArguments) -> tuple[Dataset, Dataset | None]:
-    """The rows to fit and those to validate on: the corpus's own split, or some of the train stimuli."""
+    """The rows to fit and those to validate on: the corpus's own split, or some of the train stimuli if it has many."""
     rows = splits["train"]
     if "validation" in splits:
         return rows, splits["validation"]
-    if args.validation_fraction == 0:
+    fraction = args.validation_fraction
+    if fraction is None:
+        fraction = 0.1 if len(set(rows["stimulus_id"])) >= SPARES_VALIDATION else 0
+    if fraction == 0:
         return rows, None
-    held_out = split_stimuli(rows["stimulus_id"], args.validation_fraction, args.seed)
+    held_out = split_stimuli(rows["stimulus_id"], fraction, args.seed)
     mask = np.isin(rows["stimulus_id"], list(held_out))
     return rows.select(np.flatnonzero(~mask)), rows.select(np.flatnonzero(mask))
 
