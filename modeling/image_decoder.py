@@ -1,5 +1,5 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
-"""The image decoders: a stack of ConvTranspose2d layers, alone or before a frozen autoencoder."""
+"""The image decoders: a stack of ConvTranspose2d layers, alone or before a frozen autoencoder; and a linear map."""
 
 import math
 from itertools import pairwise
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 SMALLEST_GRID = 7  # 224 px is 7 doubled five times
+LINEAR_SIDE = 32  # px
 
 
 class ConvTransposeDecoder(nn.Module):
@@ -76,6 +77,27 @@ class AutoencoderKLDecoder(nn.Module):
         image = self.from_autoencoder(self.to_autoencoder(latent) / self.scale + self.shift)
         image = crop(((image + 1) / 2).clamp(0, 1), self.image_size)
         return image.mean(1, keepdim=True) if self.grey else image
+
+
+class LinearDecoder(nn.Module):
+    """Latent to image: a linear map to pixels, of 32 px a side at most, enlarged to the image's size.
+
+    Behind the linear map from fMRI to latent it is a linear map from fMRI to pixels.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.image_size = config.image_size
+        scale = min(1.0, LINEAR_SIDE / max(config.image_size))
+        self.shape = [config.num_channels, *(max(1, round(side * scale)) for side in config.image_size)]
+        self.pixels = nn.Linear(config.learned_dim, math.prod(self.shape))
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """`(batch, latent_dim)` to `(batch, num_channels, height, width)` on a 0..1 scale."""
+        small = self.pixels(latent[:, : self.pixels.in_features]).unflatten(1, self.shape).clamp(0, 1)
+        if self.shape[1:] == self.image_size:
+            return small
+        return nn.functional.interpolate(small, self.image_size, mode="bilinear", align_corners=False)
 
 
 def crop(image: torch.Tensor, size: list[int]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from .configuration_visionflow import VisionFlowConfig
 from .fmri_bridges import FmriToLatent, LatentToFmri
 from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
-from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder
+from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder
 from .latent_gaussian import LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
 
@@ -103,6 +103,8 @@ class VisionFlowModel(PreTrainedModel):
             self.image_decoder = AutoencoderKLDecoder(config)
         else:
             self.image_decoder = ConvTransposeDecoder(config, config.image_size, config.num_channels, nn.Sigmoid())
+        if config.linear_share:
+            self.linear_decoder = LinearDecoder(config)
         self.fmri_to_latent = FmriToLatent(config)
         self.latent_to_fmri = LatentToFmri(config)
         self.post_init()
@@ -203,12 +205,12 @@ class VisionFlowModel(PreTrainedModel):
             posterior = image_posterior.where(has_image, fmri_posterior)
 
         latent = posterior.sample(noise)
-        reconstruction = self.image_decoder(latent)
+        reconstruction = self.decode(latent)
         reconstructions = [(reconstruction, has_image)]
         alignment = None
         if image_posterior is not None and fmri_posterior is not None:
             paired = has_image & has_fmri
-            from_fmri = self.image_decoder(fmri_posterior.sample(noise))
+            from_fmri = self.decode(fmri_posterior.sample(noise))
             reconstruction = torch.where(has_fmri[:, None, None, None], from_fmri, reconstruction)
             reconstructions.append((from_fmri, paired))
             alignment = alignment_loss(image_posterior, fmri_posterior, paired)
@@ -285,7 +287,7 @@ class VisionFlowModel(PreTrainedModel):
         Returns:
             `(batch, num_channels, height, width)` on a 0..1 scale.
         """
-        return self.image_decoder(self.encode_fmri(fmri, subject_ids).sample(noise))
+        return self.decode(self.encode_fmri(fmri, subject_ids).sample(noise))
 
     def pipeline(self, task: str, processor):
         """`image-to-fmri` or `fmri-to-image` with this model, as `transformers.pipeline` makes it from a folder's name.
@@ -314,6 +316,14 @@ class VisionFlowModel(PreTrainedModel):
         """q(z | fmri), a `LatentGaussian`."""
         every_row = torch.ones(fmri.shape[0], dtype=torch.bool, device=fmri.device)
         return self.fmri_to_latent(fmri.to(self.dtype), self._subject_rows(subject_ids, every_row))
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """image = (1 - linear_share) decoder(z) + linear_share linear(z).
+
+        `(batch, latent_dim)` to `(batch, num_channels, height, width)` on a 0..1 scale.
+        """
+        image, share = self.image_decoder(latent), self.config.linear_share
+        return torch.lerp(image, self.linear_decoder(latent).to(image.dtype), share) if share else image
 
     def extract_image_features(self, pixel_values: torch.Tensor, **kwargs):
         """What the posterior's heads read of an image, and the encoder's whole output.

@@ -23,10 +23,10 @@ from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.training.add_wavelets import add_wavelets
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor
-from visionflow_hf.training.collator import PairCollator
 from visionflow_hf.training.fit_bridges import fit_bridges
 from visionflow_hf.training.image_latents import encoder_features
-from visionflow_hf.training.trainer import VisionFlowTrainer
+from visionflow_hf.training.linear_path import best_share, fit_linear_decoder, quality_by_share, rehearse
+from visionflow_hf.training.trainer import run_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -109,18 +109,19 @@ def train_on(
         if "validation" in splits:
             seen = list(dict.fromkeys(splits["validation"]["stimulus_id"]))
             features |= encoder_features(model, processor, splits["validation"], seen)
-    trainer = VisionFlowTrainer(
-        model=model,
-        args=args,
-        data_collator=PairCollator(processor, features),
-        train_dataset=as_arrays(fitted),
-        eval_dataset=None if validation is None else as_arrays(validation),
-        processing_class=processor,
-    )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if validation is None:
+        share = rehearse(model, processor, fitted, features, args)
+        set_seed(training_args.seed)
+    trainer = run_trainer(model, processor, fitted, validation, features, args, checkpoint)
     trainer.save_state()
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if validation is not None:
+        share = best_share(quality_by_share(model, processor, fitted, validation, features))
+    logger.info(f"linear path: {share:.1f} of the image")
     fit_bridges(model, processor, everything, features)  # the held-out stimuli have served: the maps may see them too
+    if share:
+        model.linear_decoder = fit_linear_decoder(model, processor, everything, features)
+        model.config.linear_share = share
     model = add_wavelets(model, processor, everything, features, model_args.wavelet_dim, training_args.seed)
     return Trained(model, processor, trainer.state.log_history)
 
@@ -181,8 +182,3 @@ def told(model_args: ModelArguments, training_args: VisionFlowTrainingArguments)
     }
     plain = {name: value for name, value in changed.items() if isinstance(value, (bool, int, float, str))}
     return asdict(model_args) | {"seed": training_args.seed} | plain
-
-
-def as_arrays(rows: Dataset) -> Dataset:
-    """Responses as arrays instead of lists of Python floats, images as pictures."""
-    return rows.with_format("numpy", columns=["fmri"], output_all_columns=True)

@@ -2,14 +2,19 @@
 
 image stage   the image side learns alone, from the stimuli and from images made of them
 pair stage    the linear maps between voxels and latent are fitted to the finished latent; then the bridges' MLPs
-              and the image decoder learn from pairs, while the image side's encoder is held
+              and the image decoder learn from pairs, while the image side's encoder is held. Without validation, which
+              would tell when it has learned the pairs by heart, the decoder is held too
 """
 
 import torch
+from datasets import Dataset
 from transformers import Trainer
 from transformers.utils import logging
 
+from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.training.arguments import VisionFlowTrainingArguments
 from visionflow_hf.training.augmentation import augment
+from visionflow_hf.training.collator import PairCollator
 from visionflow_hf.training.fit_bridges import fit_bridges
 
 logger = logging.get_logger("visionflow_hf")
@@ -40,12 +45,18 @@ class VisionFlowTrainer(Trainer):
         if stage == "pair":
             if self.state.global_step == self.pair_stage_from:  # later, a checkpoint has brought the fitted maps
                 fit_bridges(model, self.processing_class, self.train_dataset, self.data_collator.image_features)
-            for part in (model.encoder, model.posterior_head, model.fmri_to_latent.voxel_maps):
+            held = [model.encoder, model.posterior_head, model.fmri_to_latent.voxel_maps]
+            if self.eval_dataset is None:
+                held.append(model.image_decoder)
+            for part in held:
                 part.requires_grad_(False)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if model.training:
-            inputs = self._pair_batch(inputs) if self.stage == "pair" else self._image_batch(inputs)
+            if self.stage == "image":
+                inputs = self._image_batch(inputs)
+            elif self.eval_dataset is not None:
+                inputs = self._pair_batch(inputs)
         outputs = model(**inputs)
         prefix = "" if model.training else "eval_"
         for name in LOSSES:
@@ -89,3 +100,30 @@ class VisionFlowTrainer(Trainer):
             "subject_ids": torch.cat([inputs["subject_ids"], torch.full_like(inputs["subject_ids"], -1)]),
             "has_fmri": has_fmri,
         }
+
+
+def run_trainer(
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    fitted: Dataset,
+    validation: Dataset | None,
+    features: dict[str, torch.Tensor],
+    args: VisionFlowTrainingArguments,
+    checkpoint: str | None = None,
+) -> VisionFlowTrainer:
+    """The Trainer, after its training."""
+    trainer = VisionFlowTrainer(
+        model=model,
+        args=args,
+        data_collator=PairCollator(processor, features),
+        train_dataset=as_arrays(fitted),
+        eval_dataset=None if validation is None else as_arrays(validation),
+        processing_class=processor,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
+def as_arrays(rows: Dataset) -> Dataset:
+    """Responses as arrays instead of lists of Python floats, images as pictures."""
+    return rows.with_format("numpy", columns=["fmri"], output_all_columns=True)
