@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from .losses import HALF_LEVEL
+
 SMALLEST_GRID = 7  # 224 px is 7 doubled five times
 LINEAR_SIDE = 32  # px
 
@@ -98,6 +100,15 @@ class LinearDecoder(nn.Module):
         if self.shape[1:] == self.image_size:
             return small
         return nn.functional.interpolate(small, self.image_size, mode="bilinear", align_corners=False)
+
+
+def blend(image: torch.Tensor, straight: torch.Tensor, share: float) -> torch.Tensor:
+    """logit blend = (1 - share) logit image + share logit straight, on a 0..1 scale.
+
+    Blended as odds, a black that one of them is sure of stays nearly black. Both are held off 0 and 1 by half a grey
+    level.
+    """
+    return torch.lerp(image.logit(HALF_LEVEL), straight.to(image.dtype).logit(HALF_LEVEL), share).sigmoid()
 
 
 def crop(image: torch.Tensor, size: list[int]) -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from .latent_gaussian import LatentGaussian
 
-HALF_LEVEL = 1 / 512
+HALF_LEVEL = 1 / 512  # of 256 grey levels, on a 0..1 scale
 
 
 def image_loss(reconstructions: list[tuple[torch.Tensor, torch.Tensor]], pixel_values: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from .configuration_visionflow import VisionFlowConfig
 from .fmri_bridges import FmriToLatent, LatentToFmri
 from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
-from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder
+from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder, blend
 from .latent_gaussian import LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
 
@@ -318,12 +318,12 @@ class VisionFlowModel(PreTrainedModel):
         return self.fmri_to_latent(fmri.to(self.dtype), self._subject_rows(subject_ids, every_row))
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """image = (1 - linear_share) decoder(z) + linear_share linear(z).
+        """logit image = (1 - linear_share) logit decoder(z) + linear_share logit linear(z).
 
         `(batch, latent_dim)` to `(batch, num_channels, height, width)` on a 0..1 scale.
         """
         image, share = self.image_decoder(latent), self.config.linear_share
-        return torch.lerp(image, self.linear_decoder(latent).to(image.dtype), share) if share else image
+        return blend(image, self.linear_decoder(latent), share) if share else image
 
     def extract_image_features(self, pixel_values: torch.Tensor, **kwargs):
         """What the posterior's heads read of an image, and the encoder's whole output.

@@ -41,7 +41,13 @@ def log(run):
 
 
 # Once more at the end, on all train rows; the wavelet dimensions and the linear path only then.
-FITTED = ("linear_decoder", "fmri_to_latent.voxel_maps", "latent_to_fmri.voxel_maps", "wavelet_", "fmri_to_latent.wavelet_")
+FITTED = (
+    "linear_decoder",
+    "fmri_to_latent.voxel_maps",
+    "latent_to_fmri.voxel_maps",
+    "wavelet_",
+    "fmri_to_latent.wavelet_",
+)
 
 
 def test_losses_are_logged_by_name_and_stage(run):

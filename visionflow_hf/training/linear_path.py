@@ -1,6 +1,6 @@
 """The linear path from the latent to pixels, and how much of the image it makes.
 
-    image  =  (1 - share) decoder(z)  +  share linear(z)
+    logit image  =  (1 - share) logit decoder(z)  +  share logit linear(z)
 
 Where distinct stimuli are few, a decoder that has learned from them makes new images too much like them, and a linear
 map does better. The linear map is fitted in closed form to the stimuli of train, so that behind the linear map from
@@ -22,7 +22,7 @@ from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.splits import stimulus_folds
 from visionflow_hf.evaluation.metrics import pixel_correlation
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.modeling.image_decoder import LinearDecoder
+from visionflow_hf.modeling.image_decoder import LinearDecoder, blend
 from visionflow_hf.training.arguments import VisionFlowTrainingArguments
 from visionflow_hf.training.fit_bridges import fit_bridges
 from visionflow_hf.training.image_latents import BATCH, image_latents
@@ -78,7 +78,7 @@ def quality_by_share(
             batch = processor(fmri=average.fmri[start : start + BATCH], subject=subject).to(model.device)
             latent = model.encode_fmri(batch["fmri"], batch["subject_ids"]).mean
             image, straight = model.image_decoder(latent).float().cpu(), linear(latent).float().cpu()
-            blends = [torch.lerp(image, straight, share).numpy() for share in SHARES]
+            blends = [blend(image, straight, share).numpy() for share in SHARES]
             quality.append([pixel_correlation(real[start : start + BATCH].numpy(), blend) for blend in blends])
     return np.concatenate(quality, axis=1).mean(1)
 

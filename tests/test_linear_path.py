@@ -1,0 +1,108 @@
+"""The linear path from latent to pixels: what it is, and when it carries the image."""
+
+import numpy as np
+import pytest
+import torch
+from visionflow_hf.modeling import VisionFlowConfig
+from visionflow_hf.modeling.image_decoder import LinearDecoder
+
+from visionflow_hf.corpus.responses import images_of, responses_of
+from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.hub import load_model, save_model
+from visionflow_hf.ridge import fit_ridge
+from visionflow_hf.training import linear_path
+from visionflow_hf.training.linear_path import SHARES, best_share, fit_linear_decoder, quality_by_share
+
+HELD_OFF = (1 / 512, 511 / 512)
+
+
+@pytest.fixture
+def parts(run, corpus):
+    model, processor = load_model(run)
+    return model.eval(), processor, open_corpus(corpus).splits
+
+
+def test_it_makes_the_stimuli_of_train_out_of_their_latents(parts):
+    model, processor, splits = parts
+    linear = fit_linear_decoder(model, processor, splits["train"], {})
+    stimuli = list(dict.fromkeys(splits["train"]["stimulus_id"]))
+    pixels = processor(images=images_of(splits["train"], stimuli))["pixel_values"]
+    with torch.no_grad():
+        made = linear(model.encode_image(pixels).mean)
+    assert (made - pixels).square().mean() < 0.05 * pixels.var(0).mean()
+
+
+def test_behind_the_map_from_fmri_it_is_ridge_from_fmri_to_pixels(parts):
+    model, processor, splits = parts
+    linear = fit_linear_decoder(model, processor, splits["train"], {})
+    subject = processor.subjects[0]
+    seen, new = responses_of(splits["train"], subject), responses_of(splits["test"], subject)
+    pictures = [
+        np.stack([np.asarray(image, np.float32).ravel() / 255 for image in images_of(splits[name], one.stimulus_ids)])
+        for name, one in (("train", seen), ("test", new))
+    ]
+    mean, std = processor.fmri_mean[subject], processor.fmri_std[subject]
+    ridge = fit_ridge((seen.fmri - mean) / std, pictures[0], seen.stimulus_ids).predict((new.fmri - mean) / std)
+    batch = processor(fmri=new.fmri, subject=subject)
+    with torch.no_grad():
+        made = linear(model.encode_fmri(batch["fmri"], batch["subject_ids"]).mean).flatten(1).numpy()
+    assert np.corrcoef(made.ravel(), ridge.clip(0, 1).ravel())[0, 1] > 0.9
+
+
+def test_it_carries_the_image_where_the_decoder_fails(parts):
+    model, processor, splits = parts
+    with torch.no_grad():
+        model.image_decoder.seed.weight.zero_()  # the same image for every latent
+    quality = quality_by_share(model, processor, splits["train"], splits["test"], {})
+    assert quality.shape == SHARES.shape and best_share(quality) == 1
+    assert quality[-1] > quality[0]
+
+
+def test_the_share_is_saved_with_the_model_and_blends_the_two(parts, tmp_path):
+    model, processor, splits = parts
+    model.linear_decoder = fit_linear_decoder(model, processor, splits["train"], {})
+    model.config.linear_share = 0.25
+    save_model(model, processor, tmp_path / "saved", facts(model))
+    again, _ = load_model(tmp_path / "saved")
+    latent = torch.randn(2, model.config.latent_dim, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        odds = [
+            (p / (1 - p)).log() for p in (again.image_decoder(latent), again.linear_decoder(latent).clamp(*HELD_OFF))
+        ]
+        torch.testing.assert_close(again.decode(latent), (0.75 * odds[0] + 0.25 * odds[1]).sigmoid())
+        torch.testing.assert_close(again.linear_decoder(latent), model.linear_decoder(latent))
+
+
+def facts(model) -> dict:
+    return {"encoder": "vit", "unit": None, "n_stimuli": 1, "n_trials": 1, "steps": 1, "seed": 0}
+
+
+def test_large_images_are_enlarged_from_32_px():
+    config = VisionFlowConfig(image_size=[96, 64], latent_dim=5)
+    linear = LinearDecoder(config)
+    assert linear.pixels.out_features == 3 * 32 * 21
+    image = linear(torch.randn(2, 5))
+    assert image.shape == (2, 3, 96, 64) and image.min() >= 0 and image.max() <= 1
+
+
+def test_a_share_is_a_share():
+    with pytest.raises(ValueError, match=r"linear_share is 1\.5: a share from 0 to 1 is expected"):
+        VisionFlowConfig(linear_share=1.5)
+
+
+def test_a_rehearsal_keeps_stimuli_from_the_image_side(corpus, tmp_path, monkeypatch):
+    from test_training import SHORT
+
+    from visionflow_hf.cli import main
+
+    asked = []
+
+    def watched(model, processor, seen, unseen, features):
+        asked.append((set(seen["stimulus_id"]), set(unseen["stimulus_id"])))
+        return quality_by_share(model, processor, seen, unseen, features)
+
+    monkeypatch.setattr(linear_path, "quality_by_share", watched)
+    assert main(["train", str(corpus), str(tmp_path / "run"), *SHORT]) == 0
+    assert asked and all(not seen & unseen for seen, unseen in asked)
+    stimuli = set(open_corpus(corpus).splits["train"]["stimulus_id"])
+    assert all(seen | unseen == stimuli for seen, unseen in asked)
