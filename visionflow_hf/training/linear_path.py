@@ -9,7 +9,6 @@ side has not learned from.
 """
 
 import copy
-import itertools
 import tempfile
 
 import numpy as np
@@ -20,7 +19,7 @@ from transformers.utils import logging
 
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.splits import stimulus_folds
-from visionflow_hf.evaluation.metrics import pixel_correlation
+from visionflow_hf.evaluation.metrics import pixel_correlation, ssim
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.image_decoder import LinearDecoder, blend
 from visionflow_hf.training.arguments import VisionFlowTrainingArguments
@@ -31,7 +30,9 @@ from visionflow_hf.training.trainer import run_trainer
 logger = logging.get_logger("visionflow_hf")
 
 SHARES = np.linspace(0, 1, 11)
-REHEARSALS, REHEARSAL_FOLDS = 1, 5  # how many of how many folds by stimulus
+FOLDS = 5  # by stimulus
+ENOUGH = 8  # held-out stimuli: with so many, the rehearsals end
+MOST_ASKED = 256  # stimuli by which the share is chosen
 PENALTY = 1e-3  # times the mean squared norm of a centred latent: next to none
 
 
@@ -65,21 +66,22 @@ def quality_by_share(
     unseen: Dataset,
     features: dict[str, torch.Tensor],
 ) -> np.ndarray:
-    """Mean pixel correlation, at each of SHARES, of the images that are read from the fMRI in `unseen`.
+    """Mean pixcorr + ssim, at each of SHARES, of the images that are read from the fMRI in `unseen`.
 
     Image side and maps must have learned from `seen` alone. Repeats are averaged before they are read.
     """
     linear = fit_linear_decoder(model, processor, seen, features)
+    subjects = sorted(set(unseen["subject"]))
     quality = []
-    for subject in sorted(set(unseen["subject"])):
+    for subject in subjects:
         average, _ = responses_of(unseen, subject).averaged()
-        real = pixels_of(processor, unseen, average.stimulus_ids)
-        for start in range(0, len(real), BATCH):
-            batch = processor(fmri=average.fmri[start : start + BATCH], subject=subject).to(model.device)
-            latent = model.encode_fmri(batch["fmri"], batch["subject_ids"]).mean
-            image, straight = model.image_decoder(latent).float().cpu(), linear(latent).float().cpu()
-            blends = [blend(image, straight, share).numpy() for share in SHARES]
-            quality.append([pixel_correlation(real[start : start + BATCH].numpy(), blend) for blend in blends])
+        rows = np.random.default_rng(0).permutation(len(average.fmri))[: max(1, MOST_ASKED // len(subjects))]
+        real = as_array(pixels_of(processor, unseen, [average.stimulus_ids[row] for row in rows]))
+        batch = processor(fmri=average.fmri[rows], subject=subject).to(model.device)
+        latent = model.encode_fmri(batch["fmri"], batch["subject_ids"]).mean
+        image, straight = model.image_decoder(latent).float(), linear(latent).float()
+        blends = [as_array(blend(image, straight, share)) for share in SHARES]
+        quality.append([pixel_correlation(real, one) + ssim(real, one) for one in blends])
     return np.concatenate(quality, axis=1).mean(1)
 
 
@@ -97,17 +99,25 @@ def rehearse(
 ) -> float:
     """The share of the linear path that serves best where a part of the stimuli is kept from a copy of the model."""
     args = copy.copy(args)
-    args.max_steps, args.image_stage = round(args.max_steps * args.image_stage), 1.0
+    args.max_steps, args.image_stage = max(1, round(args.max_steps * args.image_stage)), 1.0
     args.save_strategy, args.report_to = SaveStrategy.NO, []
-    folds = stimulus_folds(rows["stimulus_id"], REHEARSAL_FOLDS, args.seed)
-    quality = 0
-    for number, (seen, unseen) in enumerate(itertools.islice(folds, REHEARSALS)):
-        logger.info(f"rehearsal {number + 1} of {REHEARSALS}: the image side without {len(unseen)} rows")
+    distinct = len(set(rows["stimulus_id"]))
+    if distinct < 2:
+        return 0.0
+    quality, asked = 0, 0
+    for seen, unseen in stimulus_folds(rows["stimulus_id"], min(FOLDS, distinct), args.seed):
+        seen, unseen = rows.select(seen), rows.select(unseen)
+        held_out = len(set(unseen["stimulus_id"]))
+        logger.info(f"rehearsal: the image side learns without {held_out} of {distinct} stimuli")
         with tempfile.TemporaryDirectory(prefix="visionflow-rehearsal-") as args.output_dir:
-            trainer = run_trainer(copy.deepcopy(model), processor, rows.select(seen), None, features, args)
-        copied = trainer.accelerator.unwrap_model(trainer.model)
-        fit_bridges(copied, processor, rows.select(seen), features)
-        quality = quality + quality_by_share(copied, processor, rows.select(seen), rows.select(unseen), features)
+            trainer = run_trainer(copy.deepcopy(model), processor, seen, None, features, args)
+        rehearsed = trainer.accelerator.unwrap_model(trainer.model)
+        fit_bridges(rehearsed, processor, seen, features)
+        quality = quality + held_out * quality_by_share(rehearsed, processor, seen, unseen, features)
+        asked += held_out
+        if asked >= ENOUGH:
+            break
+    logger.info(f"pixcorr + ssim by share of the linear path: {np.round(quality / asked, 3).tolist()}")
     return best_share(quality)
 
 
@@ -119,3 +129,8 @@ def pixels_of(processor: VisionFlowProcessor, split: Dataset, stimuli: list[str]
             for start in range(0, len(stimuli), BATCH)
         ]
     )
+
+
+def as_array(images: torch.Tensor) -> np.ndarray:
+    """`(images, channels, height, width)` as `(images, height, width)`, with a last axis of 3 for RGB."""
+    return images.permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()
