@@ -11,6 +11,7 @@ from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model, save_model
 from visionflow_hf.ridge import fit_ridge
 from visionflow_hf.training import linear_path
+from visionflow_hf.training.fit_bridges import fit_bridges
 from visionflow_hf.training.linear_path import SHARES, best_share, fit_linear_decoder, quality_by_share
 
 HELD_OFF = (1 / 512, 511 / 512)
@@ -24,7 +25,7 @@ def parts(run, corpus):
 
 def test_it_makes_the_stimuli_of_train_out_of_their_latents(parts):
     model, processor, splits = parts
-    linear = fit_linear_decoder(model, processor, splits["train"], {})
+    linear = fit_linear_decoder(model, processor, splits["train"], {}, gain=1.0)
     stimuli = list(dict.fromkeys(splits["train"]["stimulus_id"]))
     pixels = processor(images=images_of(splits["train"], stimuli))["pixel_values"]
     with torch.no_grad():
@@ -34,7 +35,9 @@ def test_it_makes_the_stimuli_of_train_out_of_their_latents(parts):
 
 def test_behind_the_map_from_fmri_it_is_ridge_from_fmri_to_pixels(parts):
     model, processor, splits = parts
-    linear = fit_linear_decoder(model, processor, splits["train"], {})
+    linear = fit_linear_decoder(
+        model, processor, splits["train"], {}, fit_bridges(model, processor, splits["train"], {})
+    )
     subject = processor.subjects[0]
     seen, new = responses_of(splits["train"], subject), responses_of(splits["test"], subject)
     pictures = [
@@ -53,14 +56,14 @@ def test_it_carries_the_image_where_the_decoder_fails(parts):
     model, processor, splits = parts
     with torch.no_grad():
         model.image_decoder.seed.weight.zero_()  # the same image for every latent
-    quality = quality_by_share(model, processor, splits["train"], splits["test"], {})
+    quality = quality_by_share(model, processor, splits["train"], splits["test"], {}, gain=1.0)
     assert quality.shape == SHARES.shape and best_share(quality) == 1
     assert quality[-1] > quality[0]
 
 
 def test_the_share_is_saved_with_the_model_and_blends_the_two(parts, tmp_path):
     model, processor, splits = parts
-    model.linear_decoder = fit_linear_decoder(model, processor, splits["train"], {})
+    model.linear_decoder = fit_linear_decoder(model, processor, splits["train"], {}, gain=1.0)
     model.config.linear_share = 0.25
     save_model(model, processor, tmp_path / "saved", facts(model))
     again, _ = load_model(tmp_path / "saved")
@@ -97,9 +100,9 @@ def test_a_rehearsal_keeps_stimuli_from_the_image_side(corpus, tmp_path, monkeyp
 
     asked = []
 
-    def watched(model, processor, seen, unseen, features):
+    def watched(model, processor, seen, unseen, *more):
         asked.append((set(seen["stimulus_id"]), set(unseen["stimulus_id"])))
-        return quality_by_share(model, processor, seen, unseen, features)
+        return quality_by_share(model, processor, seen, unseen, *more)
 
     monkeypatch.setattr(linear_path, "quality_by_share", watched)
     assert main(["train", str(corpus), str(tmp_path / "run"), *SHORT]) == 0

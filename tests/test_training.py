@@ -13,7 +13,10 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTImageProcessor, Vi
 
 from visionflow_hf import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.cli import main
+from visionflow_hf.corpus.responses import responses_of
 from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.hub import load_model
+from visionflow_hf.training import fit_bridges as bridges
 from visionflow_hf.training.arguments import ModelArguments
 from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
 
@@ -273,3 +276,19 @@ def test_sizes_follow_the_corpus():
         config = small_vit(size, 1)
         assert config.image_size[0] % config.patch_size == 0 and config.image_size[0] >= max(size)
         assert 7 <= config.image_size[0] // config.patch_size <= 9
+
+
+def test_latents_from_fmri_are_spread_like_those_from_images(run, corpus, monkeypatch):
+    model, processor = load_model(run)
+    seen = open_corpus(corpus).splits["train"]
+    fmri = torch.from_numpy(responses_of(seen, "subj01").fmri - processor.fmri_mean["subj01"])
+    latents = {}
+    for most in (1.0, 1.5):
+        monkeypatch.setattr(bridges, "MOST_GAIN", most)
+        gain = bridges.fit_bridges(model, processor, seen, {})
+        assert 1 <= gain <= most
+        with torch.no_grad():
+            latents[most] = model.fmri_to_latent.voxel_maps[0](fmri / processor.fmri_std["subj01"])
+    spread = {most: (one - one.mean(0)).square().mean().sqrt() for most, one in latents.items()}
+    assert spread[1.5] > 1.05 * spread[1.0]
+    torch.testing.assert_close(latents[1.5].mean(0), latents[1.0].mean(0), atol=1e-3, rtol=0)

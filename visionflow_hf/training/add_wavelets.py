@@ -19,6 +19,7 @@ from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlow
 from visionflow_hf.modeling.gabor_wavelets import wavelet_maps
 from visionflow_hf.ridge import fit_ridge, linear_map
 from visionflow_hf.training.encoding_models import MODELS, trust
+from visionflow_hf.training.fit_bridges import put
 from visionflow_hf.training.image_latents import BATCH, image_latents
 
 logger = logging.get_logger("visionflow_hf")
@@ -142,9 +143,3 @@ def grow(model: VisionFlowModel, wavelet_dim: int) -> VisionFlowModel:
 def both(layer: torch.nn.Linear) -> tuple[np.ndarray, np.ndarray]:
     """Weights (inputs, outputs) and intercept (outputs,) of a layer."""
     return layer.weight.float().cpu().numpy().T, layer.bias.float().cpu().numpy()
-
-
-def put(layer: torch.nn.Linear, weights: np.ndarray, intercept: np.ndarray) -> None:
-    """`both` into a layer."""
-    layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(weights.T)))
-    layer.bias.copy_(torch.from_numpy(np.ascontiguousarray(intercept)))

@@ -9,11 +9,16 @@ ROTATION, SHEAR, SCALE, SHIFT = math.radians(15), 0.15, 0.15, 0.1
 CELLS = 4  # a composed image takes each cell of a 4 x 4 grid from one of two images
 
 
-def augment(images: torch.Tensor) -> torch.Tensor:
-    """Half of the images moved about, half composed of two; `(batch, channels, height, width)` to the same shape.
+def augment(images: torch.Tensor, few: bool) -> torch.Tensor:
+    """Images moved about and, where stimuli are `few`, half of them composed of two.
+
+    `(batch, channels, height, width)` to the same shape. What is composed of two looks like no stimulus, but it keeps
+    the decoder from knowing a handful of them by heart.
 
     Uses torch's global random state, which Trainer seeds, saves and restores.
     """
+    if not few:
+        return move(images)
     half = len(images) // 2
     return torch.cat([move(images[:half]), compose(move(images[half:], amount=0.3))])
 

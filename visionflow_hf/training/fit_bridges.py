@@ -3,8 +3,13 @@
 With few trials and many voxels, gradient descent on these maps overfits within a hundred steps, while ridge regression
 with a penalty chosen on held-out stimuli does not (docs/experiments.md). So they are fitted, not trained:
 
-    fMRI to latent    z of the image       ~ W fmri + b
-    latent to fMRI    fmri                 ~ W [z, MLP(z)] + b, the MLP being the bridge's own
+    fMRI to latent    z of the image - mean  ~ W fmri; the latent is mean + gain W fmri
+    latent to fMRI    fmri                   ~ W [z, MLP(z)] + b, the MLP being the bridge's own
+
+Ridge regression draws what it is unsure of towards the mean, and from latents near the mean the decoder makes what is
+common to all images. So its predictions are given the spread that the images' own latents have:
+
+    gain = min(std z / std of z as predicted for held-out stimuli, 1.5)
 """
 
 import numpy as np
@@ -13,16 +18,23 @@ from datasets import Dataset
 
 from visionflow_hf.corpus.responses import responses_of
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.ridge import fit_ridge, linear_map
+from visionflow_hf.ridge import fit_ridge, linear_map, out_of_fold
 from visionflow_hf.training.image_latents import image_latents
 from visionflow_hf.training.voxel_weights import voxel_weights
+
+MOST_GAIN = 1.5
 
 
 @torch.no_grad()
 def fit_bridges(
     model: VisionFlowModel, processor: VisionFlowProcessor, train: Dataset, features: dict[str, torch.Tensor]
-) -> None:
-    """Fit the maps of every subject on all of its trials in `train`, into the latents that the image side has now."""
+) -> float:
+    """Fit the maps of every subject on all of its trials in `train`, into the latents that the image side has now.
+
+    Returns:
+        The mean gain over subjects.
+    """
+    gains = []
     stimuli = list(dict.fromkeys(train["stimulus_id"]))
     latents = torch.from_numpy(image_latents(model, processor, train, stimuli, features))
     read = model.latent_to_fmri.read(latents.to(model.device, model.dtype)).float().cpu().numpy()
@@ -33,10 +45,24 @@ def fit_bridges(
         fmri = (trials.fmri - processor.fmri_mean[subject]) / processor.fmri_std[subject]
         known = latents.numpy()[rows]
         weights = voxel_weights(fmri, known, trials.stimulus_ids)
-        for layer, inputs, targets, scale in (
-            (model.fmri_to_latent.voxel_maps[index], fmri * weights, known, weights),
-            (model.latent_to_fmri.voxel_maps[index], read[rows], fmri, np.ones(read.shape[1], dtype=np.float32)),
-        ):
-            linear, intercept = linear_map(fit_ridge(inputs, targets, trials.stimulus_ids), inputs)
-            layer.weight.copy_(torch.from_numpy(np.ascontiguousarray((linear * scale[:, None]).T)))
-            layer.bias.copy_(torch.from_numpy(intercept))
+        ridge = fit_ridge(fmri * weights, known, trials.stimulus_ids)
+        expected = out_of_fold(ridge, fmri * weights, known, trials.stimulus_ids)
+        gains.append(min(known.std() / max(expected.std(), 1e-12), MOST_GAIN))
+        linear, intercept = linear_map(ridge, fmri * weights)
+        mean = known.mean(0)
+        put(
+            model.fmri_to_latent.voxel_maps[index],
+            gains[-1] * linear * weights[:, None],
+            mean + gains[-1] * (intercept - mean),
+        )
+        put(
+            model.latent_to_fmri.voxel_maps[index],
+            *linear_map(fit_ridge(read[rows], fmri, trials.stimulus_ids), read[rows]),
+        )
+    return float(np.mean(gains))
+
+
+def put(layer: torch.nn.Linear, weights: np.ndarray, intercept: np.ndarray) -> None:
+    """Weights (inputs, outputs) and intercept (outputs,) into a layer."""
+    layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(weights.T)))
+    layer.bias.copy_(torch.from_numpy(np.ascontiguousarray(intercept)))

@@ -38,9 +38,13 @@ PENALTY = 1e-3  # times the mean squared norm of a centred latent: next to none
 
 @torch.no_grad()
 def fit_linear_decoder(
-    model: VisionFlowModel, processor: VisionFlowProcessor, train: Dataset, features: dict[str, torch.Tensor]
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    train: Dataset,
+    features: dict[str, torch.Tensor],
+    gain: float,
 ) -> LinearDecoder:
-    """The linear map from the latents of the stimuli in `train` to their pixels."""
+    """The linear map from the latents of the stimuli in `train` to their pixels, for latents from fMRI with `gain`."""
     stimuli = list(dict.fromkeys(train["stimulus_id"]))
     latents = image_latents(model, processor, train, stimuli, features)[:, : model.config.learned_dim].astype(
         np.float64
@@ -50,7 +54,7 @@ def fit_linear_decoder(
     small = torch.nn.functional.interpolate(pixels, decoder.shape[1:], mode="bilinear", antialias=True)
     targets = small.flatten(1).double().numpy()
     mean, level = latents.mean(0), targets.mean(0)
-    latents = latents - mean
+    latents = (latents - mean) * gain
     penalty = PENALTY * np.square(latents).sum(1).mean()
     weights = np.linalg.solve(latents.T @ latents + penalty * np.eye(len(mean)), latents.T @ (targets - level))
     decoder.pixels.weight.copy_(torch.from_numpy(weights.T))
@@ -65,12 +69,13 @@ def quality_by_share(
     seen: Dataset,
     unseen: Dataset,
     features: dict[str, torch.Tensor],
+    gain: float,
 ) -> np.ndarray:
     """Mean pixcorr + ssim, at each of SHARES, of the images that are read from the fMRI in `unseen`.
 
     Image side and maps must have learned from `seen` alone. Repeats are averaged before they are read.
     """
-    linear = fit_linear_decoder(model, processor, seen, features)
+    linear = fit_linear_decoder(model, processor, seen, features, gain)
     subjects = sorted(set(unseen["subject"]))
     quality = []
     for subject in subjects:
@@ -112,8 +117,8 @@ def rehearse(
         with tempfile.TemporaryDirectory(prefix="visionflow-rehearsal-") as args.output_dir:
             trainer = run_trainer(copy.deepcopy(model), processor, seen, None, features, args)
         rehearsed = trainer.accelerator.unwrap_model(trainer.model)
-        fit_bridges(rehearsed, processor, seen, features)
-        quality = quality + held_out * quality_by_share(rehearsed, processor, seen, unseen, features)
+        gain = fit_bridges(rehearsed, processor, seen, features)
+        quality = quality + held_out * quality_by_share(rehearsed, processor, seen, unseen, features, gain)
         asked += held_out
         if asked >= ENOUGH:
             break

@@ -116,11 +116,12 @@ def train_on(
     trainer.save_state()
     model = trainer.accelerator.unwrap_model(trainer.model)
     if validation is not None:
-        share = best_share(quality_by_share(model, processor, fitted, validation, features))
+        gain = fit_bridges(model, processor, fitted, features)
+        share = best_share(quality_by_share(model, processor, fitted, validation, features, gain))
     logger.info(f"linear path: {share:.1f} of the image")
-    fit_bridges(model, processor, everything, features)  # the held-out stimuli have served: the maps may see them too
+    gain = fit_bridges(model, processor, everything, features)  # the held-out stimuli have served: they may be seen
     if share:
-        model.linear_decoder = fit_linear_decoder(model, processor, everything, features)
+        model.linear_decoder = fit_linear_decoder(model, processor, everything, features, gain)
         model.config.linear_share = share
     model = add_wavelets(model, processor, everything, features, model_args.wavelet_dim, training_args.seed)
     return Trained(model, processor, trainer.state.log_history)

@@ -19,6 +19,7 @@ from visionflow_hf.training.fit_bridges import fit_bridges
 
 logger = logging.get_logger("visionflow_hf")
 
+FEW_STIMULI = 50
 LOSSES = ("loss_image", "loss_kl", "loss_alignment", "loss_fmri")
 
 
@@ -28,6 +29,7 @@ class VisionFlowTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.pair_stage_from = round(self.args.max_steps * self.args.image_stage)
+        self.few_stimuli = len(set(self.train_dataset["stimulus_id"])) < FEW_STIMULI
         self.stage = None
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -80,22 +82,20 @@ class VisionFlowTrainer(Trainer):
         if shown:
             logging.enable_progress_bar()
 
-    @staticmethod
-    def _image_batch(inputs: dict) -> dict:
+    def _image_batch(self, inputs: dict) -> dict:
         """The stimuli and as many images made of them; no fMRI."""
         if "image_features" in inputs:
             return {name: inputs[name] for name in ("pixel_values", "image_features")}
-        return {"pixel_values": torch.cat([inputs["pixel_values"], augment(inputs["pixel_values"])])}
+        return {"pixel_values": torch.cat([inputs["pixel_values"], augment(inputs["pixel_values"], self.few_stimuli)])}
 
-    @staticmethod
-    def _pair_batch(inputs: dict) -> dict:
+    def _pair_batch(self, inputs: dict) -> dict:
         """The pairs, and as many images without fMRI that were made of them."""
         if "image_features" in inputs:
             return inputs
         size = len(inputs["fmri"])
         has_fmri = torch.arange(2 * size, device=inputs["fmri"].device) < size
         return {
-            "pixel_values": torch.cat([inputs["pixel_values"], augment(inputs["pixel_values"])]),
+            "pixel_values": torch.cat([inputs["pixel_values"], augment(inputs["pixel_values"], self.few_stimuli)]),
             "fmri": torch.cat([inputs["fmri"], torch.zeros_like(inputs["fmri"])]),
             "subject_ids": torch.cat([inputs["subject_ids"], torch.full_like(inputs["subject_ids"], -1)]),
             "has_fmri": has_fmri,
