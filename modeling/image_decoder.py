@@ -108,7 +108,8 @@ def blend(image: torch.Tensor, straight: torch.Tensor, share: float) -> torch.Te
     Blended as odds, a black that one of them is sure of stays nearly black. Both are held off 0 and 1 by half a grey
     level.
     """
-    return torch.lerp(image.logit(HALF_LEVEL), straight.to(image.dtype).logit(HALF_LEVEL), share).sigmoid()
+    odds = [one.float().logit(HALF_LEVEL) for one in (image, straight)]  # 1 - 1 / 512 is 1 in bfloat16
+    return torch.lerp(*odds, share).sigmoid().to(image.dtype)
 
 
 def crop(image: torch.Tensor, size: list[int]) -> torch.Tensor:

@@ -18,6 +18,7 @@ from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
 from visionflow_hf.training import fit_bridges as bridges
 from visionflow_hf.training.arguments import ModelArguments
+from visionflow_hf.training.augmentation import augment
 from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
 
 SHORT = ["--max_steps", "20", "--disable_tqdm", "true"]
@@ -292,3 +293,13 @@ def test_latents_from_fmri_are_spread_like_those_from_images(run, corpus, monkey
     spread = {most: (one - one.mean(0)).square().mean().sqrt() for most, one in latents.items()}
     assert spread[1.5] > 1.05 * spread[1.0]
     torch.testing.assert_close(latents[1.5].mean(0), latents[1.0].mean(0), atol=1e-3, rtol=0)
+
+
+def test_images_are_composed_of_two_only_where_stimuli_are_few():
+    plain = torch.linspace(0.1, 0.9, 8)[:, None, None, None].expand(8, 1, 12, 12)  # each of one grey: moving leaves it
+    torch.testing.assert_close(augment(plain, few=False), plain)
+    torch.manual_seed(0)
+    composed = augment(plain, few=True)
+    torch.testing.assert_close(composed[:4], plain[:4])
+    assert (composed[4:] - plain[4:]).abs().amax((1, 2, 3)).gt(0.01).sum() >= 2
+    assert composed.min() >= 0.1 - 1e-6 and composed.max() <= 0.9 + 1e-6
