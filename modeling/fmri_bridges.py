@@ -57,7 +57,8 @@ class LatentToFmri(nn.Module):
     """Latent to the fMRI of any subject: W_subject [z, MLP(z), w] + b_subject.
 
     w are the `wavelet_dim` last dimensions of the latent, z the others. The columns that read the MLP start at zero, so
-    that the bridge starts as a linear map.
+    that the bridge starts as a linear map. `noise_logvar` `(subjects, max_voxels)` is the logarithm of the variance of
+    single trials around it, which training measures on held-out stimuli.
     """
 
     def __init__(self, config):
@@ -67,6 +68,7 @@ class LatentToFmri(nn.Module):
         self.dropout = nn.Dropout(config.bridge_dropout)
         width = config.latent_dim + config.bridge_hidden_size
         self.voxel_maps = nn.ModuleList(nn.Linear(width, count) for count in config.num_voxels)
+        self.noise_logvar = nn.Parameter(torch.zeros(len(config.num_voxels), max(config.num_voxels, default=0)))
 
     def forward(self, latent: torch.Tensor, rows_of_subject: dict[int, torch.Tensor | slice]) -> torch.Tensor:
         """
@@ -85,6 +87,14 @@ class LatentToFmri(nn.Module):
             voxel_map = self.voxel_maps[subject]
             fmri[rows, : voxel_map.out_features] = voxel_map(read[rows]).to(fmri.dtype)
         return fmri
+
+    def noise_std(self, fmri: torch.Tensor, rows_of_subject: dict[int, torch.Tensor | slice]) -> torch.Tensor:
+        """Standard deviation of single trials around their prediction `fmri`, of the same shape and unit."""
+        std = torch.zeros_like(fmri)
+        for subject, rows in rows_of_subject.items():
+            own = self.voxel_maps[subject].out_features
+            std[rows, :own] = (self.noise_logvar[subject, :own] / 2).exp().to(std.dtype)
+        return std
 
     def read(self, latent: torch.Tensor) -> torch.Tensor:
         """What the voxels' linear maps read: [z, MLP(z), w], `(batch, latent_dim + bridge_hidden_size)`."""

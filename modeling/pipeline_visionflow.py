@@ -28,18 +28,6 @@ class VisionFlowPipeline(Pipeline):
         drawing = {} if generator is None else {"generator": generator}
         return {} if subject is None else {"subject": subject}, sampling | drawing, sampling
 
-    def _sampled(self, direction, inputs, num_samples: int | None, generator: torch.Generator | None) -> torch.Tensor:
-        """What `direction`, a method of the model, makes of each row; `(rows, num_samples, ...)` with samples.
-
-        The noise is drawn on the CPU, so that one generator gives one result on every device.
-        """
-        if num_samples is None:
-            return direction(**inputs)
-        inputs = {name: values.repeat_interleave(num_samples, 0) for name, values in inputs.items()}
-        rows = len(inputs["subject_ids"])
-        noise = torch.randn(rows, self.model.config.latent_dim, generator=generator).to(self.device)
-        return direction(**inputs, noise=noise).unflatten(0, (-1, num_samples))
-
 
 class ImageToFmriPipeline(VisionFlowPipeline):
     """Encoding: the response of a subject's voxels to an image.
@@ -54,7 +42,7 @@ class ImageToFmriPipeline(VisionFlowPipeline):
             images: a `PIL.Image`, a path, a URL, or an array (`(height, width[, channels])`, uint8, or float in 0..1);
                 or several of them, as a list or as an array with one more axis.
             subject (`str`): whose response; needed where the model knows several subjects.
-            num_samples (`int`, *optional*): samples of the latent, instead of its mean alone.
+            num_samples (`int`, *optional*): samples of what a single trial may give, instead of its mean.
             generator (`torch.Generator`, *optional*): the randomness of these samples, on the CPU.
             batch_size (`int`, *optional*): images at once.
 
@@ -70,7 +58,7 @@ class ImageToFmriPipeline(VisionFlowPipeline):
         return self.processor(images=image, subject=subject)
 
     def _forward(self, inputs, num_samples=None, generator=None):
-        return {"fmri": self._sampled(self.model.predict_fmri, inputs, num_samples, generator)}
+        return {"fmri": self.model.predict_fmri(**inputs, num_samples=num_samples, generator=generator)}
 
     def postprocess(self, outputs, num_samples=None):
         return outputs["fmri"][0].float().cpu().numpy()
@@ -102,7 +90,7 @@ class FmriToImagePipeline(VisionFlowPipeline):
         return self.processor(fmri=np.asarray(fmri, dtype=np.float32), subject=subject)
 
     def _forward(self, inputs, num_samples=None, generator=None):
-        return {"pixels": self._sampled(self.model.reconstruct_image, inputs, num_samples, generator)}
+        return {"pixels": self.model.reconstruct_image(**inputs, num_samples=num_samples, generator=generator)}
 
     def postprocess(self, outputs, num_samples=None):
         images = self.processor.to_images(outputs["pixels"][0] if num_samples else outputs["pixels"])

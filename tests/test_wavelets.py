@@ -76,11 +76,11 @@ def test_fields_find_the_place_that_a_voxel_reads(cells):
 def test_trust_goes_to_what_predicts_new_stimuli(cells):
     maps, fmri, signal, names = cells
     noise = np.random.default_rng(1).normal(size=(260, 40)).astype(np.float32)
-    latent, *_, fields = trust(maps, noise, fmri[:, :6], names)
-    assert latent < 0.1 and fields > 0.7
-    latent, *others = trust(maps, signal.astype(np.float32), fmri[:, :6], names)
-    assert latent > max(others)
-    of_noise = trust(maps, noise, fmri[:, 6:], names)
+    (latent, *_, fields), left = trust(maps, noise, fmri[:, :6], names)
+    assert latent < 0.1 and fields > 0.7 and left < 0.8
+    (latent, *others), left_of_signal = trust(maps, signal.astype(np.float32), fmri[:, :6], names)
+    assert latent > max(others) and left_of_signal > 0.9
+    of_noise, _ = trust(maps, noise, fmri[:, 6:], names)
     assert of_noise.sum() < 0.5  # nothing predicts them: little is trusted
 
 
@@ -103,7 +103,7 @@ def small(corpus, tmp_path_factory):
 
 def test_a_grown_model_predicts_the_trusted_sum_and_reconstructs_as_before(small, monkeypatch):
     model, processor, train = small
-    monkeypatch.setattr(adding, "trust", lambda *_: np.array([0.25, 0.75, 0.0, 0.0]))
+    monkeypatch.setattr(adding, "trust", lambda *_: (np.array([0.25, 0.75, 0.0, 0.0]), 0.5))
     larger = adding.add_wavelets(model, processor, train, {}, wavelet_dim=200, seed=0)
     added = larger.config.wavelet_dim
     assert 0 < added <= 36 and larger.config.latent_dim == model.config.latent_dim + added
@@ -132,14 +132,14 @@ def test_where_nothing_is_added(small, monkeypatch):
     few = train.select([row for row, name in enumerate(train["stimulus_id"]) if name in set(train["stimulus_id"][:5])])
     assert adding.add_wavelets(model, processor, few, {}, wavelet_dim=8, seed=0) is model
     for nothing in ([1.0, 0.0, 0.0, 0.0], [0.0] * 4):
-        monkeypatch.setattr(adding, "trust", lambda *_, weights=nothing: np.array(weights))
+        monkeypatch.setattr(adding, "trust", lambda *_, weights=nothing: (np.array(weights), 1.0))
         assert adding.add_wavelets(model, processor, train, {}, wavelet_dim=8, seed=0) is model
 
 
 def test_where_one_subject_is_trusted_and_another_is_not(small, monkeypatch):
     model, processor, train = small
     weights = iter([np.array([0.0, 0.0, 1.0, 0.0]), np.zeros(4)])
-    monkeypatch.setattr(adding, "trust", lambda *_: next(weights))
+    monkeypatch.setattr(adding, "trust", lambda *_: (next(weights), 1.0))
     larger = adding.add_wavelets(model, processor, train, {}, wavelet_dim=200, seed=0)
     pixels = processor(images=images_of(train, train["stimulus_id"][:5]))["pixel_values"]
     for subject, equal in ((0, False), (1, True)):

@@ -52,12 +52,13 @@ def add_wavelets(
     place = {stimulus: row for row, stimulus in enumerate(stimuli)}
     trials = [trials_of(train, subject, place, processor) for subject in processor.subjects]
 
-    trusted, linear, predicted = [], [], []
+    trusted, linear, predicted, noise = [], [], [], []
     for subject, (fmri, rows) in zip(processor.subjects, trials, strict=True):
         seen = [stimuli[row] for row in rows]
-        weights = trust(maps[rows], latents[rows], fmri, seen, seed)
+        weights, left = trust(maps[rows], latents[rows], fmri, seen, seed)
         if not weights.any():  # nothing predicts new stimuli: what the latent reads stays
-            weights[0] = 1
+            weights[0], left = 1, 1.0
+        noise.append(left)
         logger.info(f"{subject}: trust in latent, pixels, wavelets, fields: {np.round(weights, 2).tolist()}")
         models = [fit(maps[rows], fmri, seen) for fit in MODELS]
         trusted.append(weights[0])
@@ -99,6 +100,7 @@ def add_wavelets(
             np.concatenate([constant, more_constant]),
         )
         unexplained.append(np.square(fmri @ more + more_constant - targets).mean(0))
+    larger.latent_to_fmri.noise_logvar.add_(torch.tensor(noise, device=larger.device).log()[:, None])
     larger.fmri_to_latent.wavelet_logvar.copy_(torch.from_numpy(np.log(np.mean(unexplained, axis=0).clip(1e-3))))
     return larger
 

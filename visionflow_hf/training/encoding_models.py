@@ -147,11 +147,14 @@ def shares(errors: np.ndarray, rows: int) -> np.ndarray:
 
 def trust(
     maps: np.ndarray, latents: np.ndarray, fmri: np.ndarray, stimulus_ids: Sequence[str], seed: int = 0
-) -> np.ndarray:
+) -> tuple[np.ndarray, float]:
     """Non-negative weights of a ridge from the latents and of MODELS, in this order, that predict new stimuli best.
 
     They are common to all voxels, and are least squares on what models that were fitted without a stimulus, their
     penalties and fields included, predict of it.
+
+    Returns:
+        The weights, and the squared error that is left with them, as a share of what the latents alone leave.
     """
     rng = np.random.default_rng(seed)
     rows = min(len(fmri), 250)
@@ -167,4 +170,7 @@ def trust(
         if sum(map(len, measured)) >= rows:
             break
     columns = np.concatenate(predicted, axis=1).reshape(1 + len(MODELS), -1).T
-    return nnls(columns, np.concatenate(measured).ravel())[0]
+    measured = np.concatenate(measured).ravel()
+    weights, left = nnls(columns, measured)
+    alone = float(np.square(measured - columns[:, 0]).sum())
+    return weights, min(max(left**2 / max(alone, 1e-12), 1e-3), 1.0)

@@ -10,6 +10,8 @@ Ridge regression draws what it is unsure of towards the mean, and from latents n
 common to all images. So its predictions are given the spread that the images' own latents have:
 
     gain = min(std z / std of z as predicted for held-out stimuli, 1.5)
+
+What the second map misses of held-out stimuli is kept as the noise of single trials.
 """
 
 import numpy as np
@@ -23,6 +25,7 @@ from visionflow_hf.training.image_latents import image_latents
 from visionflow_hf.training.voxel_weights import voxel_weights
 
 MOST_GAIN = 1.5
+LEAST_NOISE = 1e-3  # of a voxel's variance
 
 
 @torch.no_grad()
@@ -55,10 +58,11 @@ def fit_bridges(
             gains[-1] * linear * weights[:, None],
             mean + gains[-1] * (intercept - mean),
         )
-        put(
-            model.latent_to_fmri.voxel_maps[index],
-            *linear_map(fit_ridge(read[rows], fmri, trials.stimulus_ids), read[rows]),
-        )
+        ridge = fit_ridge(read[rows], fmri, trials.stimulus_ids)
+        put(model.latent_to_fmri.voxel_maps[index], *linear_map(ridge, read[rows]))
+        missed = np.square(out_of_fold(ridge, read[rows], fmri, trials.stimulus_ids) - fmri).mean(0)
+        noise = torch.from_numpy(np.log(missed.clip(min=LEAST_NOISE)))
+        model.latent_to_fmri.noise_logvar[index, : len(noise)].copy_(noise)
     return float(np.mean(gains))
 
 
