@@ -49,6 +49,7 @@ FITTED = (
     "linear_decoder",
     "fmri_to_latent.voxel_maps",
     "latent_to_fmri.voxel_maps",
+    "latent_to_fmri.noise_logvar",
     "wavelet_",
     "fmri_to_latent.wavelet_",
 )
