@@ -37,7 +37,7 @@ def fit_bridges(
     Returns:
         The mean gain over subjects.
     """
-    gains = []
+    gains, missed_latents = [], []
     stimuli = list(dict.fromkeys(train["stimulus_id"]))
     latents = torch.from_numpy(image_latents(model, processor, train, stimuli, features))
     read = model.latent_to_fmri.read(latents.to(model.device, model.dtype)).float().cpu().numpy()
@@ -53,6 +53,7 @@ def fit_bridges(
         gains.append(min(known.std() / max(expected.std(), 1e-12), MOST_GAIN))
         linear, intercept = linear_map(ridge, fmri * weights)
         mean = known.mean(0)
+        missed_latents.append(np.square(mean + gains[-1] * (expected - mean) - known).mean(0))
         put(
             model.fmri_to_latent.voxel_maps[index],
             gains[-1] * linear * weights[:, None],
@@ -63,6 +64,10 @@ def fit_bridges(
         missed = np.square(out_of_fold(ridge, read[rows], fmri, trials.stimulus_ids) - fmri).mean(0)
         noise = torch.from_numpy(np.log(missed.clip(min=LEAST_NOISE)))
         model.latent_to_fmri.noise_logvar[index, : len(noise)].copy_(noise)
+    head = model.fmri_to_latent.head
+    if not head.weight.any():  # the MLP is silent: the variance is that of what the linear maps miss
+        variance = torch.from_numpy(np.mean(missed_latents, axis=0).clip(min=LEAST_NOISE))
+        head.bias[model.config.learned_dim :].copy_(variance.log())
     return float(np.mean(gains))
 
 

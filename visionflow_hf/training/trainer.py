@@ -3,7 +3,7 @@
 image stage   the image side learns alone, from the stimuli and from images made of them
 pair stage    the linear maps between voxels and latent are fitted to the finished latent; then the bridges' MLPs
               and the image decoder learn from pairs, while the image side's encoder is held. Without validation, which
-              would tell when it has learned the pairs by heart, the decoder is held too
+              would tell when they have learned the pairs by heart, whatever turns fMRI into images is held too
 """
 
 import torch
@@ -49,7 +49,8 @@ class VisionFlowTrainer(Trainer):
                 fit_bridges(model, self.processing_class, self.train_dataset, self.data_collator.image_features)
             held = [model.encoder, model.posterior_head, model.fmri_to_latent.voxel_maps]
             if self.eval_dataset is None:
-                held.append(model.image_decoder)
+                bridge = model.fmri_to_latent
+                held += [model.image_decoder, bridge.norm, bridge.hidden, bridge.head]
             for part in held:
                 part.requires_grad_(False)
 
