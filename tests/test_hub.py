@@ -168,12 +168,14 @@ def test_pushed_again_as_it_was(hub, pushed, data, tmp_path):
     stranger(PULL, "other/copy", "main", data, out, env=environment(hub, tmp_path / "fresh"), cwd=tmp_path)
 
 
-def test_train_pushes_on_request(hub, corpus, tmp_path):
+def test_train_pushes_once_on_request_and_what_is_finished(hub, corpus, tmp_path):
     env = environment(hub, tmp_path / "home")
     flags = ["--max_steps", 4, "--disable_tqdm", "true", "--push_to_hub", "true", "--hub_model_id", "lab/pushed"]
     result = visionflow("train", corpus, tmp_path / "run", *flags, env=env)
     assert result.returncode == 0, result.stderr[-2000:]
     assert_whole(hub, "lab/pushed")
+    assert [name for name in hub.repositories if "rehearsal" in name] == []
+    assert len(hub.repositories["models/lab/pushed"].commits) == 2  # its creation, and one push
     files = hub.files("lab/pushed")
     assert files["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
     assert "36 distinct stimuli in 72 trials" in files["README.md"].decode()

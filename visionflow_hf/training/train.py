@@ -165,6 +165,7 @@ def complete(args: VisionFlowTrainingArguments, run: Path, rows: int, validated:
     """
     args = copy.copy(args)
     args.output_dir = str(run)
+    args.push_to_hub = False  # `train` pushes the finished model once; Trainer would push every checkpoint
     if args.max_steps <= 0:
         a_pass = math.ceil(rows / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps))
         steps = math.ceil(args.num_train_epochs * a_pass)
