@@ -46,13 +46,9 @@ def fit_linear_decoder(
 ) -> LinearDecoder:
     """The linear map from the latents of the stimuli in `train` to their pixels, for latents from fMRI with `gain`."""
     stimuli = list(dict.fromkeys(train["stimulus_id"]))
-    latents = image_latents(model, processor, train, stimuli, features)[:, : model.config.learned_dim].astype(
-        np.float64
-    )
+    latents = np.float64(image_latents(model, processor, train, stimuli, features)[:, : model.config.learned_dim])
     decoder = LinearDecoder(model.config)
-    pixels = pixels_of(processor, train, stimuli)
-    small = torch.nn.functional.interpolate(pixels, decoder.shape[1:], mode="bilinear", antialias=True)
-    targets = small.flatten(1).double().numpy()
+    targets = pixels_of(processor, train, stimuli, decoder.shape[1:]).flatten(1).double().numpy()
     mean, level = latents.mean(0), targets.mean(0)
     latents = (latents - mean) * gain
     penalty = PENALTY * np.square(latents).sum(1).mean()
@@ -81,11 +77,12 @@ def quality_by_share(
     for subject in subjects:
         average, _ = responses_of(unseen, subject).averaged()
         rows = np.random.default_rng(0).permutation(len(average.fmri))[: max(1, MOST_ASKED // len(subjects))]
-        real = as_array(pixels_of(processor, unseen, [average.stimulus_ids[row] for row in rows]))
+        asked = [average.stimulus_ids[row] for row in rows]
+        real = as_array(pixels_of(processor, unseen, asked, model.config.image_size))
         batch = processor(fmri=average.fmri[rows], subject=subject).to(model.device)
         latent = model.encode_fmri(batch["fmri"], batch["subject_ids"]).mean
         image, straight = model.image_decoder(latent).float(), linear(latent).float()
-        blends = [as_array(blend(image, straight, share)) for share in SHARES]
+        blends = (as_array(blend(image, straight, share)) for share in SHARES)
         quality.append([pixel_correlation(real, one) + ssim(real, one) for one in blends])
     return np.concatenate(quality, axis=1).mean(1)
 
@@ -126,14 +123,15 @@ def rehearse(
     return best_share(quality)
 
 
-def pixels_of(processor: VisionFlowProcessor, split: Dataset, stimuli: list[str]) -> torch.Tensor:
-    """`(stimuli, channels, height, width)` on a 0..1 scale."""
-    return torch.cat(
-        [
-            processor(images=images_of(split, stimuli[start : start + BATCH]))["pixel_values"]
-            for start in range(0, len(stimuli), BATCH)
-        ]
-    )
+def pixels_of(processor: VisionFlowProcessor, split: Dataset, stimuli: list[str], size: list[int]) -> torch.Tensor:
+    """`(stimuli, channels, *size)` on a 0..1 scale; shrunk batch by batch, since all at full size can fill memory."""
+    pixels = []
+    for start in range(0, len(stimuli), BATCH):
+        batch = processor(images=images_of(split, stimuli[start : start + BATCH]))["pixel_values"]
+        if list(batch.shape[2:]) != size:
+            batch = torch.nn.functional.interpolate(batch, size, mode="bilinear", antialias=True)
+        pixels.append(batch)
+    return torch.cat(pixels)
 
 
 def as_array(images: torch.Tensor) -> np.ndarray:

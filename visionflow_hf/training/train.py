@@ -116,7 +116,7 @@ def train_on(
     trainer.save_state()
     model = trainer.accelerator.unwrap_model(trainer.model)
     if validation is not None:
-        gain = fit_bridges(model, processor, fitted, features)
+        gain = fit_bridges(model, processor, fitted, features)  # the best checkpoint may be older than the maps
         share = best_share(quality_by_share(model, processor, fitted, validation, features, gain))
     logger.info(f"linear path: {share:.1f} of the image")
     gain = fit_bridges(model, processor, everything, features)  # the held-out stimuli have served: they may be seen
