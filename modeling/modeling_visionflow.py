@@ -121,8 +121,9 @@ class VisionFlowModel(PreTrainedModel):
             if self.config.wavelet_dim:
                 init.constant_(self.wavelet_logvar, NARROW)
         elif isinstance(module, FmriToLatent):
-            init.normal_(module.hidden.weight, std=1 / math.sqrt(self.config.learned_dim))
+            init.normal_(module.hidden.weight, std=1 / math.sqrt(self.config.latent_dim))
             init.zeros_(module.head.weight)
+            init.ones_(module.mlp_share)
             if module.wavelet_logvar is not None:
                 init.zeros_(module.wavelet_logvar)
         elif isinstance(module, LatentToFmri):
@@ -309,6 +310,45 @@ class VisionFlowModel(PreTrainedModel):
         noise = torch.randn(len(fmri), num_samples, self.config.latent_dim, generator=generator).to(posterior.mean)
         latents = posterior.mean[:, None] + (posterior.logvar / 2).exp()[:, None] * noise
         return self.decode(latents.flatten(0, 1)).unflatten(0, (-1, num_samples))
+
+    @torch.no_grad()
+    def add_subject(self, name: str, voxels: int) -> None:
+        """Make room for a new person: linear maps between the latent and their voxels, zero until they are fitted.
+
+        What the subjects share stays as it is, and so do the maps of the others. The processor has to learn the name
+        too (`VisionFlowProcessor.add_subject`). `visionflow train CORPUS RUN --from-model OLD --freeze-shared` does
+        both, and fits the maps.
+
+        Args:
+            name (`str`): of the person, as a corpus has it in its column `subject`.
+            voxels (`int`): their number.
+
+        Raises:
+            ValueError: a name that is known, or no voxel.
+        """
+        if name in self.config.subjects:
+            raise ValueError(f"subject {name} is known already: give another name, or remove_subject first")
+        if voxels < 1:
+            raise ValueError(f"{voxels} voxels for subject {name}: at least 1 is needed")
+        self.fmri_to_latent.add_subject(voxels)
+        self.latent_to_fmri.add_subject(voxels, self.config.wavelet_dim)
+        self.config.subjects = [*self.config.subjects, name]
+        self.config.num_voxels = [*self.config.num_voxels, voxels]
+
+    @torch.no_grad()
+    def remove_subject(self, name: str) -> None:
+        """Forget a person: the maps between the latent and their voxels, the name and the noise.
+
+        Raises:
+            ValueError: a name that is not known.
+        """
+        if name not in self.config.subjects:
+            raise ValueError(f"unknown subject {name}: this model knows {', '.join(self.config.subjects) or 'none'}")
+        place = self.config.subjects.index(name)
+        self.fmri_to_latent.remove_subject(place)
+        self.latent_to_fmri.remove_subject(place)
+        self.config.subjects = [other for other in self.config.subjects if other != name]
+        self.config.num_voxels = [voxel_map.in_features for voxel_map in self.fmri_to_latent.voxel_maps]
 
     def pipeline(self, task: str, processor):
         """`image-to-fmri` or `fmri-to-image` with this model, as `transformers.pipeline` makes it from a folder's name.

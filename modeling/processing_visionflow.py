@@ -99,6 +99,31 @@ class VisionFlowProcessor(ProcessorMixin):
                 data["has_fmri"] = torch.tensor([row is not None for row in fmri])
         return BatchFeature(data)
 
+    def add_subject(self, name: str, fmri_mean: np.ndarray, fmri_std: np.ndarray) -> None:
+        """Learn a new person's name, and the mean and standard deviation of each of their voxels, `(voxels,)`.
+
+        Raises:
+            ValueError: a name that is known, or means and deviations that are no two equal rows of numbers.
+        """
+        if name in self.subjects:
+            raise ValueError(f"subject {name} is known already: give another name, or remove_subject first")
+        mean, std = (np.asarray(values, dtype=np.float32) for values in (fmri_mean, fmri_std))
+        if mean.ndim != 1 or mean.shape != std.shape:
+            raise ValueError(f"fmri_mean has shape {mean.shape}, fmri_std {std.shape}: (voxels,) is expected of both")
+        self.subjects.append(name)
+        self.fmri_mean[name], self.fmri_std[name] = mean, std
+
+    def remove_subject(self, name: str) -> None:
+        """Forget a person.
+
+        Raises:
+            ValueError: a name that is not known.
+        """
+        if name not in self.subjects:
+            raise ValueError(f"unknown subject {name}: this model knows {', '.join(self.subjects) or 'none'}")
+        self.subjects.remove(name)
+        del self.fmri_mean[name], self.fmri_std[name]
+
     def to_images(self, pixels: torch.Tensor) -> list[Image.Image]:
         """`(batch, channels, height, width)` on a 0..1 scale, clamped to it, as a list of `PIL.Image`."""
         arrays = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().permute(0, 2, 3, 1).numpy()

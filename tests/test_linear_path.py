@@ -1,4 +1,4 @@
-"""The linear path from latent to pixels: what it is, and when it carries the image."""
+"""The linear path from latent to pixels, and the rehearsal that says how much of the image it makes."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,10 @@ from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model, save_model
 from visionflow_hf.ridge import fit_ridge
-from visionflow_hf.training import linear_path
+from visionflow_hf.training import rehearsal
 from visionflow_hf.training.fit_bridges import fit_bridges
-from visionflow_hf.training.linear_path import SHARES, best_share, fit_linear_decoder, quality_by_share
+from visionflow_hf.training.linear_path import fit_linear_decoder
+from visionflow_hf.training.rehearsal import LINEAR_SHARES, MLP_SHARES, best_shares, quality_by_share, remaining
 
 HELD_OFF = (1 / 512, 511 / 512)
 
@@ -48,7 +49,7 @@ def test_behind_the_map_from_fmri_it_is_ridge_from_fmri_to_pixels(parts):
     ridge = fit_ridge((seen.fmri - mean) / std, pictures[0], seen.stimulus_ids).predict((new.fmri - mean) / std)
     batch = processor(fmri=new.fmri, subject=subject)
     with torch.no_grad():
-        made = linear(model.encode_fmri(batch["fmri"], batch["subject_ids"]).mean).flatten(1).numpy()
+        made = linear(model.fmri_to_latent.linear(batch["fmri"], {0: slice(None)})).flatten(1).numpy()
     assert np.corrcoef(made.ravel(), ridge.clip(0, 1).ravel())[0, 1] > 0.9
 
 
@@ -57,8 +58,26 @@ def test_it_carries_the_image_where_the_decoder_fails(parts):
     with torch.no_grad():
         model.image_decoder.seed.weight.zero_()  # the same image for every latent
     quality = quality_by_share(model, processor, splits["train"], splits["test"], {}, gain=1.0)
-    assert quality.shape == SHARES.shape and best_share(quality) == 1
-    assert quality[-1] > quality[0]
+    assert quality.shape == (len(MLP_SHARES), len(LINEAR_SHARES))
+    assert best_shares(quality).linear == 1
+    assert (quality[:, -1] > quality[:, 0]).all()
+
+
+def test_the_mlp_counts_where_it_helps_and_not_where_it_harms(parts):
+    model, processor, splits = parts
+    head = model.fmri_to_latent.head
+    with torch.no_grad():
+        head.bias[: model.config.learned_dim] = 10.0  # whatever the fMRI, far away from all latents
+    assert best_shares(quality_by_share(model, processor, splits["train"], splits["test"], {}, gain=1.0)).mlp == 0
+    with torch.no_grad():
+        head.bias[: model.config.learned_dim] = -10.0
+        for voxel_map in model.fmri_to_latent.voxel_maps:
+            voxel_map.bias[: model.config.learned_dim] += 10.0  # which the MLP alone takes back
+    assert best_shares(quality_by_share(model, processor, splits["train"], splits["test"], {}, gain=1.0)).mlp == 1
+
+
+def test_the_mlp_takes_its_share_of_the_gain_back():
+    assert (remaining(1.4, 0.0), remaining(1.4, 0.5), remaining(1.4, 1.0)) == (1.4, 1.2, 1.0)
 
 
 def test_the_share_is_saved_with_the_model_and_blends_the_two(parts, tmp_path):
@@ -104,7 +123,7 @@ def test_a_rehearsal_keeps_stimuli_from_the_image_side(corpus, tmp_path, monkeyp
         asked.append((set(seen["stimulus_id"]), set(unseen["stimulus_id"])))
         return quality_by_share(model, processor, seen, unseen, *more)
 
-    monkeypatch.setattr(linear_path, "quality_by_share", watched)
+    monkeypatch.setattr(rehearsal, "quality_by_share", watched)
     assert main(["train", str(corpus), str(tmp_path / "run"), *SHORT]) == 0
     assert asked and all(not seen & unseen for seen, unseen in asked)
     stimuli = set(open_corpus(corpus).splits["train"]["stimulus_id"])

@@ -50,13 +50,19 @@ def out_of_fold(
     penalty = float(np.max(model.best_alphas_))
     predicted = np.empty_like(targets)
     for train, test in stimulus_folds(stimulus_ids, min(FOLDS, len(set(stimulus_ids))), seed):
-        wide = features.shape[1] > len(train)
-        estimator = KernelRidge(alpha=penalty, fit_intercept=True) if wide else Ridge(alpha=penalty, fit_intercept=True)
-        predicted[test] = estimator.fit(features[train], targets[train]).predict(features[test])
+        predicted[test] = ridge_of(penalty, features[train], targets[train]).predict(features[test])
     return predicted
 
 
-def linear_map(model: RidgeCV | KernelRidgeCV, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ridge_of(penalty: float, features: np.ndarray, targets: np.ndarray) -> Ridge | KernelRidge:
+    """A ridge regression with a penalty that is given."""
+    estimator = KernelRidge if features.shape[1] > len(features) else Ridge
+    return estimator(alpha=penalty, fit_intercept=True).fit(features, targets)
+
+
+def linear_map(
+    model: RidgeCV | KernelRidgeCV | Ridge | KernelRidge, features: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights (features, targets) and intercept (targets,) of a ridge that was fitted on `features`."""
-    weights = model.coef_ if isinstance(model, RidgeCV) else model.get_primal_coef(features)
+    weights = model.coef_ if isinstance(model, (RidgeCV, Ridge)) else model.get_primal_coef(features)
     return np.asarray(weights, dtype=np.float32), np.asarray(model.intercept_, dtype=np.float32)

@@ -137,8 +137,9 @@ def grow(model: VisionFlowModel, wavelet_dim: int) -> VisionFlowModel:
     config = VisionFlowConfig.from_dict(model.config.to_dict())
     config.latent_dim, config.wavelet_dim = config.latent_dim + wavelet_dim, wavelet_dim
     larger = VisionFlowModel(config).to(model.device, model.dtype)
-    fitting = {name: values for name, values in model.state_dict().items() if "voxel_maps" not in name}
-    larger.load_state_dict(larger.state_dict() | fitting)  # the voxel maps and the wavelet head are put in afterwards
+    own = larger.state_dict()  # voxel maps and wavelet head are put in afterwards, the MLP that reads them learns later
+    kept = {name: values for name, values in model.state_dict().items() if values.shape == own[name].shape}
+    larger.load_state_dict(own | kept)
     return larger.eval()
 
 

@@ -26,7 +26,22 @@ class ModelArguments:
         },
     )
     freeze_encoder: bool | None = field(
-        default=None, metadata={"help": "Keep the encoder's weights. Default: those of a pretrained one."}
+        default=None,
+        metadata={"help": "Keep the encoder's weights. Default: those of a pretrained one, not with --from-model."},
+    )
+    from_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "A trained model, a folder or a name on the Hub, whose image side and sizes to begin with; "
+            "it learns on, and knows the subjects of the new corpus."
+        },
+    )
+    freeze_shared: bool = field(
+        default=False,
+        metadata={
+            "help": "With --from-model: keep all that subjects share, and the subjects that the model knows. Only the "
+            "maps of the new subjects are fitted, for which some tens of trials do."
+        },
     )
     image_size: int | None = field(
         default=None,

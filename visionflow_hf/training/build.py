@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from visionflow_hf.corpus.responses import responses_of
 from visionflow_hf.errors import UserError, count
+from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.training.arguments import PRETRAINED, SCRATCH, ModelArguments
 
@@ -37,24 +38,25 @@ def build_processor(train: Dataset, image_size: int | None) -> VisionFlowProcess
             grey = grey and picture.mode in GREY_MODES
     width, height = sizes.most_common(1)[0][0]
     scale = min(1.0, LARGEST_IMAGE / max(width, height)) if image_size is None else image_size / max(width, height)
-    mean, std = {}, {}
+    processor = VisionFlowProcessor(
+        image_size=[max(1, round(height * scale)), max(1, round(width * scale))], num_channels=1 if grey else 3
+    )
+    add_subjects(processor, train)
+    return processor
+
+
+def add_subjects(processor: VisionFlowProcessor, train: Dataset) -> None:
+    """Teach the processor all subjects of `train`: mean and standard deviation of each voxel over all of its rows."""
     for subject in sorted(set(train["subject"])):
         fmri = responses_of(train, subject).fmri
-        mean[subject] = fmri.mean(0, dtype=np.float64).astype(np.float32)
+        mean = fmri.mean(0, dtype=np.float64).astype(np.float32)
         spread = fmri.std(0, dtype=np.float64).astype(np.float32)
         constant = np.ptp(fmri, axis=0) == 0
         if constant.any():
             logger.warning(
                 f"{subject}: {count(np.flatnonzero(constant), 'voxel')} constant in train: kept, standardised to 0"
             )
-        std[subject] = np.where(constant, np.float32(1), spread)
-    return VisionFlowProcessor(
-        image_size=[max(1, round(height * scale)), max(1, round(width * scale))],
-        num_channels=1 if grey else 3,
-        subjects=list(mean),
-        fmri_mean=mean,
-        fmri_std=std,
-    )
+        processor.add_subject(subject, mean, np.where(constant, np.float32(1), spread))
 
 
 def build_model(processor: VisionFlowProcessor, args: ModelArguments) -> VisionFlowModel:
@@ -105,6 +107,30 @@ def build_model(processor: VisionFlowProcessor, args: ModelArguments) -> VisionF
     frozen = encoder is not None if args.freeze_encoder is None else args.freeze_encoder
     model.encoder.requires_grad_(not frozen)
     return model
+
+
+def continue_model(name: str, train: Dataset, args: ModelArguments) -> tuple[VisionFlowModel, VisionFlowProcessor]:
+    """The image side and the MLPs of a trained model, with new maps for the subjects of `train`; and its processor.
+
+    Raises:
+        UserError: no model of that name.
+    """
+    trained, old = load_model(name)
+    processor = VisionFlowProcessor(image_size=old.image_size, num_channels=old.num_channels)
+    add_subjects(processor, train)
+    config = VisionFlowConfig.from_dict(trained.config.to_dict())
+    config.latent_dim, config.wavelet_dim, config.linear_share = config.learned_dim, 0, 0.0
+    config.subjects, config.num_voxels = [], []
+    model = VisionFlowModel(config)
+    own = model.state_dict()
+    kept = {
+        key: values for key, values in trained.state_dict().items() if key in own and values.shape == own[key].shape
+    }
+    model.load_state_dict(own | kept)
+    for subject in processor.subjects:
+        model.add_subject(subject, len(processor.fmri_mean[subject]))
+    model.encoder.requires_grad_(not args.freeze_encoder)
+    return model, processor
 
 
 def bridge_width(num_voxels: list[int]) -> int:

@@ -14,6 +14,8 @@ common to all images. So its predictions are given the spread that the images' o
 What the second map misses of held-out stimuli is kept as the noise of single trials.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from datasets import Dataset
@@ -37,7 +39,7 @@ def fit_bridges(
     Returns:
         The mean gain over subjects.
     """
-    gains, missed_latents = [], []
+    gains = []
     stimuli = list(dict.fromkeys(train["stimulus_id"]))
     latents = torch.from_numpy(image_latents(model, processor, train, stimuli, features))
     read = model.latent_to_fmri.read(latents.to(model.device, model.dtype)).float().cpu().numpy()
@@ -47,28 +49,37 @@ def fit_bridges(
         rows = [position[stimulus] for stimulus in trials.stimulus_ids]
         fmri = (trials.fmri - processor.fmri_mean[subject]) / processor.fmri_std[subject]
         known = latents.numpy()[rows]
-        weights = voxel_weights(fmri, known, trials.stimulus_ids)
-        ridge = fit_ridge(fmri * weights, known, trials.stimulus_ids)
-        expected = out_of_fold(ridge, fmri * weights, known, trials.stimulus_ids)
-        gains.append(min(known.std() / max(expected.std(), 1e-12), MOST_GAIN))
-        linear, intercept = linear_map(ridge, fmri * weights)
-        mean = known.mean(0)
-        missed_latents.append(np.square(mean + gains[-1] * (expected - mean) - known).mean(0))
-        put(
-            model.fmri_to_latent.voxel_maps[index],
-            gains[-1] * linear * weights[:, None],
-            mean + gains[-1] * (intercept - mean),
-        )
+        linear, intercept, gain = fit_fmri_to_latent(fmri, known, trials.stimulus_ids)
+        gains.append(gain)
+        put(model.fmri_to_latent.voxel_maps[index], linear, intercept)
         ridge = fit_ridge(read[rows], fmri, trials.stimulus_ids)
         put(model.latent_to_fmri.voxel_maps[index], *linear_map(ridge, read[rows]))
         missed = np.square(out_of_fold(ridge, read[rows], fmri, trials.stimulus_ids) - fmri).mean(0)
-        noise = torch.from_numpy(np.log(missed.clip(min=LEAST_NOISE)))
-        model.latent_to_fmri.noise_logvar[index, : len(noise)].copy_(noise)
-    head = model.fmri_to_latent.head
-    if not head.weight.any():  # the MLP is silent: the variance is that of what the linear maps miss
-        variance = torch.from_numpy(np.mean(missed_latents, axis=0).clip(min=LEAST_NOISE))
-        head.bias[model.config.learned_dim :].copy_(variance.log())
+        put_noise(model, index, missed)
     return float(np.mean(gains))
+
+
+def fit_fmri_to_latent(
+    fmri: np.ndarray, latents: np.ndarray, stimulus_ids: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The linear map from standardised fMRI (trials, voxels) to the latents of the images (trials, latent_dim).
+
+    Returns:
+        Weights (voxels, latent_dim), intercept (latent_dim,), and gain.
+    """
+    weights = voxel_weights(fmri, latents, stimulus_ids)
+    ridge = fit_ridge(fmri * weights, latents, stimulus_ids)
+    expected = out_of_fold(ridge, fmri * weights, latents, stimulus_ids)
+    gain = min(latents.std() / max(expected.std(), 1e-12), MOST_GAIN)
+    mean = latents.mean(0)
+    linear, intercept = linear_map(ridge, fmri * weights)
+    return gain * linear * weights[:, None], mean + gain * (intercept - mean), float(gain)
+
+
+def put_noise(model: VisionFlowModel, subject: int, missed: np.ndarray) -> None:
+    """What predictions miss of held-out stimuli, a mean square (voxels,), as the noise of a subject's single trials."""
+    noise = torch.from_numpy(np.log(missed.clip(min=LEAST_NOISE)))
+    model.latent_to_fmri.noise_logvar[subject, : len(noise)].copy_(noise)
 
 
 def put(layer: torch.nn.Linear, weights: np.ndarray, intercept: np.ndarray) -> None:

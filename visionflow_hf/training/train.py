@@ -18,14 +18,15 @@ from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import refuse_existing
-from visionflow_hf.hub import push, save_model
+from visionflow_hf.hub import load_model, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.training.add_wavelets import add_wavelets
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
-from visionflow_hf.training.build import build_model, build_processor
-from visionflow_hf.training.fit_bridges import fit_bridges
+from visionflow_hf.training.build import build_model, build_processor, continue_model
+from visionflow_hf.training.finish import finish
 from visionflow_hf.training.image_latents import encoder_features
-from visionflow_hf.training.linear_path import best_share, fit_linear_decoder, quality_by_share, rehearse
+from visionflow_hf.training.linear_path import fit_linear_decoder
+from visionflow_hf.training.new_subjects import fit_new_subjects
+from visionflow_hf.training.rehearsal import best_shares, rehearse, remaining, validate
 from visionflow_hf.training.trainer import run_trainer
 
 logger = logging.getLogger(__name__)
@@ -63,16 +64,19 @@ def train(
     trained = train_on(opened.splits, run, model_args, training_args, checkpoint)
     seen = opened.splits["train"]
     vision = trained.model.config.vision_config
+    origin = "trained from scratch"
+    if model_args.from_model is not None:
+        origin = f"that of {Path(model_args.from_model).name}"
     save_model(
         trained.model,
         trained.processor,
         run,
         {
-            "encoder": vision._name_or_path or f"{vision.model_type}, trained from scratch",
+            "encoder": vision._name_or_path or f"{vision.model_type}, {origin}",
             "unit": opened.unit,
             "n_stimuli": len(set(seen["stimulus_id"])),
             "n_trials": len(seen),
-            "steps": trained.history[-1]["step"],
+            "steps": trained.history[-1]["step"] if trained.history else 0,
             "seed": training_args.seed,
         },
     )
@@ -90,16 +94,23 @@ def train_on(
 ) -> Trained:
     """The training itself, on rows at hand; `run` takes checkpoints and the Trainer's state, but no model folder."""
     run = Path(run)
+    refuse_contradictions(model_args)
     set_seed(training_args.seed)
     everything = splits["train"]
-    processor = build_processor(everything, model_args.image_size)
-    model = build_model(processor, model_args)
+    if model_args.freeze_shared:
+        model, processor = load_model(model_args.from_model)
+        fit_new_subjects(model.to(training_args.device), processor, everything, training_args.seed)
+        begin(run, model_args, training_args)
+        return Trained(model, processor, [])
+    if model_args.from_model is None:
+        processor = build_processor(everything, model_args.image_size)
+        model = build_model(processor, model_args)
+    else:
+        model, processor = continue_model(model_args.from_model, everything, model_args)
     fitted, validation = hold_out(splits, training_args)
     args = complete(training_args, run, len(fitted), validated=validation is not None)
     if checkpoint is None:
-        shutil.rmtree(run, ignore_errors=True)
-        run.mkdir(parents=True)
-        (run / MARKER).write_text(yaml.safe_dump(told(model_args, training_args), sort_keys=False))
+        begin(run, model_args, training_args)
 
     features = {}
     if not any(parameter.requires_grad for parameter in model.encoder.parameters()):
@@ -109,22 +120,34 @@ def train_on(
         if "validation" in splits:
             seen = list(dict.fromkeys(splits["validation"]["stimulus_id"]))
             features |= encoder_features(model, processor, splits["validation"], seen)
+    wavelet_dim = model_args.wavelet_dim
     if validation is None:
-        share = rehearse(model, processor, fitted, features, args)
-        set_seed(training_args.seed)
+        shares = rehearse(model, processor, fitted, features, wavelet_dim, args)
+        set_seed(args.seed)
     trainer = run_trainer(model, processor, fitted, validation, features, args, checkpoint)
     trainer.save_state()
     model = trainer.accelerator.unwrap_model(trainer.model)
     if validation is not None:
-        gain = fit_bridges(model, processor, fitted, features)  # the best checkpoint may be older than the maps
-        share = best_share(quality_by_share(model, processor, fitted, validation, features, gain))
-    logger.info(f"linear path: {share:.1f} of the image")
-    gain = fit_bridges(model, processor, everything, features)  # the held-out stimuli have served: they may be seen
-    if share:
+        shares = best_shares(validate(model, processor, fitted, validation, features, wavelet_dim, args))
+    # The held-out stimuli have served: they may be seen.
+    model, gain = finish(model, processor, everything, features, wavelet_dim, shares.mlp, args)
+    if shares.linear:
+        gain = remaining(gain, shares.mlp)
         model.linear_decoder = fit_linear_decoder(model, processor, everything, features, gain)
-        model.config.linear_share = share
-    model = add_wavelets(model, processor, everything, features, model_args.wavelet_dim, training_args.seed)
+        model.config.linear_share = shares.linear
     return Trained(model, processor, trainer.state.log_history)
+
+
+def refuse_contradictions(args: ModelArguments) -> None:
+    """Raise `UserError` where a model that is taken over is to have other sizes, or none is to be kept."""
+    if args.from_model is None:
+        if args.freeze_shared:
+            raise UserError("--freeze-shared keeps the weights of a trained model: name it with --from-model")
+        return
+    sizes = ("encoder", "autoencoder", "image_size", "latent_dim", "bridge_hidden_size")
+    given = [f"--{name}" for name in sizes if getattr(args, name) is not None]
+    if given:
+        raise UserError(f"--from-model brings its own {', '.join(given)}: leave out one or the other")
 
 
 def find_checkpoint(run: Path, resume: str | None) -> str | None:
@@ -173,6 +196,13 @@ def complete(args: VisionFlowTrainingArguments, run: Path, rows: int, validated:
     if not validated:
         args.eval_strategy, args.load_best_model_at_end = "no", False
     return args
+
+
+def begin(run: Path, model_args: ModelArguments, training_args: VisionFlowTrainingArguments) -> None:
+    """An empty folder that holds what the run was told."""
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True)
+    (run / MARKER).write_text(yaml.safe_dump(told(model_args, training_args), sort_keys=False))
 
 
 def told(model_args: ModelArguments, training_args: VisionFlowTrainingArguments) -> dict:

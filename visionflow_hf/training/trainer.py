@@ -1,9 +1,11 @@
 """The Hugging Face Trainer with VisionFlow's two stages and its losses by name.
 
 image stage   the image side learns alone, from the stimuli and from images made of them
-pair stage    the linear maps between voxels and latent are fitted to the finished latent; then the bridges' MLPs
-              and the image decoder learn from pairs, while the image side's encoder is held. Without validation, which
-              would tell when they have learned the pairs by heart, whatever turns fMRI into images is held too
+pair stage    the linear maps between voxels and latent are fitted to the finished latent; then the MLP from latent to
+              fMRI and the image decoder learn from pairs, while the image side's encoder is held. Without validation,
+              which would tell when it has learned the pairs by heart, the decoder is held too
+
+The MLP from fMRI to latent learns when all else is finished (see `alignment_stage`).
 """
 
 import torch
@@ -13,13 +15,12 @@ from transformers.utils import logging
 
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.training.arguments import VisionFlowTrainingArguments
-from visionflow_hf.training.augmentation import augment
+from visionflow_hf.training.augmentation import FEW_STIMULI, augment
 from visionflow_hf.training.collator import PairCollator
 from visionflow_hf.training.fit_bridges import fit_bridges
 
 logger = logging.get_logger("visionflow_hf")
 
-FEW_STIMULI = 50
 LOSSES = ("loss_image", "loss_kl", "loss_alignment", "loss_fmri")
 
 
@@ -47,10 +48,9 @@ class VisionFlowTrainer(Trainer):
         if stage == "pair":
             if self.state.global_step == self.pair_stage_from:  # later, a checkpoint has brought the fitted maps
                 fit_bridges(model, self.processing_class, self.train_dataset, self.data_collator.image_features)
-            held = [model.encoder, model.posterior_head, model.fmri_to_latent.voxel_maps]
+            held = [model.encoder, model.posterior_head, model.fmri_to_latent]
             if self.eval_dataset is None:
-                bridge = model.fmri_to_latent
-                held += [model.image_decoder, bridge.norm, bridge.hidden, bridge.head]
+                held.append(model.image_decoder)
             for part in held:
                 part.requires_grad_(False)
 

@@ -1,0 +1,126 @@
+"""New people: `add_subject`, and `train --from-model OLD [--freeze-shared]`."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import DatasetDict, load_from_disk
+from safetensors.torch import load_file
+
+from visionflow_hf.cli import main
+from visionflow_hf.evaluation.evaluate import evaluate
+from visionflow_hf.hub import load_model
+
+SHARED = ("encoder.", "posterior_head.", "wavelet_", "image_decoder.", "fmri_to_latent.h", "latent_to_fmri.hidden")
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory):
+    """40 trials of somebody whom nobody knows, and 60 test stimuli."""
+    path = tmp_path_factory.mktemp("newcomer") / "corpus"
+    flags = ["--stimuli", "100", "--subjects", "1", "--voxels", "60", "--image-size", "16", "--test-fraction", "0.6"]
+    assert main(["simulate", str(path), *flags, "--seed", "5"]) == 0
+    return path
+
+
+def named(corpus, name, path):
+    """The same corpus, its subject called `name`."""
+    splits = load_from_disk(str(corpus))
+    DatasetDict({key: split.map(lambda row: {"subject": name}) for key, split in splits.items()}).save_to_disk(path)
+    voxels = corpus / "voxels.parquet"
+    pd.read_parquet(voxels).assign(subject=name).to_parquet(path / "voxels.parquet")
+    return path
+
+
+def test_a_subject_is_added_and_removed(run):
+    model, processor = load_model(run)
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    image = np.zeros((16, 16), np.uint8)
+    known = model.predict_fmri(**processor(images=image, subject="subj02"))
+    model.add_subject("ann", 50)
+    processor.add_subject("ann", np.arange(50), np.ones(50))
+    assert model.config.subjects == ["subj01", "subj02", "ann"] and model.config.num_voxels == [30, 30, 50]
+    assert np.array_equal(model.predict_fmri(**processor(images=image, subject="ann"))[0], np.arange(50))
+    assert model.reconstruct_image(**processor(fmri=np.ones(50), subject="ann")).shape == (1, 1, 16, 16)
+    torch.testing.assert_close(model.predict_fmri(**processor(images=image, subject="subj02"))[:, :30], known)
+    with pytest.raises(ValueError, match="subject ann is known already"):
+        model.add_subject("ann", 3)
+    with pytest.raises(ValueError, match="subject ann is known already"):
+        processor.add_subject("ann", np.zeros(3), np.ones(3))
+    with pytest.raises(ValueError, match="0 voxels for subject bob"):
+        model.add_subject("bob", 0)
+    with pytest.raises(ValueError, match=r"fmri_mean has shape \(3,\), fmri_std \(4,\)"):
+        processor.add_subject("bob", np.zeros(3), np.ones(4))
+    for one in (model, processor):
+        one.remove_subject("ann")
+        with pytest.raises(ValueError, match="unknown subject ann"):
+            one.remove_subject("ann")
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_an_added_subject_is_saved_and_loaded(run, tmp_path):
+    model, _ = load_model(run)
+    model.add_subject("ann", 50)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.config.subjects == model.config.subjects
+    assert all(torch.equal(values, again.state_dict()[name]) for name, values in model.state_dict().items())
+
+
+def test_what_is_shared_is_kept(run, newcomer, tmp_path):
+    corpus = named(newcomer, "ann", tmp_path / "corpus")
+    flags = ["--from-model", str(run), "--freeze-shared"]
+    assert main(["train", str(corpus), str(tmp_path / "new"), *flags]) == 0
+    old, new = load_file(run / "model.safetensors"), load_file(tmp_path / "new" / "model.safetensors")
+    shared = [name for name in old if name.startswith(SHARED)]
+    assert len(shared) > 20 and all(torch.equal(old[name], new[name]) for name in shared)
+    model, processor = load_model(tmp_path / "new")
+    assert processor.subjects == model.config.subjects == ["subj01", "subj02", "ann"]
+    batch = processor(images=np.zeros((16, 16), np.uint8), subject="subj01")
+    torch.testing.assert_close(model.predict_fmri(**batch)[:, :30], load_model(run)[0].predict_fmri(**batch))
+
+
+def test_a_known_name_is_fitted_anew(run, newcomer, tmp_path, caplog):
+    flags = ["--from-model", str(run), "--freeze-shared"]
+    assert main(["train", str(newcomer), str(tmp_path / "new"), *flags]) == 0
+    assert "subj01 is a subject of the model already, and is fitted anew" in caplog.text
+    model, processor = load_model(tmp_path / "new")
+    assert model.config.subjects == processor.subjects == ["subj02", "subj01"]
+    assert model.config.num_voxels == [30, 60] and len(processor.fmri_mean["subj01"]) == 60
+
+
+def test_without_freezing_all_learns_on(run, newcomer, tmp_path):
+    flags = ["--from-model", str(run), "--max_steps", "10", "--disable_tqdm", "true"]
+    assert main(["train", str(newcomer), str(tmp_path / "new"), *flags]) == 0
+    model, processor = load_model(tmp_path / "new")
+    assert model.config.subjects == processor.subjects == ["subj01"] and model.config.num_voxels == [60]
+    old = load_model(run)[0]
+    seed, before = model.image_decoder.seed.weight, old.image_decoder.seed.weight
+    assert not torch.equal(seed, before) and torch.corrcoef(torch.stack([seed.ravel(), before.ravel()]))[0, 1] > 0.9
+    assert "that of model" in (tmp_path / "new" / "README.md").read_text()
+
+
+def test_what_cannot_be(run, newcomer, tmp_path, refused):
+    def train(*flags):
+        return main(["train", str(newcomer), str(tmp_path / "x"), *flags])
+
+    refused(lambda: train("--freeze-shared"), "name it with --from-model")
+    refused(lambda: train("--from-model", str(run), "--latent_dim", "8"), "brings its own --latent_dim")
+    refused(lambda: train("--from-model", str(tmp_path / "nobody"), "--freeze-shared"), "nobody is no model folder")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_newcomer_s_few_trials_go_further_than_in_ridge(newcomer, tmp_path):
+    """Against a model from scratch, at full size and over seeds: benchmarks/new_subjects.py."""
+    flags = ["--stimuli", "300", "--subjects", "2", "--voxels", "60", "--image-size", "16"]
+    assert main(["simulate", str(tmp_path / "corpus"), *flags]) == 0
+    short = ["--max_steps", "300", "--disable_tqdm", "true"]
+    assert main(["train", str(tmp_path / "corpus"), str(tmp_path / "old"), *short]) == 0
+    flags = ["--from-model", str(tmp_path / "old"), "--freeze-shared"]
+    assert main(["train", str(newcomer), str(tmp_path / "new"), *flags]) == 0
+    metrics = evaluate(tmp_path / "new", newcomer, tmp_path / "report")
+    model, ridge = (metrics["encoding"][name]["voxel_r_mean"] for name in ("model", "ridge"))
+    assert model > 1.2 * ridge
+    model, ridge = (metrics["decoding"][name] for name in ("model", "ridge"))
+    assert model["two_way"] > ridge["two_way"] and model["ssim"] > ridge["ssim"]

@@ -1,0 +1,156 @@
+"""The alignment stage: the MLP from fMRI to latent learns from trials that the model itself makes up.
+
+    image'  ->  q(z | image')                                          as the image side sees it
+    image'  ->  fMRI' = predicted fMRI + noise  ->  h = W fMRI'        as a scanner might
+    loss     =  KL(q(z | image') || q(z | fMRI'))
+
+Few pairs do not tell how to get from voxels to images, but they do tell what each voxel sees; and where that is known,
+pairs can be made without end, from the stimuli and from images made of them. The noise is what held-out trials have. It
+is drawn behind the linear maps, where it is a Gaussian of `latent_dim` dimensions:
+
+    cov = W' (SHARED R'R / n + (1 - SHARED) diag(noise)) W      R (n, voxels) being what predictions miss of n trials
+
+A wrong idea of the voxels makes wrong pairs. So the MLP counts only as much as a rehearsal has shown it to be worth.
+"""
+
+from collections import Counter
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tqdm import tqdm
+
+from visionflow_hf.corpus.responses import images_of, responses_of
+from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.modeling.latent_gaussian import LatentGaussian
+from visionflow_hf.modeling.losses import alignment_loss
+from visionflow_hf.training.arguments import VisionFlowTrainingArguments
+from visionflow_hf.training.augmentation import FEW_STIMULI, augment
+from visionflow_hf.training.image_latents import BATCH, image_latents
+
+IMAGES = 4000  # about as many as trials are made of
+STEPS, TRIALS = 2000, 256  # trials a step
+LEARNING_RATE = 1e-3
+SHARED = 0.3  # of the noise variance, that voxels have in common
+MOST_TRIALS = 2000  # of a subject, that tell what they have in common
+
+
+def align(
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    train: Dataset,
+    features: dict[str, torch.Tensor],
+    share: float,
+    args: VisionFlowTrainingArguments,
+) -> None:
+    """Train the MLP of `model.fmri_to_latent`; all else has to be finished, and stays as it is.
+
+    Args:
+        train: trials are made of its stimuli.
+        features: what a frozen encoder makes of the stimuli. Where they are given no other images are made, since the
+            encoder would have to look at them all.
+        share: of the MLP's correction of the mean that is to count, from 0 to 1.
+        args: complete; the stage has as many steps as STEPS says, or twice as many as the Trainer had if that is less.
+    """
+    torch.manual_seed(args.seed)
+    steps = min(STEPS, 2 * args.max_steps)
+    bridge = model.eval().fmri_to_latent
+    with torch.no_grad():
+        images = image_posteriors(model, processor, train, features)
+        read = model.latent_to_fmri.read(images.mean)
+        voxel_maps = zip(bridge.voxel_maps, model.latent_to_fmri.voxel_maps, strict=True)
+        linear = [inward(outward(read)) for inward, outward in voxel_maps]
+        noise = [trial_noise(model, processor, train, features, subject) for subject in processor.subjects]
+
+    def made_up(subject: int) -> tuple[LatentGaussian, torch.Tensor]:
+        """q(z | image') and h of some trials of a subject, means over as many repeats as a stimulus of train has."""
+        rows = torch.randint(len(read), (TRIALS,), device=read.device)
+        factor, most = noise[subject]
+        repeats = torch.randint(1, most + 1, (TRIALS, 1), device=read.device)
+        drawn = torch.randn(TRIALS, len(factor), device=read.device) @ factor / repeats.sqrt()
+        return LatentGaussian(images.mean[rows], images.logvar[rows]), linear[subject][rows] + drawn
+
+    everything = torch.ones(TRIALS, dtype=torch.bool, device=read.device)
+    weights = [*bridge.hidden.parameters(), *bridge.head.parameters()]
+    learned = [weight.requires_grad for weight in weights]
+    optimizer = torch.optim.AdamW([weight.requires_grad_() for weight in weights], lr=LEARNING_RATE)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    bridge.train()
+    for step in tqdm(range(steps), desc="alignment stage", unit="step", leave=False, disable=None):
+        posterior, h = made_up(step % len(linear))
+        loss = alignment_loss(posterior, bridge.posterior(h), everything)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    bridge.eval()
+    for weight, before in zip(weights, learned, strict=True):
+        weight.requires_grad_(before)
+    keep(bridge, share, [made_up(subject) for subject in range(len(linear))])
+
+
+def image_posteriors(
+    model: VisionFlowModel, processor: VisionFlowProcessor, train: Dataset, features: dict[str, torch.Tensor]
+) -> LatentGaussian:
+    """q(z | image) of the stimuli, and of about IMAGES images made of them where there are no `features`."""
+    stimuli = list(dict.fromkeys(train["stimulus_id"]))
+    posteriors = []
+    for start in range(0, len(stimuli), BATCH):
+        names = stimuli[start : start + BATCH]
+        if features:
+            posteriors.append(
+                model.encode_image(None, torch.stack([features[name] for name in names]).to(model.device))
+            )
+            continue
+        pixels = processor(images=images_of(train, names))["pixel_values"].to(model.device)
+        posteriors.append(model.encode_image(pixels))
+        for _ in range(IMAGES // len(stimuli)):
+            posteriors.append(model.encode_image(augment(pixels, len(stimuli) < FEW_STIMULI)))
+    return LatentGaussian(
+        torch.cat([one.mean for one in posteriors]).float(), torch.cat([one.logvar for one in posteriors]).float()
+    )
+
+
+def trial_noise(
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    train: Dataset,
+    features: dict[str, torch.Tensor],
+    name: str,
+) -> tuple[torch.Tensor, int]:
+    """What standard normal numbers have to be multiplied by to be the noise of h, `(latent_dim, latent_dim)`.
+
+    And how often the subject saw one stimulus at most.
+    """
+    subject = processor.subjects.index(name)
+    trials = responses_of(train, name)
+    most = max(Counter(trials.stimulus_ids).values())
+    rows = np.random.default_rng(0).permutation(len(trials.fmri))[:MOST_TRIALS]
+    stimuli = [trials.stimulus_ids[row] for row in rows]
+    distinct = list(dict.fromkeys(stimuli))
+    latents = torch.from_numpy(image_latents(model, processor, train, distinct, features)).to(model.device, model.dtype)
+    predicted = model.latent_to_fmri.voxel_maps[subject](model.latent_to_fmri.read(latents)).float().cpu()
+    place = {stimulus: row for row, stimulus in enumerate(distinct)}
+    fmri = (trials.fmri[rows] - processor.fmri_mean[name]) / processor.fmri_std[name]
+    missed = torch.from_numpy(fmri) - predicted[[place[stimulus] for stimulus in stimuli]]
+    std = (model.latent_to_fmri.noise_logvar[subject, : missed.shape[1]] / 2).exp().float().cpu()
+    missed = missed * (std / missed.square().mean(0).sqrt().clamp(min=1e-6))  # of these rows it fits the noise, too
+    inward = model.fmri_to_latent.voxel_maps[subject].weight.float().cpu().T
+    shared, own = missed @ inward / len(missed) ** 0.5, std[:, None] * inward
+    cov = SHARED * shared.T @ shared + (1 - SHARED) * own.T @ own
+    values, vectors = torch.linalg.eigh(cov.double())
+    factor = (values.clamp(min=0).sqrt()[:, None] * vectors.T).float()
+    return factor.to(model.device), most
+
+
+@torch.no_grad()
+def keep(bridge, share: float, trials: list[tuple[LatentGaussian, torch.Tensor]]) -> None:
+    """Let `share` of the correction count, and widen the variance by what is then missed more."""
+    learned = bridge.head.out_features // 2
+
+    def missed(share: float) -> torch.Tensor:
+        errors = [(bridge.posterior(h, share).mean - images.mean)[:, :learned].square().mean(0) for images, h in trials]
+        return torch.stack(errors).mean(0)
+
+    bridge.mlp_share.fill_(share)
+    bridge.head.bias[learned:] += (missed(share) / missed(1.0)).log()
