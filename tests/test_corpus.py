@@ -163,6 +163,9 @@ def test_inspect_counts_what_is_there(corpus, colour_corpus, capsys):
     summary = summarise(corpus)
     assert summary["splits"]["test"] == {
         "trials": 24,
+        "pairs": 24,
+        "images_alone": 0,
+        "fmri_alone": 0,
         "stimuli": 4,
         "trials_per_stimulus": [3, 3],
         "image_sizes": ["16 x 16"],

@@ -95,9 +95,21 @@ def parser() -> Parser:
     one.add_argument("--subject", default="subj01", metavar="NAME", help="whose responses these are (subj01)")
     add_prepare_flags(one)
 
+    one = command("images", prepare_images, "A folder of pictures without fMRI, to be merged with pairs.", layouts)
+    one.add_argument("folder", metavar="FOLDER")
+    one.add_argument("out", metavar="OUT")
+    one.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
+
+    one = command("merge", merge, "Write two corpora as one.")
+    one.add_argument("one", metavar="A")
+    one.add_argument("other", metavar="B")
+    one.add_argument("out", metavar="OUT")
+    one.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
+
     one = command("inspect", inspect, "Tell what is in a corpus.")
     one.add_argument("corpus", metavar="CORPUS")
     one.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
+    add_leakage_flag(one)
 
     commands.add_parser("train", help="Train a model: visionflow train CORPUS RUN [flags].")
     one = command("evaluate", evaluate, "Figures, pictures and baselines of a model on a split.")
@@ -106,6 +118,7 @@ def parser() -> Parser:
     one.add_argument("out", metavar="OUT")
     one.add_argument("--split", default="test", help="(test)")
     one.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    add_leakage_flag(one)
     commands.add_parser(
         "crossvalidate", help="Train and evaluate in folds: visionflow crossvalidate CORPUS OUT [flags]."
     )
@@ -147,6 +160,12 @@ def add_prepare_flags(one: Parser) -> None:
     one.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
 
 
+def add_leakage_flag(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--allow-leakage", action="store_true", help="go on where a stimulus is in two splits, and record it"
+    )
+
+
 def simulate(out: str, **flags) -> None:
     from visionflow_hf.corpus import simulate
 
@@ -161,13 +180,30 @@ def prepare_arrays(file: str, out: str, **flags) -> None:
     print(f"wrote {out}")
 
 
-def inspect(corpus: str, as_json: bool) -> None:
+def prepare_images(folder: str, out: str, **flags) -> None:
+    from visionflow_hf.corpus import images
+
+    images.prepare_images(folder, out, **flags)
+    print(f"wrote {out}")
+
+
+def merge(one: str, other: str, out: str, **flags) -> None:
+    from visionflow_hf.corpus import merge
+
+    merge.merge(one, other, out, **flags)
+    print(f"wrote {out}")
+
+
+def inspect(corpus: str, as_json: bool, allow_leakage: bool) -> None:
     import json
 
     from visionflow_hf.corpus.inspect import print_summary, summarise
 
-    summary = summarise(corpus)
+    summary = summarise(corpus, allow_leakage)
     print(json.dumps(summary, indent=2)) if as_json else print_summary(summary)
+    if summary["problems"]:
+        first, *more = summary["problems"]
+        raise UserError(f"corpus {corpus}: {first}" + (f" (and {len(more)} more, see the page)" if more else ""))
 
 
 def evaluate(run: str, corpus: str, out: str, **flags) -> None:
@@ -211,8 +247,9 @@ def train(argv: list[str]) -> None:
     flags = TrainingParser(prog="visionflow train", description="Train a model on a corpus.")
     flags.add_argument("corpus", metavar="CORPUS")
     flags.add_argument("run", metavar="RUN", help="folder for checkpoints and, at the end, the model")
+    add_leakage_flag(flags)
     model_args, training_args, rest = flags.parse(argv)
-    train.train(rest.corpus, rest.run, model_args, training_args)
+    train.train(rest.corpus, rest.run, model_args, training_args, rest.allow_leakage)
     print(f"wrote {rest.run}")
 
 

@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTConfig
 from transformers.utils import logging
 
-from visionflow_hf.corpus.responses import responses_of
+from visionflow_hf.corpus.responses import pairs_of, responses_of
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.training.arguments import PRETRAINED, SCRATCH, ModelArguments
@@ -24,21 +24,24 @@ GREY_MODES = ("1", "L", "I;16")
 
 
 def build_processor(train: Dataset, image_size: int | None) -> VisionFlowProcessor:
-    """Image size and channels from the stimuli, mean and standard deviation of each voxel from all train rows.
+    """Image size and channels from the stimuli, mean and standard deviation of each voxel from all fMRI in train.
+
+    A stimulus is an image that has fMRI; fMRI without an image counts for mean and standard deviation.
 
     Args:
         image_size: longer side in px, if it is not to be that of most stimuli.
     """
     sizes: Counter = Counter()
     grey = True
-    for item in train.select_columns("image").cast_column("image", Image(decode=False))["image"]:
+    pairs = pairs_of(train)
+    for item in pairs.select_columns("image").cast_column("image", Image(decode=False))["image"]:
         with PILImage.open(io.BytesIO(item["bytes"]) if item["bytes"] else item["path"]) as picture:
             sizes[picture.size] += 1
             grey = grey and picture.mode in GREY_MODES
     width, height = sizes.most_common(1)[0][0]
     scale = min(1.0, LARGEST_IMAGE / max(width, height)) if image_size is None else image_size / max(width, height)
     mean, std = {}, {}
-    for subject in sorted(set(train["subject"])):
+    for subject in sorted(set(pairs["subject"])):
         fmri = responses_of(train, subject).fmri
         mean[subject] = fmri.mean(0, dtype=np.float64).astype(np.float32)
         spread = fmri.std(0, dtype=np.float64).astype(np.float32)

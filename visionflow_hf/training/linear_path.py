@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
-from visionflow_hf.corpus.responses import images_of, responses_of
+from visionflow_hf.corpus.responses import images_of, responses_of, without
 from visionflow_hf.corpus.splits import stimulus_folds
 from visionflow_hf.evaluation.metrics import pixel_correlation, ssim
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
@@ -98,8 +98,13 @@ def rehearse(
     rows: Dataset,
     features: dict[str, torch.Tensor],
     args: VisionFlowTrainingArguments,
+    images: Dataset,
 ) -> float:
-    """The share of the linear path that serves best where a part of the stimuli is kept from a copy of the model."""
+    """The share of the linear path that serves best where a part of the stimuli is kept from a copy of the model.
+
+    Args:
+        images: rows without fMRI, from which the image side learns as well.
+    """
     args = copy.copy(args)
     args.max_steps, args.image_stage = max(1, round(args.max_steps * args.image_stage)), 1.0
     args.save_strategy, args.report_to = SaveStrategy.NO, []
@@ -112,7 +117,9 @@ def rehearse(
         held_out = len(set(unseen["stimulus_id"]))
         logger.info(f"rehearsal: the image side learns without {held_out} of {distinct} stimuli")
         with tempfile.TemporaryDirectory(prefix="visionflow-rehearsal-") as args.output_dir:
-            trainer = run_trainer(copy.deepcopy(model), processor, seen, None, features, args)
+            trainer = run_trainer(
+                copy.deepcopy(model), processor, seen, None, features, args, images=without(images, unseen)
+            )
         rehearsed = trainer.accelerator.unwrap_model(trainer.model)
         gain = fit_bridges(rehearsed, processor, seen, features)
         quality = quality + held_out * quality_by_share(rehearsed, processor, seen, unseen, features, gain)
