@@ -140,6 +140,14 @@ def parser() -> Parser:
     one.add_argument("name", metavar="ORG/NAME")
     one.add_argument("--private", action="store_true", help="make a new repository private")
 
+    one = command("push-corpus", push_corpus, "Push a corpus to the Hub.")
+    one.add_argument("corpus", metavar="CORPUS")
+    one.add_argument("name", metavar="ORG/NAME")
+    one.add_argument("--private", action="store_true", help="make a new repository private")
+    one.add_argument("--license", default="unknown", help="an identifier of the Hub, such as cc-by-4.0 (unknown)")
+    one.add_argument("--source", metavar="SENTENCE", help="where the data come from, for the card")
+    one.add_argument("--citation", metavar="FILE", help="how to cite them, such as a .bib file, for the card")
+
     one = command("export", export, "Write both directions as ONNX files.")
     one.add_argument("run", metavar="RUN", help="model folder, or a name on the Hub")
     one.add_argument("out", metavar="OUT")
@@ -231,6 +239,12 @@ def push(run: str, name: str, private: bool) -> None:
     from visionflow_hf import hub
 
     print(f"pushed {hub.push(run, name, private)}")
+
+
+def push_corpus(corpus: str, name: str, **flags) -> None:
+    from visionflow_hf.corpus import to_hub
+
+    print(f"pushed {to_hub.push_corpus(corpus, name, **flags)}")
 
 
 def export(run: str, out: str, overwrite: bool) -> None:

@@ -1,6 +1,7 @@
 """`visionflow inspect`: what a corpus holds, what is wrong with it, and what is odd about it."""
 
 import os
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from visionflow_hf.corpus.checks import check_rows, check_trainable, check_voxels
 from visionflow_hf.corpus.leakage import Picture, in_words, leakage, look, refusal, second_names
-from visionflow_hf.corpus.responses import presence
+from visionflow_hf.corpus.responses import pairs_of, presence
 from visionflow_hf.corpus.schema import corpus_folder, read_splits, read_voxels, voxel_table
 from visionflow_hf.errors import UserError, count
 
@@ -86,6 +87,7 @@ def summarise(path: str | os.PathLike, allow_leakage: bool = False) -> dict:
     problems += [refusal(shared)] if shared and not allow_leakage else []
     duplicates = {name: in_words(second_names(shown)) for name, shown in pictures.items()}
 
+    paired = Counter(pairs_of(splits["train"])["subject"]) if "train" in splits else {}
     figures = {name: response_figures(split, voxels) for name, split in splits.items()}
     summary = {
         "corpus": str(path),
@@ -93,7 +95,8 @@ def summarise(path: str | os.PathLike, allow_leakage: bool = False) -> dict:
         "disk_mib": round(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20, 2),
         "splits": {name: split_summary(split, pictures[name]) for name, split in splits.items()},
         "subjects": {
-            subject: subject_summary(table, subject, number, {name: one[subject] for name, one in figures.items()})
+            subject: {"voxels": number, "train_pairs": paired.get(subject, 0)}
+            | subject_summary(table, subject, {name: one[subject] for name, one in figures.items()})
             for subject, number in voxels.items()
         },
         "duplicate_images": {name: words for name, words in duplicates.items() if words},
@@ -136,14 +139,13 @@ def split_summary(split: Dataset, pictures: dict[str, Picture]) -> dict:
     }
 
 
-def subject_summary(table: pd.DataFrame, subject: str, voxels: int, figures: dict[str, VoxelFigures]) -> dict:
+def subject_summary(table: pd.DataFrame, subject: str, figures: dict[str, VoxelFigures]) -> dict:
     """Mean, standard deviation and constant voxels are those of train; missing values those of all splits."""
     seen = figures.get("train")
     known = seen is not None and seen.trials > 0
     rows = table[table["subject"] == subject]
     ceiling = rows["noise_ceiling"].dropna()
     return {
-        "voxels": voxels,
         "train_trials": seen.trials if known else 0,
         "trials": {name: one.trials for name, one in figures.items()},
         "mean": seen.mean if known else None,
@@ -172,8 +174,8 @@ def oddities(summary: dict) -> list[str]:
     if not summary["unit"]:
         warnings.append("the unit of the fMRI is not stated: say it in `unit` where the corpus is written")
     for subject, figures in summary["subjects"].items():
-        if not figures["train_trials"]:
-            warnings.append(f"{subject} has no trial in train: a model cannot learn its voxels; add some or remove it")
+        if not figures["train_pairs"]:
+            warnings.append(f"{subject} has no pair in train: a model leaves it out; add pairs, or remove its rows")
         if figures["constant_voxels"]:
             warnings.append(
                 f"{subject} has {figures['constant_voxels']} constant voxels in train: they are standardised to 0; "

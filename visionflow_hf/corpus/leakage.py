@@ -90,7 +90,7 @@ def picture(image: bytes, where: str) -> Picture:
 def leakage(splits: DatasetDict, pictures: Pictures) -> str:
     """The stimuli that are in two splits, in words; empty where there are none.
 
-    `2 stimuli (s3, s4 = s17) in both train and test`: s4 and s17 have the same pixels.
+    For example: `2 stimuli (s3, s4 = s17 (same pixels)) in both train and test`.
     """
     by_name: dict[str, str] = {}
     by_pixels: dict[str, tuple[str, str]] = {}
@@ -103,7 +103,7 @@ def leakage(splits: DatasetDict, pictures: Pictures) -> str:
             elif stimulus in pictures[name]:
                 other, twin = by_pixels.setdefault(pictures[name][stimulus].pixels, (name, stimulus))
                 if other != name:
-                    shared.setdefault((other, name), []).append(f"{twin} = {stimulus}")  # the same pixels
+                    shared.setdefault((other, name), []).append(f"{twin} = {stimulus} (same pixels)")
     return "; ".join(f"{count(names, 'stimulus')} in both {one} and {other}" for (one, other), names in shared.items())
 
 

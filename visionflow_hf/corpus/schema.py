@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_fr
 from datasets.exceptions import DatasetGenerationError
 
 from visionflow_hf.corpus.checks import check_rows, check_trainable, check_voxels
+from visionflow_hf.corpus.from_hub import fetch_corpus, is_parquet, load_parquet
 from visionflow_hf.corpus.leakage import Pictures, in_words, leakage, look, refusal, renamed, second_names
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import new_folder
@@ -161,8 +162,9 @@ def refuse(path: str | os.PathLike, problems: list[str]) -> None:
 
 
 def corpus_folder(path: str | os.PathLike) -> Path:
-    """The folder of a corpus that is named by its path."""
-    return Path(path)
+    """The folder of a corpus that is named by its path, or by ORG/NAME on the Hub."""
+    name = str(path)
+    return Path(path) if Path(path).exists() or name.count("/") != 1 else fetch_corpus(name)
 
 
 def read_splits(path: Path) -> DatasetDict:
@@ -171,10 +173,10 @@ def read_splits(path: Path) -> DatasetDict:
     Raises:
         UserError: no corpus, or one that cannot be read.
     """
-    if not (path / MARKER).is_file():
+    if not (path / MARKER).is_file() and not is_parquet(path):
         raise UserError(f"{path} is no corpus (no {MARKER} in it): make one with `visionflow prepare` or `simulate`")
     try:
-        splits = load_from_disk(str(path))
+        splits = load_from_disk(str(path)) if (path / MARKER).is_file() else load_parquet(path)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"corpus {path} cannot be read ({error}): is it whole? Make it again") from error
     for name, split in splits.items():

@@ -40,6 +40,9 @@ def build_processor(train: Dataset, image_size: int | None) -> VisionFlowProcess
             grey = grey and picture.mode in GREY_MODES
     width, height = sizes.most_common(1)[0][0]
     scale = min(1.0, LARGEST_IMAGE / max(width, height)) if image_size is None else image_size / max(width, height)
+    alone = sorted(set(train["subject"]) - set(pairs["subject"]) - {None})
+    if alone:
+        logger.warning(f"{count(alone, 'subject')} without a pair of image and fMRI in train: left out of the model")
     mean, std = {}, {}
     for subject in sorted(set(pairs["subject"])):
         fmri = responses_of(train, subject).fmri
