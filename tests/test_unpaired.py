@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, Image, concatenate_datasets, load_from_disk
+from datasets import DatasetDict, Image, concatenate_datasets, load_from_disk
 from PIL import Image as PILImage
 from transformers import ViTConfig, ViTModel
 
@@ -16,7 +16,8 @@ from visionflow_hf.corpus.schema import FEATURES, open_corpus, read_corpus
 from visionflow_hf.training import train as training
 from visionflow_hf.training import trainer as trainers
 
-SHORT = ["--max_steps", "5", "--disable_tqdm", "true"]
+LONG = ["--max_steps", "5", "--disable_tqdm", "true"]
+SHORT = [*LONG, "--wavelet_dim", "0"]
 VALIDATED = ["--validation_fraction", "0.1"]
 PICTURES = 12
 
@@ -160,8 +161,7 @@ def watched(monkeypatch):
 
 
 def test_images_alone_feed_the_image_stage_and_nothing_else(merged, corpus, run, tmp_path, watched):
-    flags = [*SHORT, *VALIDATED]
-    assert main(["train", str(merged), str(tmp_path / "run"), *flags]) == 0
+    assert main(["train", str(merged), str(tmp_path / "run"), *LONG, *VALIDATED]) == 0
     names = set(read_corpus(merged).splits["train"]["stimulus_id"]) - set(
         open_corpus(corpus).splits["train"]["stimulus_id"]
     )
