@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Image
-from PIL import Image as PILImage
 from tqdm import tqdm
 
 from visionflow_hf.errors import UserError, count
@@ -42,13 +41,14 @@ def look(splits: DatasetDict) -> Pictures:
     pictures = {}
     for name, split in splits.items():
         first = first_rows(split)
-        shown = tqdm(first.items(), desc=f"comparing the images of {name}", unit="image", delay=3, leave=False)
         pictures[name] = {}
-        for (stimulus, row), image in zip(shown, encoded(split, list(first.values())), strict=True):
-            key = hashlib.sha256(image).digest()
-            if key not in by_bytes:
-                by_bytes[key] = picture(image, f"the image in row {row} of split {name}")
-            pictures[name][stimulus] = by_bytes[key]
+        with tqdm(total=len(first), desc=f"comparing the images of {name}", unit="image", delay=3, leave=False) as bar:
+            for (stimulus, row), image in zip(first.items(), encoded(split, list(first.values())), strict=True):
+                key = hashlib.sha256(image).digest()
+                if key not in by_bytes:
+                    by_bytes[key] = picture(image, f"the image in row {row} of split {name}")
+                pictures[name][stimulus] = by_bytes[key]
+                bar.update()
     return pictures
 
 
@@ -70,14 +70,19 @@ def encoded(split: Dataset, rows: list[int]) -> Iterator[bytes]:
     images = split.select_columns("image").cast_column("image", Image(decode=False))
     for start in range(0, len(rows), BATCH):
         for item in images.select(rows[start : start + BATCH])["image"]:
-            yield Path(item["path"]).read_bytes() if item["bytes"] is None else item["bytes"]
+            try:
+                yield Path(item["path"]).read_bytes() if item["bytes"] is None else item["bytes"]
+            except OSError as error:
+                raise UserError(
+                    f"the image {item['path']} is gone ({error.strerror}): make the corpus again"
+                ) from error
 
 
 def picture(image: bytes, where: str) -> Picture:
     """An encoded image as a model would see it; of 16 and 32 bits a pixel all that is there."""
     try:
         decoded = DECODER.decode_example({"bytes": image, "path": None})
-    except (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise errors of a dozen kinds on a damaged image
         raise UserError(f"{where} cannot be read as an image ({error}): remove it or mend it") from error
     if not decoded.mode.startswith(("I", "F")):
         decoded = decoded.convert("RGB")
