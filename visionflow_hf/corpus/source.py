@@ -57,3 +57,10 @@ def choose_subjects(there: Sequence[str], asked: Sequence[str] | None, source: s
         if name not in there:
             raise UserError(f"{source} holds no {name}: there are {', '.join(there)}")
     return [name for name in there if name in (asked or there)]
+
+
+def refuse_absent(found: Sequence[Subject], asked: Sequence[str] | None, expected: str) -> None:
+    """No subject at all, or not one that was asked for: then a partial download is too little."""
+    absent = sorted(set(asked or []) - {subject.name for subject in found})
+    if absent or not found:
+        raise UserError(f"there are no responses{' of ' + ', '.join(absent) if absent else ''}: {expected} is expected")
