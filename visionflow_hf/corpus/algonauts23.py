@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from visionflow_hf.corpus.assemble import write_source
-from visionflow_hf.corpus.files import BLOCK_BYTES, existing, open_npy, read_images, reading
+from visionflow_hf.corpus.files import BLOCK_BYTES, existing, open_npy, reading
 from visionflow_hf.corpus.nsd_labels import LABELS, name_regions
 from visionflow_hf.corpus.schema import MARKER
-from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, refuse_absent
+from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, image_parts, refuse_absent
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import refuse_existing
 
@@ -108,9 +108,7 @@ def challenge(source: Path, names: list[str], report: Callable[[str], None]) -> 
                 voxels={"roi": regions(source / name / "roi_masks", [shape[1] for shape in shapes], name, report)},
             )
         )
-    names = list(images)
-    parts = [{name: images[name] for name in names[start : start + 100]} for start in range(0, len(names), 100)]
-    return Source(subjects, [partial(read_images, part) for part in parts], UNIT)
+    return Source(subjects, image_parts(subjects, images), UNIT)
 
 
 def responses(file: Path) -> np.ndarray:

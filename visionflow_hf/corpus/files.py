@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -106,10 +106,10 @@ def plain_name(name: str, source: str | os.PathLike) -> str:
     return name
 
 
-def index_images(folder: Path) -> dict[str, Path]:
-    """The images below a folder by their file name without its ending."""
+def index_images(files: Iterable[Path]) -> dict[str, Path]:
+    """The images among some files by their name without its ending."""
     images: dict[str, Path] = {}
-    for file in find_files(folder):
+    for file in files:
         if file.suffix.lower() in IMAGE_SUFFIXES:
             other = images.setdefault(file.stem, file)
             if other != file:

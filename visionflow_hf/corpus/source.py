@@ -3,9 +3,12 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
+from visionflow_hf.corpus.files import read_images
 from visionflow_hf.errors import UserError
 
 Block = tuple[np.ndarray, int, np.ndarray]  # trials, first voxel, values of shape (trials, voxels from the first on)
@@ -64,3 +67,12 @@ def refuse_absent(found: Sequence[Subject], asked: Sequence[str] | None, expecte
     absent = sorted(set(asked or []) - {subject.name for subject in found})
     if absent or not found:
         raise UserError(f"there are no responses{' of ' + ', '.join(absent) if absent else ''}: {expected} is expected")
+
+
+def image_parts(subjects: Sequence[Subject], files: dict[str, Path]) -> list[Callable]:
+    """`images` of a source whose stimuli are files, a hundred at a time."""
+    shown = list(dict.fromkeys(stimulus for subject in subjects for stimulus in subject.stimuli))
+    return [
+        partial(read_images, {stimulus: files[stimulus] for stimulus in shown[start : start + 100]})
+        for start in range(0, len(shown), 100)
+    ]
