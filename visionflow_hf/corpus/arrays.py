@@ -121,21 +121,32 @@ def read_arrays(file: str | os.PathLike, keys: Sequence[str]) -> dict[str, np.nd
     MATLAB lays arrays out column by column, so that HDF5 shows those of a v7.3 file with their axes reversed: they
     come back here in MATLAB's own order. Pickled arrays are refused.
     """
-    file = existing(Path(file))
+    refuse_unknown(keys, array_keys(file), file)
+    file = Path(file)
     with reading(file):
         if h5py.is_hdf5(file):
             with open_hdf5(file) as source:
-                there = []
-                source.visititems(lambda name, item: there.append(name) if isinstance(item, h5py.Dataset) else None)
-                refuse_unknown(keys, [key for key in there if not key.startswith("#refs#")], file)
                 return {key: read_hdf5(source, key, matlab=file.suffix == ".mat") for key in keys}
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as source:
-                refuse_unknown(keys, source.files, file)
                 return {key: source[key] for key in keys}
+        return {key: array for key, array in scipy.io.loadmat(file, variable_names=keys).items() if key in keys}
+
+
+def array_keys(file: str | os.PathLike) -> list[str]:
+    """The keys of the arrays in a .mat (v5 or v7.3), .npz or .h5 file."""
+    file = existing(Path(file))
+    with reading(file):
+        if h5py.is_hdf5(file):
+            there = []
+            with open_hdf5(file) as source:
+                source.visititems(lambda name, item: there.append(name) if isinstance(item, h5py.Dataset) else None)
+            return [key for key in there if not key.startswith("#refs#")]
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as source:
+                return source.files
         if file.suffix == ".mat":
-            refuse_unknown(keys, [name for name, _, _ in scipy.io.whosmat(file)], file)
-            return {key: array for key, array in scipy.io.loadmat(file, variable_names=keys).items() if key in keys}
+            return [name for name, _, _ in scipy.io.whosmat(file)]
     raise UserError(f"{file} is neither .mat, .npz nor HDF5: give one of these")
 
 
