@@ -210,3 +210,124 @@ def test_nsd_with_splits_drawn_anew(source, tmp_path):
     split = {}
     assert all(split.setdefault(key[1], value[0]) == value[0] for key, value in rows.items())
     assert list(split.values()).count("test") == round(len(split) / 2)
+
+
+@of("god", "god_legacy")
+def test_god(source, tmp_path, capsys):
+    assert prepare("god", source, tmp_path / "out") == 0
+    expected = {}
+    for name, voxels in (("Subject1", 10), ("Subject2", 7)):
+        with h5py.File(source / f"{name}.h5") as file:
+            values = (file["dataset"] if "dataset" in file else file["dataSet"])[:]
+        for sample in values:
+            if sample[0] == 3:
+                continue
+            digits = f"{sample[2]:.6f}"
+            stimulus = f"n{digits[:-7]:0>8}_{digits[-6:].lstrip('0')}"
+            (file,) = (source / "images").rglob(f"{stimulus}.*")
+            repeat = sum(key[:2] == (name, stimulus) for key in expected)
+            split = {1: "train", 2: "test"}[sample[0]]
+            expected[name, stimulus, repeat] = (split, pixels_of(file), sample[4 : 4 + voxels])
+    assert len(expected) == 40
+    assert_rows(rows_of(tmp_path / "out"), expected)
+    assert "Subject2: 2 samples left out" in capsys.readouterr().out
+    table = voxels_of(tmp_path / "out", "Subject1")
+    with h5py.File(source / "Subject1.h5") as file:
+        value = (file["metadata"] if "metadata" in file else file["metaData"])["value"][:]
+    assert np.array_equal(table[["x", "y", "z"]].to_numpy().T, value[6:, 4:14])
+    assert [list(names) for names in table["roi"]] == [["VC"]] + [["V1", "VC"]] * 3 + [["VC"]] * 6
+    np.testing.assert_allclose(table["noise_ceiling"], ceiling_of(expected, "Subject1"), rtol=1e-5, atol=1e-7)
+
+
+def ceiling_of(expected, subject) -> np.ndarray:
+    """The share of signal in one trial, from the repeated stimuli, all repeated equally often."""
+    rows = [(one, fmri) for (who, one, _), (_, _, fmri) in expected.items() if who == subject]
+    trials = [[fmri for one, fmri in rows if one == stimulus] for stimulus in names_of(expected)]
+    groups = np.array([group for group in trials if len(group) > 1])  # (stimuli, trials, voxels)
+    noise = groups.var(1, ddof=1).mean(0)
+    signal = (groups.mean(1).var(0, ddof=1) - noise / groups.shape[1]).clip(0)
+    assert (signal > 0).any()
+    return signal / (signal + noise)
+
+
+def names_of(expected) -> list[str]:
+    return sorted({key[1] for key in expected})
+
+
+@of("god")
+def test_god_with_images_elsewhere_and_in_part(source, tmp_path, capsys, refused):
+    (source / "images").rename(tmp_path / "elsewhere")
+    refused(lambda: prepare("god", source, tmp_path / "out"), "no responses: a sample of DataType 1 or 2 whose image")
+    gone = sorted((tmp_path / "elsewhere" / "test").iterdir())[0]
+    gone.unlink()
+    assert prepare("god", source, tmp_path / "out", "--images-folder", tmp_path / "elsewhere") == 0
+    assert f"4 trials left out, without 1 image ({gone.stem})" in capsys.readouterr().out
+    assert gone.stem not in names_of(rows_of(tmp_path / "out"))
+
+
+@of("bold5000", "bold5000_mat")
+def test_bold5000(source, tmp_path):
+    assert prepare("bold5000", source, tmp_path / "out") == 0
+    expected = {}
+    order = [side + region for side in ("LH", "RH") for region in ("EarlyVis", "LOC", "OPA", "PPA", "RSC")]
+    folder = source / "BOLD5000_GLMsingle_ROI_betas"
+    for subject in ("CSI1", "CSI2"):
+        if (folder / "py").is_dir():
+            (*files,) = (next((folder / "py").glob(f"{subject}_*_{region}.npy")) for region in order)
+            values = [np.load(file) for file in files]
+        else:
+            table = scipy.io.loadmat(folder / "mat" / f"{subject}_ROIs_TR34.mat")
+            values = [table[region] for region in order]
+        for row, name in enumerate((folder / f"{subject}_imgnames.txt").read_text().split()):
+            image = name[4:] if name.startswith("rep_") else name
+            (file,) = (source / "BOLD5000_Stimuli").rglob(image)
+            stimulus = image[: image.index(".")]
+            repeat = sum(key[:2] == (subject, stimulus) for key in expected)
+            fmri = np.concatenate([region[row] for region in values])
+            expected[subject, stimulus, repeat] = ("test" if name != image else "train", pixels_of(file), fmri)
+        table = voxels_of(tmp_path / "out", subject)
+        sizes = [region.shape[1] for region in values]
+        rois = [[name[:2], name[2:]] for name, size in zip(order, sizes, strict=True) for _ in range(size)]
+        assert [list(names) for names in table["roi"]] == rois
+        np.testing.assert_allclose(table["noise_ceiling"], ceiling_of(expected, subject), rtol=1e-5, atol=1e-7)
+    assert len(expected) == 2 * (10 + 9)
+    assert_rows(rows_of(tmp_path / "out"), expected)
+
+
+@of("bold5000")
+def test_bold5000_in_part(source, tmp_path, capsys):
+    next(source.rglob("CSI1_*_RHRSC.npy")).unlink()
+    next(source.rglob("CSI2_imgnames.txt")).unlink()
+    next(source.rglob("airport1.jpg")).unlink()
+    assert prepare("bold5000", source, tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "CSI1: without 1 region (RHRSC)" in printed and "CSI2: left out" in printed and "(airport1)" in printed
+    assert len(rows_of(tmp_path / "out")) == 18
+
+
+@of("things")
+def test_things(source, tmp_path, capsys):
+    assert prepare("things", source, tmp_path / "out") == 0
+    expected = {}
+    for subject in ("sub-01", "sub-03"):
+        trials = pd.read_csv(source / "betas_csv" / f"{subject}_StimulusMetadata.csv")
+        with h5py.File(source / "betas_csv" / f"{subject}_ResponseData.h5") as file:
+            labels = [int(label) for label in file["ResponseData/block0_items"]]
+            values = file["ResponseData/block0_values"][:]
+        for trial in range(20):
+            row = trials.iloc[trial]
+            assert row["trial_id"] == trial
+            stimulus = row["stimulus"].removesuffix(".jpg")
+            repeat = sum(key[:2] == (subject, stimulus) for key in expected)
+            pixels = pixels_of(source / "images" / row["concept"] / row["stimulus"])
+            expected[subject, stimulus, repeat] = (row["trial_type"], pixels, values[:, labels.index(trial)])
+        table, known = (
+            voxels_of(tmp_path / "out", subject),
+            pd.read_csv(source / "betas_csv" / f"{subject}_VoxelMetadata.csv"),
+        )
+        np.testing.assert_allclose(table["noise_ceiling"], known["nc_singletrial"] / 100, rtol=1e-6)
+        assert np.array_equal(table[["x", "y", "z"]], known[["voxel_x", "voxel_y", "voxel_z"]])
+        areas = [["V1", "glasser-V1"] if early else ["lFFA"] for early in known["V1"]]
+        assert [list(names) for names in table["roi"]] == areas
+    assert_rows(rows_of(tmp_path / "out"), expected)
+    assert "sub-03: 1 trials left out, of neither train nor test" in capsys.readouterr().out
