@@ -19,4 +19,4 @@ LABELS = {
 def name_regions(mask: str, numbers: np.ndarray) -> list[str | None]:
     """The region of each voxel in one mask, None where it lies in none."""
     names = dict(enumerate(LABELS[mask], start=1))
-    return [None if number < 1 else names.get(int(number), f"{mask}-{int(number)}") for number in numbers]
+    return [names.get(number, f"{mask}-{number:g}") if number >= 1 else None for number in numbers.tolist()]
