@@ -3,7 +3,6 @@
 import re
 
 import h5py
-import layouts
 import nibabel
 import numpy as np
 import pandas as pd
@@ -11,38 +10,9 @@ import pytest
 import scipy.io
 from datasets import load_from_disk
 from layouts import pixels_of
+from sources import of, prepare, rows_of
 
-from visionflow_hf.cli import main
 from visionflow_hf.corpus.schema import open_corpus
-
-
-@pytest.fixture
-def source(tmp_path, request):
-    """A source of the layout that the test names, written anew."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    getattr(layouts, request.param)(folder)
-    return folder
-
-
-def of(*names):
-    return pytest.mark.parametrize("source", names, indirect=True)
-
-
-def prepare(layout, source, out, *flags) -> int:
-    return main(["prepare", layout, str(source), str(out), *map(str, flags)])
-
-
-def rows_of(out) -> dict[tuple[str, str, int], tuple[str, np.ndarray, np.ndarray]]:
-    """(subject, stimulus, repeat): split, pixels, fMRI of all rows of a corpus."""
-    open_corpus(out)  # with its checks
-    rows = {}
-    for split, data in load_from_disk(str(out)).items():
-        for row in data:
-            key = (row["subject"], row["stimulus_id"], row["repeat"])
-            assert key not in rows
-            rows[key] = (split, np.asarray(row["image"]), np.array(row["fmri"], np.float32))
-    return rows
 
 
 def assert_rows(rows, expected):
@@ -94,7 +64,10 @@ def test_algonauts_challenge_in_part(source, tmp_path, capsys, refused):
     assert {key[:2] for key in rows_of(tmp_path / "out")} == {
         ("subj01", f"nsd-{number:05d}") for number in (103, *range(8))
     }
-    refused(lambda: prepare("algonauts23", source, tmp_path / "two", "--subjects", "subj02"), "holds no subj02")
+    refused(
+        lambda: prepare("algonauts23", source, tmp_path / "two", "--subjects", "subj02"),
+        "there is no subject subj02: subj01, subj06 are there",
+    )
 
 
 @of("algonauts_processed")
@@ -230,7 +203,7 @@ def test_god(source, tmp_path, capsys):
             expected[name, stimulus, repeat] = (split, pixels_of(file), sample[4 : 4 + voxels])
     assert len(expected) == 40
     assert_rows(rows_of(tmp_path / "out"), expected)
-    assert "Subject2: 2 samples left out" in capsys.readouterr().out
+    assert "Subject2: 2 of 22 samples left out" in capsys.readouterr().out
     table = voxels_of(tmp_path / "out", "Subject1")
     with h5py.File(source / "Subject1.h5") as file:
         value = (file["metadata"] if "metadata" in file else file["metaData"])["value"][:]
@@ -261,7 +234,7 @@ def test_god_with_images_elsewhere_and_in_part(source, tmp_path, capsys, refused
     gone = sorted((tmp_path / "elsewhere" / "test").iterdir())[0]
     gone.unlink()
     assert prepare("god", source, tmp_path / "out", "--images-folder", tmp_path / "elsewhere") == 0
-    assert f"4 trials left out, without 1 image ({gone.stem})" in capsys.readouterr().out
+    assert f"4 of 20 trials left out, without 1 image ({gone.stem})" in capsys.readouterr().out
     assert gone.stem not in names_of(rows_of(tmp_path / "out"))
 
 
@@ -330,4 +303,4 @@ def test_things(source, tmp_path, capsys):
         areas = [["V1", "glasser-V1"] if early else ["lFFA"] for early in known["V1"]]
         assert [list(names) for names in table["roi"]] == areas
     assert_rows(rows_of(tmp_path / "out"), expected)
-    assert "sub-03: 1 trials left out, of neither train nor test" in capsys.readouterr().out
+    assert "sub-03: 1 of 21 trials left out, neither train nor test" in capsys.readouterr().out

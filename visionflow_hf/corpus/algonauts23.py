@@ -58,7 +58,7 @@ def prepare_algonauts23(
         raise UserError(f"there is no folder {source}")
     folders = sorted(folder.name for folder in source.iterdir() if re.fullmatch(r"subj\d\d", folder.name))
     if folders:
-        found = challenge(source, choose_subjects(folders, subjects, source), report)
+        found = challenge(source, choose_subjects(folders, subjects, source / "subj01"), report)
         refuse_absent(found.subjects, subjects, f"{source}/subj01/training_split/training_fmri/lh_training_fmri.npy")
         test_fraction = 0.1 if test_fraction is None else test_fraction
     else:
@@ -207,7 +207,7 @@ def processed(source: Path, asked: Sequence[str] | None, report: Callable[[str],
                 trials = rows.setdefault(name, [])
                 places[file].append((name, len(trials)))
                 trials.append((stimulus, PROCESSED_SPLITS[split]))
-    chosen = choose_subjects(list(rows), asked, folder)
+    chosen = choose_subjects(list(rows), asked, f"row in {folder}")
     subjects = []
     for name in chosen:
         kept = np.flatnonzero(present[name])

@@ -58,7 +58,7 @@ def prepare_bold5000(
     lists = {f"CSI{match[1]}": file for file in files if (match := IMAGE_LIST.fullmatch(file.name))}
     regions = find_regions(files, report)
     found = []
-    for name in choose_subjects(list(regions), subjects, source):
+    for name in choose_subjects(list(regions), subjects, f"CSI1_..._LHPPA.npy or CSI1_ROIs_TR34.mat in {source}"):
         if name not in lists:
             report(f"{name}: left out, {name}_imgnames.txt is absent")
             continue
@@ -156,7 +156,7 @@ def read_subject(
     trials = np.array([row for row, image in enumerate(names) if image in images], dtype=np.int64)
     if len(trials) < len(rows):
         missing = sorted(set(names) - set(images))
-        report(f"{name}: {len(rows) - len(trials)} trials left out, without {count(missing, 'image')}")
+        report(f"{name}: {len(rows) - len(trials)} of {len(rows)} trials left out, without {count(missing, 'image')}")
     if not len(trials):
         return None
     parts, roi = [], []

@@ -50,7 +50,7 @@ def prepare_god(
     files = {file.stem: file for file in sorted(source.glob("*.h5"))}
     images = index_images(find_files(Path(images_folder or source)))
     found = []
-    for name in choose_subjects(list(files), subjects, source):
+    for name in choose_subjects(list(files), subjects, source / "Subject1.h5"):
         subject = read_subject(files[name], images, report)
         if subject is not None:
             found.append(subject)
@@ -92,10 +92,11 @@ def read_subject(file: Path, images: dict[str, Path], report: Callable[[str], No
     names = {row: image_name(labels[row], file) for row in viewed}
     trials = np.array([row for row in viewed if names[row] in images], dtype=np.int64)
     if len(viewed) < samples:
-        report(f"{file.stem}: {samples - len(viewed)} samples left out, of neither train nor test (imagery)")
+        report(f"{file.stem}: {samples - len(viewed)} of {samples} samples left out, neither train nor test (imagery)")
     if len(trials) < len(viewed):
         absent = sorted(set(names.values()) - set(images))
-        report(f"{file.stem}: {len(viewed) - len(trials)} trials left out, without {count(absent, 'image')}")
+        number = len(viewed) - len(trials)
+        report(f"{file.stem}: {number} of {len(viewed)} trials left out, without {count(absent, 'image')}")
     if not len(trials):
         return None
     step = max(BLOCK_BYTES // (8 * width), 1)

@@ -70,7 +70,7 @@ def prepare_nsd(
         num_images = len(images)
     design = read_design(source / "nsddata" / "experiments" / "nsd" / "nsd_expdesign.mat", num_images)
     found = []
-    for name in choose_subjects(names, subjects, betas):
+    for name in choose_subjects(names, subjects, betas / "subj01"):
         subject = read_subject(source, name, design, zscore_sessions, report)
         if subject is not None:
             found.append(subject)

@@ -92,7 +92,7 @@ def store_images(part: Callable[[], Iterator[tuple[str, np.ndarray | bytes]]], p
                 continue
             pixels, encoded = image, None
             if isinstance(image, bytes):
-                pixels = to_pixels(image, f"the image of {stimulus}")
+                pixels = to_pixels(image, f"the image {stimulus}")
                 encoded = image if is_upright_rgb(image) else None
             encoded = encoded or to_png(pixels)
             pictures[stimulus] = Picture(path, file.tell(), len(encoded), pixel_hash(pixels))

@@ -51,14 +51,18 @@ class Source:
     unit: str
 
 
-def choose_subjects(there: Sequence[str], asked: Sequence[str] | None, source: str | os.PathLike) -> list[str]:
-    """The subjects to import: those asked for, or all that are there."""
+def choose_subjects(there: Sequence[str], asked: Sequence[str] | None, expected: str | os.PathLike) -> list[str]:
+    """The subjects to import: those asked for, or all that are there.
+
+    Args:
+        expected: where a subject is looked for, for those who give another folder.
+    """
     there = sorted(there)
     if not there:
-        raise UserError(f"{source} holds no subject: give the folder that the documentation of this layout names")
+        raise UserError(f"there is no {expected}, nor that of another subject: is this the right folder?")
     for name in asked or []:
         if name not in there:
-            raise UserError(f"{source} holds no {name}: there are {', '.join(there)}")
+            raise UserError(f"there is no subject {name}: {', '.join(there)} are there")
     return [name for name in there if name in (asked or there)]
 
 

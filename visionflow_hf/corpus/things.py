@@ -63,7 +63,7 @@ def prepare_things(
     images = index_images(find_files(Path(images_folder)) if images_folder else files)
     responses = {match[1]: file for file in files if (match := re.fullmatch(r"(sub-\d+)_ResponseData\.h5", file.name))}
     found = []
-    for name in choose_subjects(list(responses), subjects, source):
+    for name in choose_subjects(list(responses), subjects, source / "betas_csv" / "sub-01_ResponseData.h5"):
         subject = read_subject(name, responses[name], images, report)
         if subject is not None:
             found.append(subject)
@@ -98,12 +98,12 @@ def read_subject(name: str, file: Path, images: dict[str, Path], report: Callabl
     table = table[table["trial_id"].isin(recorded)]
     viewed = table[table["trial_type"].isin(["train", "test"])]
     if len(viewed) < len(table):
-        report(f"{name}: {len(table) - len(viewed)} trials left out, of neither train nor test")
+        report(f"{name}: {len(table) - len(viewed)} of {len(table)} trials left out, neither train nor test")
     names = viewed["stimulus"].map(lambda stimulus: Path(plain_name(str(stimulus), stimulus_file)).stem)
     kept = names.isin(list(images)).to_numpy()
     if not kept.all():
         missing = sorted(set(names) - set(images))
-        report(f"{name}: {(~kept).sum()} trials left out, without {count(missing, 'image')}")
+        report(f"{name}: {(~kept).sum()} of {len(kept)} trials left out, without {count(missing, 'image')}")
     if not kept.any():
         return None
     trials = {trial: place for place, trial in enumerate(viewed["trial_id"][kept])}
