@@ -124,7 +124,7 @@ def test_nsd(source, tmp_path, capsys):
     assert prepare("nsd", source, tmp_path / "out") == 0
     assert_rows(rows_of(tmp_path / "out"), nsd_trials(source))
     printed = capsys.readouterr().out
-    assert "subj01: 3 sessions, without 1 session (3)" in printed and "regions without 5 masks" in printed
+    assert "subj01: 3 sessions (1, 2, 4), without 1 session (3)" in printed and "regions without 5 masks" in printed
     assert open_corpus(tmp_path / "out").unit == "percent signal change"
     table = voxels_of(tmp_path / "out", "subj01")
     regions = source / "nsddata" / "ppdata" / "subj01" / "func1pt8mm" / "roi"
@@ -260,7 +260,7 @@ def test_bold5000(source, tmp_path):
             expected[subject, stimulus, repeat] = ("test" if name != image else "train", pixels_of(file), fmri)
         table = voxels_of(tmp_path / "out", subject)
         sizes = [region.shape[1] for region in values]
-        rois = [[name[:2], name[2:]] for name, size in zip(order, sizes, strict=True) for _ in range(size)]
+        rois = [[name[:2].lower(), name[2:]] for name, size in zip(order, sizes, strict=True) for _ in range(size)]
         assert [list(names) for names in table["roi"]] == rois
         np.testing.assert_allclose(table["noise_ceiling"], ceiling_of(expected, subject), rtol=1e-5, atol=1e-7)
     assert len(expected) == 2 * (10 + 9)

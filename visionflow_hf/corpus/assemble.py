@@ -98,8 +98,9 @@ def assign_splits(
     """The split of each stimulus: one for all subjects, all repeats and all names of the same pixels."""
     stimuli = list(dict.fromkeys(name for subject in source.subjects for name in subject.stimuli))
     if test_fraction is not None:
-        held_out = split_stimuli([pictures[name].pixels for name in stimuli], test_fraction, seed)
-        return {name: "test" if pictures[name].pixels in held_out else "train" for name in stimuli}
+        first = {pictures[name].pixels: name for name in reversed(stimuli)}
+        held_out = split_stimuli(list(first.values()), test_fraction, seed)
+        return {name: "test" if first[pictures[name].pixels] in held_out else "train" for name in stimuli}
     found: dict[str, set[str]] = {}
     for subject in source.subjects:
         for name, split in zip(subject.stimuli, subject.splits, strict=True):

@@ -169,7 +169,7 @@ def read_subject(
                     "an image is expected"
                 )
             parts.append(partial(read_region, regions[region], trials, len(roi)))
-            roi += [[region[:2], region[2:]] for _ in range(shape[1])]
+            roi += [[region[:2].lower(), region[2:]] for _ in range(shape[1])]
     return Subject(
         name,
         stimuli=[names[row] for row in trials],

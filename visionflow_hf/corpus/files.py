@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from visionflow_hf.errors import UserError
 
 BLOCK_BYTES = 64 * 2**20  # of a source that are in memory at a time
-MAX_PIXELS = 2**26  # of one image; a small file can claim any number
+MAX_PIXELS = 2**25  # of one image; a small file can claim any number
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 

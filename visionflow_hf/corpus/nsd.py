@@ -128,7 +128,7 @@ def read_subject(
         report(f"{name}: left out, no session in {folder}")
         return None
     absent = [session for session in range(1, max(sessions) + 1) if session not in sessions]
-    report(f"{name}: {len(sessions)} sessions" + (f", without {count(absent, 'session')}" if absent else ""))
+    report(f"{name}: {count(list(sessions), 'session')}" + (f", without {count(absent, 'session')}" if absent else ""))
 
     regions = source / "nsddata" / "ppdata" / name / "func1pt8mm" / "roi"
     mask = read_volume(regions / "nsdgeneral.nii.gz") > 0

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from visionflow_hf.corpus.files import BLOCK_BYTES, to_pixels
+from visionflow_hf.corpus.files import BLOCK_BYTES, open_image, to_pixels
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.corpus.schema import pixel_hash
 from visionflow_hf.corpus.source import Block, Source
@@ -52,13 +52,15 @@ class StoredResponses:
         values = np.ascontiguousarray(values, dtype=np.float32)
         with open(self.file, "r+b", buffering=0) as file:
             for trial, row in zip(trials, values, strict=True):
-                os.pwrite(file.fileno(), row, 4 * (int(trial) * self.num_voxels + first))
+                file.seek(4 * (int(trial) * self.num_voxels + first))
+                file.write(row)
 
     def read(self, trials: Sequence[int]) -> np.ndarray:
         values = np.empty((len(trials), self.num_voxels), dtype=np.float32)
         with open(self.file, "rb", buffering=0) as file:
             for row, trial in zip(values, trials, strict=True):
-                os.preadv(file.fileno(), [row], 4 * int(trial) * self.num_voxels)
+                file.seek(4 * int(trial) * self.num_voxels)
+                file.readinto(row)
         return values
 
     def blocks(self, trials: Sequence[int]) -> Iterator[np.ndarray]:
@@ -101,7 +103,7 @@ def store_images(part: Callable[[], Iterator[tuple[str, np.ndarray | bytes]]], p
 
 
 def is_upright_rgb(encoded: bytes) -> bool:
-    with Image.open(io.BytesIO(encoded)) as picture:
+    with open_image(encoded, "the image") as picture:
         return picture.mode == "RGB" and picture.getexif().get(0x0112, 1) == 1
 
 

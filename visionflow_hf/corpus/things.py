@@ -89,7 +89,7 @@ def read_subject(name: str, file: Path, images: dict[str, Path], report: Callabl
         return None
     tables, voxel_ids = read_layout(file)
     recorded = {trial for table in tables.values() for trial in table if trial is not None}
-    table = read_csv(stimulus_file, ["trial_id", "trial_type", "stimulus"])
+    table = pd.concat(read_csv(stimulus_file, ["trial_id", "trial_type", "stimulus"]))
     unknown = sorted(recorded - set(table["trial_id"]))
     if unknown or table["trial_id"].duplicated().any():
         raise UserError(
@@ -159,42 +159,53 @@ def read_layout(file: Path) -> tuple[dict[str, list[int | None]], np.ndarray | N
     return tables, np.arange(rows.pop()) if voxel_ids is None else voxel_ids
 
 
-def read_csv(file: Path, columns: list[str]) -> pd.DataFrame:
+def read_csv(file: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
+    """The rows of a table, some at a time."""
     with reading(existing(file)):
-        table = pd.read_csv(file)
-    absent = [column for column in columns if column not in table]
-    if absent:
-        raise UserError(f"{file} has no {' and '.join(absent)}: its columns are {', '.join(map(str, table.columns))}")
-    return table
+        for table in pd.read_csv(file, chunksize=10000):
+            absent = [column for column in columns if column not in table]
+            if absent:
+                raise UserError(
+                    f"{file} has no {' and '.join(absent)}: its columns are {', '.join(map(str, table.columns))}"
+                )
+            yield table
 
 
 def read_voxels(file: Path, voxel_ids: np.ndarray) -> tuple[dict, np.ndarray | None]:
     """Regions and coordinates of the voxels in the order of the responses, and their ncsnr where it is known."""
-    table = read_csv(file, ["voxel_id"]).set_index("voxel_id")
-    if table.index.duplicated().any() or not np.isin(voxel_ids, table.index).all() or len(table) != len(voxel_ids):
-        raise UserError(
-            f"{file} tells of {len(table)} voxels, the responses are of {len(voxel_ids)}: not the same ones"
-        )
-    table = table.loc[voxel_ids]
-    voxels: dict = {"roi": [[] for _ in voxel_ids]}
-    for column in map(str, table.columns):
-        if not NO_REGION.fullmatch(column) and table[column].isin([0, 1]).all():
-            for place in np.flatnonzero(table[column] == 1):
-                voxels["roi"][place].append(column)
-    for axis in "xyz":
-        if f"voxel_{axis}" in table:
-            voxels[axis] = numbers(table[f"voxel_{axis}"], file)
-    if "nc_singletrial" not in table:
+    places = {voxel: place for place, voxel in enumerate(voxel_ids.tolist())}
+    measures = {"voxel_x": "x", "voxel_y": "y", "voxel_z": "z", "nc_singletrial": "ceiling"}
+    known: dict = {"x": [], "y": [], "z": [], "ceiling": []}
+    members: dict[str, list[int]] = {}  # of each region
+    no_regions, seen = set(), []
+    for table in read_csv(file, ["voxel_id"]):
+        rows = [places.get(voxel) for voxel in table["voxel_id"].tolist()]
+        seen += rows
+        if None in rows:
+            break
+        for column in map(str, table.columns):
+            if column in measures:
+                with reading(f"{column} of {file}"):
+                    known[measures[column]].append(table[column].to_numpy(dtype=np.float64))
+            elif NO_REGION.fullmatch(column) or not table[column].isin([0, 1]).all():
+                no_regions.add(column)
+            else:
+                inside = np.flatnonzero(table[column] == 1)
+                members.setdefault(column, []).extend(rows[row] for row in inside)
+    if len(places) != len(voxel_ids) or None in seen or sorted(seen) != list(range(len(voxel_ids))):
+        raise UserError(f"{file} does not tell of the {len(voxel_ids)} voxels in the responses, each once")
+    order = np.argsort(seen)
+    voxels: dict = {axis: np.concatenate(known[axis])[order] for axis in "xyz" if known[axis]}
+    voxels["roi"] = [[] for _ in voxel_ids]
+    for region, inside in members.items():
+        for place in inside if region not in no_regions else []:
+            voxels["roi"][place].append(region)
+    if not known["ceiling"]:
         return voxels, None
-    ceiling = numbers(table["nc_singletrial"], file) / 100
+    ceiling = np.concatenate(known["ceiling"])[order] / 100
     if np.nanmin(ceiling, initial=0) < 0 or np.nanmax(ceiling, initial=0) > 1:
         raise UserError(f"nc_singletrial of {file} is beyond 0 to 100: percent is expected")
     return voxels, ncsnr_of_ceiling(ceiling)
-
-
-def numbers(column: pd.Series, file: Path) -> np.ndarray:
-    with reading(f"{column.name} of {file}"):
-        return column.to_numpy(dtype=np.float64)
 
 
 def block_places(file: Path, key: str) -> list[tuple[slice, ...]]:
