@@ -8,6 +8,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 from visionflow_hf.errors import UserError
 
@@ -93,7 +94,24 @@ def parser() -> Parser:
     one.add_argument("--stimulus-ids", metavar="KEY", help="a name or number a trial; default: a hash of its pixels")
     one.add_argument("--test-stimulus-ids", metavar="KEY", help="the same of the test split")
     one.add_argument("--subject", default="subj01", metavar="NAME", help="whose responses these are (subj01)")
-    add_prepare_flags(one)
+    add_prepare_flags(one, 0.1)
+    for layout, help in {
+        "algonauts23": "Algonauts 2023: the challenge's folder, or the one that holds processed/.",
+        "nsd": "Natural Scenes Dataset: the folder with nsddata, nsddata_betas and nsddata_stimuli.",
+        "god": "Generic Object Decoding: a folder with one bdpy .h5 a subject.",
+        "bold5000": "BOLD5000: the folder with the ROI files, the lists of images and the images.",
+        "things": "THINGS-fMRI: the folder with betas_csv and the images.",
+    }.items():
+        one = command(layout, partial(prepare_source, layout), help, layouts)
+        one.add_argument("source", metavar="SOURCE")
+        one.add_argument("out", metavar="OUT")
+        one.add_argument("--subjects", nargs="+", metavar="NAME", help="default: all that are there")
+        if layout == "nsd":
+            one.add_argument("--zscore-sessions", action="store_true", help="z-score each voxel within each session")
+        if layout in ("god", "bold5000", "things"):
+            one.add_argument("--images-folder", metavar="FOLDER", help="where the images lie (somewhere in SOURCE)")
+        one.add_argument("--num-proc", type=int, default=1, metavar="N", help="processes that read side by side (1)")
+        add_prepare_flags(one, None)
 
     one = command("images", prepare_images, "A folder of pictures without fMRI, to be merged with pairs.", layouts)
     one.add_argument("folder", metavar="FOLDER")
@@ -155,10 +173,11 @@ def parser() -> Parser:
     return top
 
 
-def add_prepare_flags(one: Parser) -> None:
+def add_prepare_flags(one: Parser, test_fraction: float | None) -> None:
     """What every importer takes."""
+    default = "the source's own test split, 0.1 where it has none" if test_fraction is None else f"{test_fraction:g}"
     one.add_argument(
-        "--test-fraction", type=float, default=0.1, help="share of the stimuli in a drawn test split (0.1)"
+        "--test-fraction", type=float, default=test_fraction, help=f"share of the stimuli drawn as test ({default})"
     )
     repeats = one.add_mutually_exclusive_group()
     repeats.add_argument("--keep-repeats", action="store_false", dest="average", help="a row a trial (default)")
@@ -199,6 +218,13 @@ def merge(one: str, other: str, out: str, **flags) -> None:
     from visionflow_hf.corpus import merge
 
     merge.merge(one, other, out, **flags)
+    print(f"wrote {out}")
+
+
+def prepare_source(layout: str, source: str, out: str, **flags) -> None:
+    from importlib import import_module
+
+    getattr(import_module(f"visionflow_hf.corpus.{layout}"), f"prepare_{layout}")(source, out, **flags)
     print(f"wrote {out}")
 
 

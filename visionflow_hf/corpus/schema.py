@@ -1,21 +1,21 @@
 """What a corpus is: its columns, the voxel table beside them, and the checks that every reader relies on."""
 
 import hashlib
+import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
-from datasets.exceptions import DatasetGenerationError
+from datasets import DatasetDict, Features, Image, List, Value, load_from_disk
 
 from visionflow_hf.corpus.checks import check_rows, check_trainable, check_voxels
 from visionflow_hf.corpus.from_hub import fetch_corpus, is_parquet, load_parquet
 from visionflow_hf.corpus.leakage import Pictures, in_words, leakage, look, refusal, renamed, second_names
+from visionflow_hf.corpus.shards import write_split
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import new_folder
 
@@ -99,18 +99,16 @@ def write_corpus(
         unit: what one unit of `fmri` means, in a phrase.
     """
     with new_folder(path, overwrite, marker=MARKER) as folder:
-        cache = folder / "cache"
-        splits = DatasetDict()
-        for name in SPLITS:
-            if name in rows:
-                try:
-                    splits[name] = Dataset.from_generator(
-                        rows[name], features=FEATURES, cache_dir=str(cache), fingerprint=name, split=name
-                    )
-                except DatasetGenerationError as error:
-                    raise error.__cause__ if isinstance(error.__cause__, UserError) else error from error
-        save_corpus(folder, splits, voxels, unit)
-        shutil.rmtree(cache)
+        write_splits(folder, rows, voxels, unit)
+
+
+def write_splits(folder: Path, rows: dict[str, Callable[[], Iterator[dict]]], voxels: pd.DataFrame, unit: str) -> None:
+    """What `write_corpus` writes, into a folder that is there already."""
+    names = [name for name in SPLITS if name in rows]
+    for name in names:
+        write_split(folder / name, name, rows[name](), FEATURES, unit)
+    voxels.to_parquet(folder / "voxels.parquet", index=False)
+    (folder / MARKER).write_text(json.dumps({"splits": names}))
 
 
 def save_corpus(folder: Path, splits: DatasetDict, voxels: pd.DataFrame, unit: str) -> None:
