@@ -53,7 +53,7 @@ def merge(
         name: together([corpus.pictures[name] for corpus in (first, second) if name in corpus.pictures])
         for name in splits
     }
-    together(list(pictures.values()))
+    together(list(pictures.values()))  # a name that has one image in one split and another in the next is refused
     shared = leakage(splits, pictures)
     if shared:
         raise UserError(
