@@ -76,6 +76,17 @@ def colour_corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def source(tmp_path, request) -> Path:
+    """A source of the layout that `sources.of` names, written anew."""
+    import layouts
+
+    folder = tmp_path / "source"
+    folder.mkdir()
+    getattr(layouts, request.param)(folder)
+    return folder
+
+
+@pytest.fixture
 def refused(capsys):
     """Assert that a command line gave exit code 2 and one line `error: ...` that matches a message."""
 

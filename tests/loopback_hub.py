@@ -180,8 +180,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(404, "RevisionNotFound")
         sha, files = found
         if verb == "tree":
-            entries = [entry(path, data) for path, data in sorted(files.items()) if path.startswith(folder)]
-            return reply(entries)
+            return reply(tree(files, folder, deep="true" in self.query.get("recursive", ["false"])[0].lower()))
         if verb == "paths-info":
             paths = parse_qs(self.body.decode())["paths"] if b"paths=" in self.body else json.loads(self.body)["paths"]
             return reply([entry(path, files[path]) for path in paths if path in files])
@@ -216,6 +215,15 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
         headers["X-Linked-Size"] = headers["Content-Length"] = len(data)
         return 200, headers, data
+
+
+def tree(files: dict[str, bytes], folder: str, deep: bool) -> list[dict]:
+    """What lies in a folder, `deep` with what lies in the folders below."""
+    inside = {path: data for path, data in sorted(files.items()) if not folder or path.startswith(f"{folder}/")}
+    start = len(folder) + 1 if folder else 0
+    folders = {path[: path.index("/", start)] for path in inside if "/" in path[start:]}
+    entries = [entry(path, data) for path, data in inside.items() if deep or "/" not in path[start:]]
+    return entries + [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
 
 
 def entry(path: str, data: bytes) -> dict:

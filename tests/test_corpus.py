@@ -163,6 +163,9 @@ def test_inspect_counts_what_is_there(corpus, colour_corpus, capsys):
     summary = summarise(corpus)
     assert summary["splits"]["test"] == {
         "trials": 24,
+        "pairs": 24,
+        "images_alone": 0,
+        "fmri_alone": 0,
         "stimuli": 4,
         "trials_per_stimulus": [3, 3],
         "image_sizes": ["16 x 16"],
@@ -176,6 +179,67 @@ def test_inspect_counts_what_is_there(corpus, colour_corpus, capsys):
     assert any("bob has 1 constant voxels" in warning for warning in printed["warnings"])
     assert main(["inspect", str(corpus)]) == 0
     assert "V1" in capsys.readouterr().out
+
+
+def test_inspect_gives_the_figures_of_the_responses(corpus):
+    summary = summarise(corpus)
+    opened = open_corpus(corpus)
+    for subject, said in summary["subjects"].items():
+        fmri = responses_of(opened.splits["train"], subject).fmri.astype(np.float64)
+        assert said["mean"] == pytest.approx(fmri.mean(), rel=1e-6)
+        assert said["std"] == pytest.approx(fmri.std(0).mean(), rel=1e-6)
+        assert said["trials"] == {"train": 36, "test": 12} and said["train_pairs"] == 36
+        assert said["noise_ceiling_median"] == pytest.approx(np.median(opened.noise_ceiling(subject)))
+        assert (said["missing_values"], said["constant_voxels"], said["noise_ceiling_known"]) == (0, 0, 30)
+    assert (summary["problems"], summary["warnings"]) == ([], [])
+
+
+def test_inspect_shows_the_page_of_a_corpus_that_breaks_a_rule(colour_corpus, tmp_path, capsys):
+    train = load_from_disk(str(colour_corpus))["train"]
+    broken = train.map(
+        lambda row, i: {"fmri": [float("nan"), float("inf"), *row["fmri"][2:]] if i in (4, 6) else row["fmri"]},
+        with_indices=True,
+    )
+    short = train.map(lambda row, i: {"fmri": row["fmri"][:5] if i == 20 else row["fmri"]}, with_indices=True)
+    for number, (splits, problem, missing) in enumerate(
+        [
+            ({"train": broken}, "split train has 4 NaN or infinite values in 2 voxels (0, 1)", 4),
+            ({"train": short}, "row 20 of split train has 5 voxels, bob has 7 elsewhere", 0),
+        ]
+    ):
+        path = rewritten(colour_corpus, tmp_path / str(number), **splits)
+        (path / "voxels.parquet").unlink()
+        capsys.readouterr()
+        assert main(["inspect", str(path), "--json"]) == 2
+        captured = capsys.readouterr()
+        page = json.loads(captured.out)
+        assert page["problems"][0].startswith(problem) and "no voxels.parquet" in page["problems"][1]
+        assert captured.err.splitlines()[-1].startswith(f"error: corpus {path}: {problem}")
+        assert captured.err.rstrip().endswith("(and 1 more, see the page)")
+        assert page["splits"]["test"]["trials"] == 8 and page["subjects"]["ann"]["missing_values"] == missing
+        assert page["subjects"]["bob"]["mean"] == pytest.approx(
+            summarise(colour_corpus)["subjects"]["bob"]["mean"], 0.1
+        )
+    untested = rewritten(colour_corpus, tmp_path / "untested", test=None)
+    assert main(["inspect", str(untested)]) == 0
+    assert "warning: the splits are train: train and test are needed" in capsys.readouterr().out
+
+
+def test_every_warning_names_its_remedy(colour_corpus, tmp_path):
+    warnings = "\n".join(summarise(colour_corpus)["warnings"])
+    for part in (
+        "ann has 1 constant voxels in train: they are standardised to 0; or drop them",
+        "bob has no noise ceiling, so that figures are not normalised by it: import the trials of repeated stimuli",
+    ):
+        assert part in warnings
+    train = load_from_disk(str(colour_corpus))["train"]
+    resized = train.map(
+        lambda row, i: {"image": row["image"].resize((9, 9)) if row["stimulus_id"] == "s3" else row["image"]},
+        with_indices=True,
+    )
+    summary = summarise(rewritten(colour_corpus, tmp_path / "sizes", train=resized))
+    assert summary["splits"]["train"]["image_sizes"] == ["18 x 24", "9 x 9"]
+    assert any("train has images of 2 sizes" in warning and "crop them" in warning for warning in summary["warnings"])
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

@@ -29,8 +29,8 @@ def test_the_wheel_holds_every_module_once(wheel):
     assert {Path(name).parts[0] for name in wheel if ".dist-info/" not in name} == {"visionflow_hf"}
 
 
-def test_the_wheel_holds_the_template_of_the_card(wheel):
-    assert "visionflow_hf/card/model_card.md" in wheel
+def test_the_wheel_holds_the_templates_of_the_cards(wheel):
+    assert {"visionflow_hf/card/model_card.md", "visionflow_hf/card/corpus_card.md"} <= wheel
     assert ROOT / "model_card.md" == TEMPLATE  # of this checkout
 
 

@@ -8,6 +8,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 from visionflow_hf.errors import UserError
 
@@ -93,11 +94,40 @@ def parser() -> Parser:
     one.add_argument("--stimulus-ids", metavar="KEY", help="a name or number a trial; default: a hash of its pixels")
     one.add_argument("--test-stimulus-ids", metavar="KEY", help="the same of the test split")
     one.add_argument("--subject", default="subj01", metavar="NAME", help="whose responses these are (subj01)")
-    add_prepare_flags(one)
+    add_prepare_flags(one, 0.1)
+    for layout, help in {
+        "algonauts23": "Algonauts 2023: the challenge's folder, or the one that holds processed/.",
+        "nsd": "Natural Scenes Dataset: the folder with nsddata, nsddata_betas and nsddata_stimuli.",
+        "god": "Generic Object Decoding: a folder with one bdpy .h5 a subject.",
+        "bold5000": "BOLD5000: the folder with the ROI files, the lists of images and the images.",
+        "things": "THINGS-fMRI: the folder with betas_csv and the images.",
+    }.items():
+        one = command(layout, partial(prepare_source, layout), help, layouts)
+        one.add_argument("source", metavar="SOURCE")
+        one.add_argument("out", metavar="OUT")
+        one.add_argument("--subjects", nargs="+", metavar="NAME", help="default: all that are there")
+        if layout == "nsd":
+            one.add_argument("--zscore-sessions", action="store_true", help="z-score each voxel within each session")
+        if layout in ("god", "bold5000", "things"):
+            one.add_argument("--images-folder", metavar="FOLDER", help="where the images lie (somewhere in SOURCE)")
+        one.add_argument("--num-proc", type=int, default=1, metavar="N", help="processes that read side by side (1)")
+        add_prepare_flags(one, None)
+
+    one = command("images", prepare_images, "A folder of pictures without fMRI, to be merged with pairs.", layouts)
+    one.add_argument("folder", metavar="FOLDER")
+    one.add_argument("out", metavar="OUT")
+    one.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
+
+    one = command("merge", merge, "Write two corpora as one.")
+    one.add_argument("one", metavar="A")
+    one.add_argument("other", metavar="B")
+    one.add_argument("out", metavar="OUT")
+    one.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
 
     one = command("inspect", inspect, "Tell what is in a corpus.")
     one.add_argument("corpus", metavar="CORPUS")
     one.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
+    add_leakage_flag(one)
 
     commands.add_parser("train", help="Train a model: visionflow train CORPUS RUN [flags].")
     one = command("evaluate", evaluate, "Figures, pictures and baselines of a model on a split.")
@@ -106,6 +136,7 @@ def parser() -> Parser:
     one.add_argument("out", metavar="OUT")
     one.add_argument("--split", default="test", help="(test)")
     one.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    add_leakage_flag(one)
     commands.add_parser(
         "crossvalidate", help="Train and evaluate in folds: visionflow crossvalidate CORPUS OUT [flags]."
     )
@@ -127,6 +158,14 @@ def parser() -> Parser:
     one.add_argument("name", metavar="ORG/NAME")
     one.add_argument("--private", action="store_true", help="make a new repository private")
 
+    one = command("push-corpus", push_corpus, "Push a corpus to the Hub.")
+    one.add_argument("corpus", metavar="CORPUS")
+    one.add_argument("name", metavar="ORG/NAME")
+    one.add_argument("--private", action="store_true", help="make a new repository private")
+    one.add_argument("--license", default="unknown", help="an identifier of the Hub, such as cc-by-4.0 (unknown)")
+    one.add_argument("--source", metavar="SENTENCE", help="where the data come from, for the card")
+    one.add_argument("--citation", metavar="FILE", help="how to cite them, such as a .bib file, for the card")
+
     one = command("export", export, "Write both directions as ONNX files.")
     one.add_argument("run", metavar="RUN", help="model folder, or a name on the Hub")
     one.add_argument("out", metavar="OUT")
@@ -134,10 +173,11 @@ def parser() -> Parser:
     return top
 
 
-def add_prepare_flags(one: Parser) -> None:
+def add_prepare_flags(one: Parser, test_fraction: float | None) -> None:
     """What every importer takes."""
+    default = "the source's own test split, 0.1 where it has none" if test_fraction is None else f"{test_fraction:g}"
     one.add_argument(
-        "--test-fraction", type=float, default=0.1, help="share of the stimuli in a drawn test split (0.1)"
+        "--test-fraction", type=float, default=test_fraction, help=f"share of the stimuli drawn as test ({default})"
     )
     repeats = one.add_mutually_exclusive_group()
     repeats.add_argument("--keep-repeats", action="store_false", dest="average", help="a row a trial (default)")
@@ -145,6 +185,12 @@ def add_prepare_flags(one: Parser) -> None:
     one.set_defaults(average=False)
     one.add_argument("--seed", type=int, default=0, help="draws the test split (0)")
     one.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
+
+
+def add_leakage_flag(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--allow-leakage", action="store_true", help="go on where a stimulus is in two splits, and record it"
+    )
 
 
 def simulate(out: str, **flags) -> None:
@@ -161,13 +207,37 @@ def prepare_arrays(file: str, out: str, **flags) -> None:
     print(f"wrote {out}")
 
 
-def inspect(corpus: str, as_json: bool) -> None:
+def prepare_images(folder: str, out: str, **flags) -> None:
+    from visionflow_hf.corpus import images
+
+    images.prepare_images(folder, out, **flags)
+    print(f"wrote {out}")
+
+
+def merge(one: str, other: str, out: str, **flags) -> None:
+    from visionflow_hf.corpus import merge
+
+    merge.merge(one, other, out, **flags)
+    print(f"wrote {out}")
+
+
+def prepare_source(layout: str, source: str, out: str, **flags) -> None:
+    from importlib import import_module
+
+    getattr(import_module(f"visionflow_hf.corpus.{layout}"), f"prepare_{layout}")(source, out, **flags)
+    print(f"wrote {out}")
+
+
+def inspect(corpus: str, as_json: bool, allow_leakage: bool) -> None:
     import json
 
     from visionflow_hf.corpus.inspect import print_summary, summarise
 
-    summary = summarise(corpus)
+    summary = summarise(corpus, allow_leakage)
     print(json.dumps(summary, indent=2)) if as_json else print_summary(summary)
+    if summary["problems"]:
+        first, *more = summary["problems"]
+        raise UserError(f"corpus {corpus}: {first}" + (f" (and {len(more)} more, see the page)" if more else ""))
 
 
 def evaluate(run: str, corpus: str, out: str, **flags) -> None:
@@ -197,6 +267,12 @@ def push(run: str, name: str, private: bool) -> None:
     print(f"pushed {hub.push(run, name, private)}")
 
 
+def push_corpus(corpus: str, name: str, **flags) -> None:
+    from visionflow_hf.corpus import to_hub
+
+    print(f"pushed {to_hub.push_corpus(corpus, name, **flags)}")
+
+
 def export(run: str, out: str, overwrite: bool) -> None:
     from visionflow_hf import export
 
@@ -211,8 +287,9 @@ def train(argv: list[str]) -> None:
     flags = TrainingParser(prog="visionflow train", description="Train a model on a corpus.")
     flags.add_argument("corpus", metavar="CORPUS")
     flags.add_argument("run", metavar="RUN", help="folder for checkpoints and, at the end, the model")
+    add_leakage_flag(flags)
     model_args, training_args, rest = flags.parse(argv)
-    train.train(rest.corpus, rest.run, model_args, training_args)
+    train.train(rest.corpus, rest.run, model_args, training_args, rest.allow_leakage)
     print(f"wrote {rest.run}")
 
 

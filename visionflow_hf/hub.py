@@ -5,14 +5,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
+from visionflow_hf.cards import card_template
 from visionflow_hf.errors import UserError
+from visionflow_hf.hub_errors import hub_errors
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
 
-PACKAGE = Path(__file__).parent
-CARD = "model_card.md"  # the wheel keeps it in visionflow_hf/card, a checkout at its root
-TEMPLATE = PACKAGE / "card" / CARD if (PACKAGE / "card").is_dir() else PACKAGE.parent / CARD
+TEMPLATE = card_template("model_card.md")
 PUSHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "processor_config.json", "*.py")
 
 
@@ -86,21 +85,10 @@ def push(run: str | os.PathLike, name: str, private: bool = False) -> str:
     if training is None:
         raise UserError(f"{card} is no card that `train` wrote (no `visionflow:` in its head): train the model again")
     api = HfApi()
-    try:
+    with hub_errors(name):
         name = api.create_repo(name, private=private or None, exist_ok=True).repo_id
         new_card = make_card(name, VisionFlowConfig.from_pretrained(run), training)
         files = {file.name: file for pattern in PUSHED for file in sorted(run.glob(pattern))}
         operations = [CommitOperationAdd(file, source) for file, source in files.items()]
         operations.append(CommitOperationAdd("README.md", str(new_card).encode()))
         return api.create_commit(name, operations, commit_message=f"VisionFlow model {name}").commit_url
-    except HFValidationError as error:
-        raise UserError(f"{name} is no name on the Hub: give ORG/NAME") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
-        raise UserError(
-            f"the Hub refused {name} ({status}): log in with `hf auth login`, as somebody who may write there"
-        ) from error
-    except (HTTPError, OSError) as error:
-        raise UserError(
-            f"the Hub cannot be reached ({' '.join(str(error).split())}): check the network and HF_HUB_OFFLINE"
-        ) from error

@@ -1,19 +1,20 @@
 """`prepare arrays`: images and responses that lie as plain arrays in one .mat, .npz or .h5 file."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
 import scipy.io
-from PIL import Image
 
-from visionflow_hf.corpus.repeats import average_repeats, ceiling_of_average, ncsnr, number_repeats
+from visionflow_hf.corpus.assemble import write_source
+from visionflow_hf.corpus.files import existing, hdf5_dataset, open_hdf5, reading
 from visionflow_hf.corpus.responses import check_responses
-from visionflow_hf.corpus.schema import MARKER, pixel_hash, voxel_table, write_corpus
-from visionflow_hf.corpus.splits import split_stimuli
+from visionflow_hf.corpus.schema import MARKER, pixel_hash
+from visionflow_hf.corpus.source import Source, Subject
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import refuse_existing
 
@@ -25,18 +26,6 @@ class Trials:
     images: np.ndarray
     fmri: np.ndarray
     stimulus_ids: list[str]
-
-    def rows(self, subject: str) -> Iterator[dict]:
-        for image, fmri, stimulus_id, repeat in zip(
-            self.images, self.fmri, self.stimulus_ids, number_repeats(self.stimulus_ids), strict=True
-        ):
-            yield {
-                "image": Image.fromarray(image),
-                "fmri": fmri,
-                "subject": subject,
-                "stimulus_id": stimulus_id,
-                "repeat": repeat,
-            }
 
 
 def prepare_arrays(
@@ -99,33 +88,30 @@ def prepare_arrays(
         if ids_key:
             names = stimulus_names(arrays[ids_key], names, ids_key)
         parts.append(Trials(array, responses, names))
-    train, test = parts if test_images else split_trials(parts[0], test_fraction, seed)
-    if train.fmri.shape[1] != test.fmri.shape[1]:
-        raise UserError(
-            f"{fmri} has {train.fmri.shape[1]} voxels, {test_fmri} has {test.fmri.shape[1]}: they must be the same"
-        )
-    refuse_shared_stimuli(train, test)
-    constant = np.flatnonzero(np.ptp(train.fmri, axis=0) == 0)
-    if len(constant):
-        report(f"{count(constant, 'voxel')} constant in train: kept, standardised to 0")
-
-    table = {}
-    ratio = ncsnr(np.concatenate([train.fmri, test.fmri]), train.stimulus_ids + test.stimulus_ids)
-    if average:
-        train, train_counts = averaged(train)
-        test, test_counts = averaged(test)
-        counts = np.concatenate([train_counts, test_counts])
-    else:
-        counts = np.ones(1)
-    if ratio is not None:
-        table["noise_ceiling"] = ceiling_of_average(ratio, counts)
-        report(f"noise ceiling from repeats: median {np.median(table['noise_ceiling']):.3f} of a row's variance")
-    write_corpus(
+    if test_images:
+        train, test = parts
+        if train.fmri.shape[1] != test.fmri.shape[1]:
+            raise UserError(
+                f"{fmri} has {train.fmri.shape[1]} voxels, {test_fmri} has {test.fmri.shape[1]}: they must be the same"
+            )
+        refuse_shared_stimuli(train, test)
+    responses = np.concatenate([part.fmri for part in parts])
+    trials = Subject(
+        subject,
+        stimuli=[name for part in parts for name in part.stimulus_ids],
+        splits=[split for part, split in zip(parts, ("train", "test"), strict=False) for _ in part.stimulus_ids],
+        num_voxels=responses.shape[1],
+        parts=[lambda: iter([(np.arange(len(responses)), 0, responses)])],
+    )
+    pictures = [partial(zip, part.stimulus_ids, part.images) for part in parts]
+    write_source(
+        Source([trials], pictures, unit=f"as in {fmri} of {Path(file).name}"),
         out,
-        {"train": lambda: train.rows(subject), "test": lambda: test.rows(subject)},
-        voxel_table(subject, train.fmri.shape[1], **table),
-        unit=f"as in {fmri} of {Path(file).name}",
+        test_fraction=None if test_images else test_fraction,
+        average=average,
+        seed=seed,
         overwrite=overwrite,
+        report=report,
     )
 
 
@@ -135,33 +121,38 @@ def read_arrays(file: str | os.PathLike, keys: Sequence[str]) -> dict[str, np.nd
     MATLAB lays arrays out column by column, so that HDF5 shows those of a v7.3 file with their axes reversed: they
     come back here in MATLAB's own order. Pickled arrays are refused.
     """
+    refuse_unknown(keys, array_keys(file), file)
     file = Path(file)
-    if not file.is_file():
-        raise UserError(f"there is no file {file}")
-    try:
+    with reading(file):
         if h5py.is_hdf5(file):
-            with h5py.File(file, "r") as source:
-                there = []
-                source.visititems(lambda name, item: there.append(name) if isinstance(item, h5py.Dataset) else None)
-                refuse_unknown(keys, [key for key in there if not key.startswith("#refs#")], file)
+            with open_hdf5(file) as source:
                 return {key: read_hdf5(source, key, matlab=file.suffix == ".mat") for key in keys}
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as source:
-                refuse_unknown(keys, source.files, file)
                 return {key: source[key] for key in keys}
+        return {key: array for key, array in scipy.io.loadmat(file, variable_names=keys).items() if key in keys}
+
+
+def array_keys(file: str | os.PathLike) -> list[str]:
+    """The keys of the arrays in a .mat (v5 or v7.3), .npz or .h5 file."""
+    file = existing(Path(file))
+    with reading(file):
+        if h5py.is_hdf5(file):
+            there = []
+            with open_hdf5(file) as source:
+                source.visititems(lambda name, item: there.append(name) if isinstance(item, h5py.Dataset) else None)
+            return [key for key in there if not key.startswith("#refs#")]
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as source:
+                return source.files
         if file.suffix == ".mat":
-            refuse_unknown(keys, [name for name, _, _ in scipy.io.whosmat(file)], file)
-            return {key: array for key, array in scipy.io.loadmat(file, variable_names=keys).items() if key in keys}
-    except UserError:
-        raise
-    except Exception as error:  # the readers raise errors of a dozen kinds on a damaged file
-        raise UserError(f"{file} cannot be read ({error or type(error).__name__}): is it whole?") from error
+            return [name for name, _, _ in scipy.io.whosmat(file)]
     raise UserError(f"{file} is neither .mat, .npz nor HDF5: give one of these")
 
 
 def read_hdf5(source: h5py.File, key: str, matlab: bool) -> np.ndarray:
     """One dataset, in MATLAB's order of axes where MATLAB wrote it."""
-    array = source[key][()]
+    array = hdf5_dataset(source, key)[()]
     if not matlab:
         return array
     if array.dtype == h5py.ref_dtype:  # a cell array of strings: each a column of UTF-16 codes
@@ -250,14 +241,6 @@ def stimulus_names(array: np.ndarray, hashes: list[str], key: str) -> list[str]:
     return names
 
 
-def split_trials(trials: Trials, fraction: float, seed: int) -> tuple[Trials, Trials]:
-    held_out = np.isin(trials.stimulus_ids, list(split_stimuli(trials.stimulus_ids, fraction, seed)))
-    return tuple(
-        Trials(trials.images[rows], trials.fmri[rows], [trials.stimulus_ids[row] for row in np.flatnonzero(rows)])
-        for rows in (~held_out, held_out)
-    )
-
-
 def refuse_shared_stimuli(train: Trials, test: Trials) -> None:
     """No stimulus in both splits, neither by name nor by pixels."""
     shared = sorted(set(train.stimulus_ids) & set(test.stimulus_ids))
@@ -268,10 +251,3 @@ def refuse_shared_stimuli(train: Trials, test: Trials) -> None:
                 shared.append(f"{by_pixels[pixel_hash(image)]} = {name} (same pixels)")
     if shared:
         raise UserError(f"{count(shared, 'stimulus')} in both train and test: a stimulus belongs to one split only")
-
-
-def averaged(trials: Trials) -> tuple[Trials, np.ndarray]:
-    """One row a stimulus, and how many trials each row holds."""
-    fmri, distinct, counts = average_repeats(trials.fmri, trials.stimulus_ids)
-    first = {name: row for row, name in reversed(list(enumerate(trials.stimulus_ids)))}
-    return Trials(trials.images[[first[name] for name in distinct]], fmri, distinct), counts

@@ -8,7 +8,7 @@ measured, and ncsnr^2 = signal variance / noise variance of one trial. The avera
 as a share of its variance (Allen et al. 2022, NSD, "Noise ceiling estimation").
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -44,6 +44,13 @@ def average_repeats(values: np.ndarray, stimulus_ids: Sequence[str]) -> tuple[np
 
 
 def ncsnr(fmri: np.ndarray, stimulus_ids: Sequence[str]) -> np.ndarray | None:
+    """`ncsnr_of_groups` of trials in one array (trials, voxels)."""
+    stimulus_ids = np.asarray(stimulus_ids)
+    groups = (fmri[stimulus_ids == stimulus] for stimulus in dict.fromkeys(stimulus_ids.tolist()))
+    return ncsnr_of_groups(group for group in groups if len(group) > 1)
+
+
+def ncsnr_of_groups(groups: Iterable[np.ndarray]) -> np.ndarray | None:
     """Noise-ceiling signal-to-noise ratio of each voxel.
 
     noise variance  = mean over repeated stimuli of the variance over their trials
@@ -51,22 +58,25 @@ def ncsnr(fmri: np.ndarray, stimulus_ids: Sequence[str]) -> np.ndarray | None:
     ncsnr           = sqrt(signal variance / noise variance)
 
     Args:
-        fmri: array of shape (trials, voxels).
+        groups: the trials of each repeated stimulus, arrays of shape (at least 2 trials, voxels), one at a time.
 
     Returns:
         Array of shape (voxels,), or None where fewer than two stimuli have repeats. A constant voxel has 0.
     """
-    fmri = np.asarray(fmri, dtype=np.float64)
-    means, distinct, counts = average_repeats(fmri, stimulus_ids)
-    repeated = counts > 1
-    if repeated.sum() < 2:
+    number, shares, noise, centre, squares = 0, 0.0, 0.0, 0.0, 0.0
+    for trials in groups:
+        trials = np.asarray(trials, dtype=np.float64)
+        mean = trials.mean(0)
+        number += 1
+        shares += 1 / len(trials)
+        noise = noise + ((trials - mean) ** 2).sum(0) / (len(trials) - 1)
+        step = mean - centre
+        centre = centre + step / number  # Welford's running mean, and the squares around it
+        squares = squares + step * (mean - centre)
+    if number < 2:
         return None
-    position = {stimulus: index for index, stimulus in enumerate(distinct)}
-    rows = np.array([position[stimulus] for stimulus in stimulus_ids])
-    squares = np.zeros_like(means)
-    np.add.at(squares, rows, (fmri - means[rows]) ** 2)
-    noise = (squares[repeated] / (counts[repeated] - 1)[:, None]).mean(0)
-    signal = means[repeated].var(0, ddof=1) - noise * (1 / counts[repeated]).mean()
+    noise = noise / number
+    signal = squares / (number - 1) - noise * shares / number
     return np.sqrt(np.divide(signal.clip(min=0), noise, out=np.zeros_like(noise), where=noise > 0))
 
 

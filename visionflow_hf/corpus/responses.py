@@ -24,14 +24,54 @@ class Responses:
         return Responses(fmri, distinct), counts
 
 
+def presence(split: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows have an image, and which have fMRI: two bool arrays of shape (rows,)."""
+    there: dict[str, list[np.ndarray]] = {"image": [], "fmri": []}
+    for batch in split.select_columns(list(there)).with_format("arrow").iter(1000):
+        for column, parts in there.items():
+            parts.append(batch[column].is_valid().to_numpy())
+    return np.concatenate(there["image"]), np.concatenate(there["fmri"])
+
+
+def pairs_of(split: Dataset) -> Dataset:
+    """The rows that have an image and fMRI."""
+    has_image, has_fmri = presence(split)
+    return chosen(split, has_image & has_fmri)
+
+
+def unpaired_of(split: Dataset) -> Dataset:
+    """The rows that lack their image or their fMRI."""
+    has_image, has_fmri = presence(split)
+    return chosen(split, ~(has_image & has_fmri))
+
+
+def images_alone(split: Dataset) -> Dataset:
+    """The rows that have an image without fMRI."""
+    has_image, has_fmri = presence(split)
+    return chosen(split, has_image & ~has_fmri)
+
+
+def without(split: Dataset, held_out: Dataset) -> Dataset:
+    """The rows of stimuli that are not among those held out."""
+    names = set(held_out["stimulus_id"])
+    return chosen(split, np.array([stimulus not in names for stimulus in split["stimulus_id"]], dtype=bool))
+
+
+def chosen(split: Dataset, rows: np.ndarray) -> Dataset:
+    """The rows where a bool array (rows,) is true; the split itself where it is true everywhere."""
+    return split if rows.all() else split.select(np.flatnonzero(rows))
+
+
 def responses_of(split: Dataset, subject: str) -> Responses:
-    """All trials of `subject` in the order of the split."""
+    """All trials of `subject` in the order of the split, with or without an image."""
     rows = np.flatnonzero(np.asarray(split["subject"]) == subject)
     table = split.select_columns(["fmri", "stimulus_id"]).select(rows).with_format("arrow")[:]
+    table = table.filter(table["fmri"].is_valid())
     fmri = table["fmri"].combine_chunks()
     values = fmri.flatten().to_numpy(zero_copy_only=False)
     return Responses(
-        values.reshape(len(rows), len(values) // max(len(rows), 1)).astype(np.float32), table["stimulus_id"].to_pylist()
+        values.reshape(len(table), len(values) // max(len(table), 1)).astype(np.float32),
+        table["stimulus_id"].to_pylist(),
     )
 
 

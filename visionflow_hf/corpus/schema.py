@@ -1,18 +1,25 @@
 """What a corpus is: its columns, the voxel table beside them, and the checks that every reader relies on."""
 
 import hashlib
+import json
+import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
+from datasets import DatasetDict, Features, Image, List, Value, load_from_disk
 
+from visionflow_hf.corpus.checks import check_rows, check_trainable, check_voxels
+from visionflow_hf.corpus.from_hub import fetch_corpus, is_parquet, load_parquet
+from visionflow_hf.corpus.leakage import Pictures, in_words, leakage, look, refusal, renamed, second_names
+from visionflow_hf.corpus.shards import write_split
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import new_folder
+
+logger = logging.getLogger(__name__)
 
 FEATURES = Features(
     {
@@ -35,16 +42,20 @@ class Corpus:
         splits: `train`, `test` and maybe `validation`, each with the columns of `FEATURES`.
         voxels: one row a voxel, see `voxel_table`.
         subjects: number of voxels of each subject, sorted by name.
+        pictures: what the images of the stimuli are known by, see `visionflow_hf.corpus.leakage`.
+        leakage: the stimuli that are in two splits, in words; empty where there are none.
     """
 
     splits: DatasetDict
     voxels: pd.DataFrame
     subjects: dict[str, int]
+    pictures: Pictures
+    leakage: str = ""
 
     @property
     def unit(self) -> str:
         """The unit of `fmri`, as the importer stated it."""
-        return self.splits["train"].info.description
+        return next(iter(self.splits.values())).info.description
 
     def noise_ceiling(self, subject: str) -> np.ndarray:
         """Array of shape (voxels,), NaN where unknown."""
@@ -88,35 +99,84 @@ def write_corpus(
         unit: what one unit of `fmri` means, in a phrase.
     """
     with new_folder(path, overwrite, marker=MARKER) as folder:
-        cache = folder / "cache"
-        splits = DatasetDict()
-        for name in SPLITS:
-            if name in rows:
-                splits[name] = Dataset.from_generator(
-                    rows[name], features=FEATURES, cache_dir=str(cache), fingerprint=name, split=name
-                )
-                splits[name].info.description = unit
-        splits.save_to_disk(str(folder))
-        voxels.to_parquet(folder / "voxels.parquet", index=False)
-        shutil.rmtree(cache)
+        write_splits(folder, rows, voxels, unit)
 
 
-def open_corpus(path: str | os.PathLike) -> Corpus:
-    """Open a corpus folder and check it: columns, voxel counts, finite responses, no stimulus in two splits.
+def write_splits(folder: Path, rows: dict[str, Callable[[], Iterator[dict]]], voxels: pd.DataFrame, unit: str) -> None:
+    """What `write_corpus` writes, into a folder that is there already."""
+    names = [name for name in SPLITS if name in rows]
+    for name in names:
+        write_split(folder / name, name, rows[name](), FEATURES, unit)
+    voxels.to_parquet(folder / "voxels.parquet", index=False)
+    (folder / MARKER).write_text(json.dumps({"splits": names}))
+
+
+def save_corpus(folder: Path, splits: DatasetDict, voxels: pd.DataFrame, unit: str) -> None:
+    """Splits, unit and voxel table, as `read_corpus` finds them."""
+    for split in splits.values():
+        split.info.description = unit
+    splits.save_to_disk(str(folder))
+    voxels.to_parquet(folder / "voxels.parquet", index=False)
+
+
+def open_corpus(path: str | os.PathLike, allow_leakage: bool = False) -> Corpus:
+    """Open a corpus to train or evaluate on: sound, without leakage, with pairs in train and in test.
+
+    Args:
+        path: folder, or ORG/NAME on the Hub.
+        allow_leakage: take a corpus in which a stimulus is in two splits, and say so in `leakage`.
 
     Raises:
         UserError: with the first thing that is wrong and its remedy.
     """
-    path = Path(path)
-    if not (path / MARKER).is_file():
+    corpus = read_corpus(path, allow_leakage)
+    refuse(path, check_trainable(corpus.splits))
+    return corpus
+
+
+def read_corpus(path: str | os.PathLike, allow_leakage: bool = False) -> Corpus:
+    """As `open_corpus`, but train may have no pairs, and there need be no test split."""
+    folder = corpus_folder(path)
+    splits, voxels = read_splits(folder), read_voxels(folder)
+    subjects, problems = check_rows(splits)
+    refuse(path, problems + check_voxels(voxels, subjects))
+    pictures = look(splits)
+    shared = leakage(splits, pictures)
+    if shared and not allow_leakage:
+        refuse(path, [refusal(shared)])
+    for name, split in splits.items():
+        twins = second_names(pictures[name])
+        if twins:
+            logger.warning(f"{count(in_words(twins), 'image')} of {name} with two names: each is one stimulus")
+            splits[name] = renamed(split, twins)
+            pictures[name] = {stimulus: shown for stimulus, shown in pictures[name].items() if stimulus not in twins}
+    return Corpus(splits, voxels, subjects, pictures, shared)
+
+
+def refuse(path: str | os.PathLike, problems: list[str]) -> None:
+    """Raise `UserError` with the first of the problems, if there are any."""
+    if problems:
+        raise UserError(f"corpus {path}: {problems[0]}")
+
+
+def corpus_folder(path: str | os.PathLike) -> Path:
+    """The folder of a corpus that is named by its path, or by ORG/NAME on the Hub."""
+    name = str(path)
+    return Path(path) if Path(path).exists() or name.count("/") != 1 else fetch_corpus(name)
+
+
+def read_splits(path: Path) -> DatasetDict:
+    """The splits as they stand, with nothing checked but their columns.
+
+    Raises:
+        UserError: no corpus, or one that cannot be read.
+    """
+    if not (path / MARKER).is_file() and not is_parquet(path):
         raise UserError(f"{path} is no corpus (no {MARKER} in it): make one with `visionflow prepare` or `simulate`")
     try:
-        splits = load_from_disk(str(path))
+        splits = load_from_disk(str(path)) if (path / MARKER).is_file() else load_parquet(path)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"corpus {path} cannot be read ({error}): is it whole? Make it again") from error
-    for name in ("train", "test"):
-        if name not in splits:
-            raise UserError(f"{path} has the splits {', '.join(splits)}: train and test are needed")
     for name, split in splits.items():
         missing = [column for column in FEATURES if column not in split.column_names]
         if missing:
@@ -124,60 +184,22 @@ def open_corpus(path: str | os.PathLike) -> Corpus:
                 f"split {name} of {path} lacks {', '.join(missing)} (it has {', '.join(split.column_names)}): "
                 f"the columns of a corpus are {', '.join(FEATURES)}"
             )
+        if type(split.features["image"]) is not Image or type(split.features["fmri"]) is not List:
+            kinds = [f"{column} of type {split.features[column]}" for column in ("image", "fmri")]
+            raise UserError(
+                f"split {name} of {path} has {' and '.join(kinds)}: Image() and List of numbers are expected"
+            )
         if not len(split):
             raise UserError(f"split {name} of {path} has no rows")
-    subjects = _voxel_counts(splits)
-    _refuse_leakage(splits)
-    return Corpus(splits, _read_voxels(path, subjects), dict(sorted(subjects.items())))
+    return splits
 
 
-def _voxel_counts(splits: DatasetDict) -> dict[str, int]:
-    """Number of voxels of each subject, after a look at every response."""
-    counts: dict[str, int] = {}
-    for name, split in splits.items():
-        row = 0
-        for batch in split.select_columns(["subject", "fmri"]).with_format("arrow").iter(1000):
-            fmri = batch["fmri"].combine_chunks()
-            if fmri.null_count:
-                raise UserError(f"split {name} has {fmri.null_count} rows without fMRI: remove them")
-            for subject, length in zip(batch["subject"].to_pylist(), fmri.value_lengths().to_pylist(), strict=True):
-                if counts.setdefault(subject, length) != length:
-                    raise UserError(
-                        f"row {row} of split {name} has {length} voxels, {subject} has {counts[subject]} elsewhere: "
-                        "a subject's responses share one length"
-                    )
-                row += 1
-            bad = ~np.isfinite(fmri.flatten().to_numpy(zero_copy_only=False))
-            if bad.any():
-                place = np.concatenate([np.arange(length) for length in fmri.value_lengths().to_numpy()])
-                raise UserError(
-                    f"split {name} has {bad.sum()} NaN or infinite values in {count(np.unique(place[bad]), 'voxel')}: "
-                    "remove these voxels or mend the values first"
-                )
-    return counts
-
-
-def _refuse_leakage(splits: DatasetDict) -> None:
-    seen: dict[str, str] = {}
-    shared: dict[str, tuple[str, str]] = {}
-    for name, split in splits.items():
-        for stimulus in set(split["stimulus_id"]):
-            if seen.setdefault(stimulus, name) != name:
-                shared[stimulus] = (seen[stimulus], name)
-    if shared:
-        one, other = shared[min(shared)]
-        raise UserError(
-            f"{count(sorted(shared), 'stimulus')} in both {one} and {other}: a stimulus belongs to one split only"
-        )
-
-
-def _read_voxels(path: Path, subjects: dict[str, int]) -> pd.DataFrame:
+def read_voxels(path: Path) -> pd.DataFrame:
+    """The table of all subjects' voxels."""
     file = path / "voxels.parquet"
     if not file.is_file():
         raise UserError(f"{path} has no voxels.parquet: every corpus carries its voxel table beside the splits")
-    voxels = pd.read_parquet(file)
-    for subject, expected in subjects.items():
-        rows = int((voxels["subject"] == subject).sum())
-        if rows != expected:
-            raise UserError(f"voxels.parquet has {rows} voxels of {subject}, the responses have {expected}")
-    return voxels
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}): is it whole? Make the corpus again") from error

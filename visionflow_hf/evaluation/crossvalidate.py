@@ -6,6 +6,8 @@ import tempfile
 import numpy as np
 from datasets import DatasetDict, concatenate_datasets
 
+from visionflow_hf.corpus.leakage import renamed, second_names, together
+from visionflow_hf.corpus.responses import pairs_of, unpaired_of, without
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.corpus.splits import stimulus_folds
 from visionflow_hf.evaluation.predictions import concatenate, predict
@@ -25,20 +27,28 @@ def crossvalidate(
 ) -> dict:
     """Train once a fold on all other stimuli of all splits, and write one report over all stimuli to the folder `out`.
 
+    The splits of the corpus do not matter, so that a stimulus may be in two of them. Rows without an image or without
+    fMRI are trained on in every fold that does not hold their stimulus out.
+
     Responses and predictions are expressed in the mean and standard deviation of their fold's train rows before they
     are pooled: in raw units the folds' means alone would push voxel r below zero.
     """
     refuse_existing(out, overwrite, MARKER)
-    opened = open_corpus(corpus)
-    rows = concatenate_datasets(list(opened.splits.values()))
+    opened = open_corpus(corpus, allow_leakage=True)
+    names = second_names(together(list(opened.pictures.values())))
+    everything = concatenate_datasets(list(opened.splits.values()))
+    if names:
+        everything = renamed(everything, names)
+    rows, unpaired = pairs_of(everything), unpaired_of(everything)
     seed = training_args.seed
     parts, histories = [], []
-    splits = list(stimulus_folds(rows["stimulus_id"], folds, seed))
-    for fold, (train_rows, held_out) in enumerate(splits):
+    for fold, (train_rows, held_out) in enumerate(stimulus_folds(rows["stimulus_id"], folds, seed)):
         print(f"fold {fold + 1} of {folds}: {len(train_rows)} rows to train on, {len(held_out)} held out", flush=True)
         train, test = rows.select(train_rows), rows.select(held_out)
         with tempfile.TemporaryDirectory(prefix="visionflow-fold-") as run:
-            trained = train_on(DatasetDict(train=train), run, model_args, training_args)
+            more = [without(unpaired, test)] if len(unpaired) else []
+            splits = DatasetDict(train=concatenate_datasets([train, *more]))
+            trained = train_on(splits, run, model_args, training_args)
             part = predict(trained.model, trained.processor, opened, train, test)
         histories.append(trained.history)
         parts.append(standardised(part, trained.processor) | {"fold": np.full(len(part["stimulus_id"]), fold)})

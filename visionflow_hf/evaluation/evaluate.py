@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from visionflow_hf.corpus.responses import pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.predictions import predict
@@ -18,17 +19,24 @@ def evaluate(
     out: str | os.PathLike,
     split: str = "test",
     overwrite: bool = False,
+    allow_leakage: bool = False,
 ) -> dict:
     """Write the report of `run` on `split` of `corpus` to the folder `out`; returns what metrics.json holds.
 
-    The baselines are fitted on the corpus's train split.
+    The baselines are fitted on the pairs of the corpus's train split.
+
+    Args:
+        corpus: folder, or ORG/NAME on the Hub.
+        allow_leakage: evaluate even where a stimulus is in two splits; metrics.json then says so.
     """
     refuse_existing(out, overwrite, MARKER)
-    opened = open_corpus(corpus)
+    opened = open_corpus(corpus, allow_leakage)
     if split not in opened.splits:
         raise UserError(f"{corpus} has no split {split}: it has {', '.join(opened.splits)}")
     model, processor = load_model(run)
-    predictions = predict(model, processor, opened, opened.splits["train"], opened.splits[split])
+    train, asked = (pairs_of(opened.splits[name]) for name in ("train", split))
+    predictions = predict(model, processor, opened, train, asked)
     state = Path(run) / "trainer_state.json"
     histories = [json.loads(state.read_text())["log_history"]] if state.is_file() else []
-    return write_report(out, predictions, histories, {"split": split}, overwrite)
+    header = {"split": split} | ({"leakage": opened.leakage} if opened.leakage else {})
+    return write_report(out, predictions, histories, header, overwrite)

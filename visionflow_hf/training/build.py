@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTConfig
 from transformers.utils import logging
 
-from visionflow_hf.corpus.responses import responses_of
+from visionflow_hf.corpus.responses import pairs_of, responses_of
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
@@ -25,14 +25,17 @@ GREY_MODES = ("1", "L", "I;16")
 
 
 def build_processor(train: Dataset, image_size: int | None) -> VisionFlowProcessor:
-    """Image size and channels from the stimuli, mean and standard deviation of each voxel from all train rows.
+    """Image size and channels from the stimuli, mean and standard deviation of each voxel from all fMRI in train.
+
+    A stimulus is an image that has fMRI; fMRI without an image counts for mean and standard deviation.
 
     Args:
         image_size: longer side in px, if it is not to be that of most stimuli.
     """
     sizes: Counter = Counter()
     grey = True
-    for item in train.select_columns("image").cast_column("image", Image(decode=False))["image"]:
+    pairs = pairs_of(train)
+    for item in pairs.select_columns("image").cast_column("image", Image(decode=False))["image"]:
         with PILImage.open(io.BytesIO(item["bytes"]) if item["bytes"] else item["path"]) as picture:
             sizes[picture.size] += 1
             grey = grey and picture.mode in GREY_MODES
@@ -46,8 +49,15 @@ def build_processor(train: Dataset, image_size: int | None) -> VisionFlowProcess
 
 
 def add_subjects(processor: VisionFlowProcessor, train: Dataset) -> None:
-    """Teach the processor all subjects of `train`: mean and standard deviation of each voxel over all of its rows."""
-    for subject in sorted(set(train["subject"])):
+    """Teach the processor all subjects of `train` who have pairs: mean and standard deviation of each voxel.
+
+    fMRI without an image counts, too.
+    """
+    pairs = pairs_of(train)
+    alone = sorted(set(train["subject"]) - set(pairs["subject"]) - {None})
+    if alone:
+        logger.warning(f"{count(alone, 'subject')} without a pair of image and fMRI in train: left out of the model")
+    for subject in sorted(set(pairs["subject"])):
         fmri = responses_of(train, subject).fmri
         mean = fmri.mean(0, dtype=np.float64).astype(np.float32)
         spread = fmri.std(0, dtype=np.float64).astype(np.float32)

@@ -26,6 +26,15 @@ class PairCollator:
             subject=[row["subject"] for row in rows],
         )
         del batch["fmri_mean"], batch["fmri_std"]  # training stays in standard units
-        if self.image_features:
-            batch["image_features"] = torch.stack([self.image_features[row["stimulus_id"]] for row in rows])
-        return dict(batch)
+        return dict(batch) | self._features(rows)
+
+    def images(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """The same without fMRI."""
+        return {"pixel_values": self.processor(images=[row["image"] for row in rows])["pixel_values"]} | self._features(
+            rows
+        )
+
+    def _features(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        if not self.image_features:
+            return {}
+        return {"image_features": torch.stack([self.image_features[row["stimulus_id"]] for row in rows])}

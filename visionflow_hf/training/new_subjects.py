@@ -21,7 +21,7 @@ from datasets import Dataset
 from scipy.optimize import nnls
 from transformers.utils import logging
 
-from visionflow_hf.corpus.responses import responses_of
+from visionflow_hf.corpus.responses import pairs_of, responses_of
 from visionflow_hf.corpus.splits import stimulus_folds
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
@@ -56,24 +56,25 @@ def fit_new_subjects(model: VisionFlowModel, processor: VisionFlowProcessor, tra
     """
     if not processor.subjects:
         raise UserError("the model knows no subject, of whose voxels those of a new one could be made: train it first")
+    pairs = pairs_of(train)
     weights, levels = known_voxels(model, seed)
-    images = images_to_make_trials_of(model, processor, train, seed)
+    images = images_to_make_trials_of(model, processor, pairs, seed)
     made_up = images.cpu().numpy(), reads(model, images) @ weights + levels
-    names = sorted(set(train["subject"]))
+    names = sorted(set(pairs["subject"]))
     for name in set(names) & set(processor.subjects):
         logger.warning(f"{name} is a subject of the model already, and is fitted anew")
         model.remove_subject(name)
         processor.remove_subject(name)
     add_subjects(processor, train)
     for name in names:
-        trials = responses_of(train, name)
+        trials = responses_of(pairs, name)
         distinct = list(dict.fromkeys(trials.stimulus_ids))
         if len(distinct) < FEWEST_STIMULI:
             raise UserError(
                 f"{name} saw {count(distinct, 'stimulus')}: {FEWEST_STIMULI} distinct ones are needed at least"
             )
         fmri = (trials.fmri - processor.fmri_mean[name]) / processor.fmri_std[name]
-        latents = image_latents(model, processor, train, distinct, {})
+        latents = image_latents(model, processor, pairs, distinct, {})
         position = {stimulus: row for row, stimulus in enumerate(distinct)}
         latents = latents[[position[stimulus] for stimulus in trials.stimulus_ids]]
         known = reads(model, torch.from_numpy(latents)) @ weights + levels

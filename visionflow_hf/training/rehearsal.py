@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
-from visionflow_hf.corpus.responses import responses_of
+from visionflow_hf.corpus.responses import responses_of, without
 from visionflow_hf.corpus.splits import stimulus_folds
 from visionflow_hf.evaluation.metrics import pixel_correlation, ssim
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
@@ -113,11 +113,16 @@ def rehearse(
     model: VisionFlowModel,
     processor: VisionFlowProcessor,
     rows: Dataset,
+    images: Dataset,
     features: dict[str, torch.Tensor],
     wavelet_dim: int,
     args: VisionFlowTrainingArguments,
 ) -> Shares:
-    """The shares that serve best where a part of the stimuli is kept from a copy of the model."""
+    """The shares that serve best where a part of the stimuli is kept from a copy of the model.
+
+    Args:
+        images: rows without fMRI, from which the image side learns as well.
+    """
     image_stage = copy.copy(args)
     image_stage.max_steps, image_stage.image_stage = max(1, round(args.max_steps * args.image_stage)), 1.0
     image_stage.save_strategy, image_stage.report_to = SaveStrategy.NO, []
@@ -130,7 +135,8 @@ def rehearse(
         held_out = len(set(unseen["stimulus_id"]))
         logger.info(f"rehearsal: the model learns without {held_out} of {distinct} stimuli")
         with tempfile.TemporaryDirectory(prefix="visionflow-rehearsal-") as image_stage.output_dir:
-            trainer = run_trainer(copy.deepcopy(model), processor, seen, None, features, image_stage)
+            more = without(images, unseen)
+            trainer = run_trainer(copy.deepcopy(model), processor, seen, None, features, image_stage, images=more)
         rehearsed = trainer.accelerator.unwrap_model(trainer.model)
         quality = quality + held_out * validate(rehearsed, processor, seen, unseen, features, wavelet_dim, args)
         asked += held_out

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from visionflow_hf.corpus.responses import images_alone, pairs_of, without
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
@@ -50,19 +51,24 @@ def train(
     run: str | os.PathLike,
     model_args: ModelArguments,
     training_args: VisionFlowTrainingArguments,
+    allow_leakage: bool = False,
 ) -> Trained:
     """Train on the train split of `corpus`, and leave in `run` a model folder that `AutoModel` loads.
+
+    Args:
+        corpus: folder, or ORG/NAME on the Hub.
+        allow_leakage: train even where a stimulus is in two splits; the card then says so.
 
     Raises:
         UserError: a corpus, a folder, a checkpoint or an encoder that cannot be used; `run` is untouched then.
     """
     run = Path(run)
-    opened = open_corpus(corpus)
+    opened = open_corpus(corpus, allow_leakage)
     checkpoint = find_checkpoint(run, training_args.resume_from_checkpoint)
     if checkpoint is None:
         refuse_existing(run, training_args.overwrite, MARKER)
     trained = train_on(opened.splits, run, model_args, training_args, checkpoint)
-    seen = opened.splits["train"]
+    seen, images = pairs_of(opened.splits["train"]), images_alone(opened.splits["train"])
     vision = trained.model.config.vision_config
     origin = "trained from scratch"
     if model_args.from_model is not None:
@@ -76,6 +82,8 @@ def train(
             "unit": opened.unit,
             "n_stimuli": len(set(seen["stimulus_id"])),
             "n_trials": len(seen),
+            "n_images_alone": len(set(images["stimulus_id"])),
+            "leakage": opened.leakage,
             "steps": trained.history[-1]["step"] if trained.history else 0,
             "seed": training_args.seed,
         },
@@ -92,22 +100,30 @@ def train_on(
     training_args: VisionFlowTrainingArguments,
     checkpoint: str | None = None,
 ) -> Trained:
-    """The training itself, on rows at hand; `run` takes checkpoints and the Trainer's state, but no model folder."""
+    """The training itself, on rows at hand; `run` takes checkpoints and the Trainer's state, but no model folder.
+
+    All is learned and fitted from pairs, but that images without fMRI are in the image stage, and that fMRI without an
+    image counts for the means and standard deviations of the voxels.
+    """
     run = Path(run)
     refuse_contradictions(model_args)
     set_seed(training_args.seed)
-    everything = splits["train"]
     if model_args.freeze_shared:
         model, processor = load_model(model_args.from_model)
-        fit_new_subjects(model.to(training_args.device), processor, everything, training_args.seed)
+        fit_new_subjects(model.to(training_args.device), processor, splits["train"], training_args.seed)
         begin(run, model_args, training_args)
         return Trained(model, processor, [])
     if model_args.from_model is None:
-        processor = build_processor(everything, model_args.image_size)
+        processor = build_processor(splits["train"], model_args.image_size)
         model = build_model(processor, model_args)
     else:
-        model, processor = continue_model(model_args.from_model, everything, model_args)
+        model, processor = continue_model(model_args.from_model, splits["train"], model_args)
+    images = images_alone(splits["train"])
+    splits = DatasetDict({**splits, "train": pairs_of(splits["train"])})
+    everything = splits["train"]
     fitted, validation = hold_out(splits, training_args)
+    if validation is not None:
+        images = without(images, validation)
     args = complete(training_args, run, len(fitted), validated=validation is not None)
     if checkpoint is None:
         begin(run, model_args, training_args)
@@ -120,11 +136,13 @@ def train_on(
         if "validation" in splits:
             seen = list(dict.fromkeys(splits["validation"]["stimulus_id"]))
             features |= encoder_features(model, processor, splits["validation"], seen)
+        if len(images):
+            features |= encoder_features(model, processor, images, list(dict.fromkeys(images["stimulus_id"])))
     wavelet_dim = model_args.wavelet_dim
     if validation is None:
-        shares = rehearse(model, processor, fitted, features, wavelet_dim, args)
+        shares = rehearse(model, processor, fitted, images, features, wavelet_dim, args)
         set_seed(args.seed)
-    trainer = run_trainer(model, processor, fitted, validation, features, args, checkpoint)
+    trainer = run_trainer(model, processor, fitted, validation, features, args, checkpoint, images)
     trainer.save_state()
     model = trainer.accelerator.unwrap_model(trainer.model)
     if validation is not None:

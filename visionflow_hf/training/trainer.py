@@ -1,6 +1,6 @@
 """The Hugging Face Trainer with VisionFlow's two stages and its losses by name.
 
-image stage   the image side learns alone, from the stimuli and from images made of them
+image stage   the image side learns alone, from the stimuli, from images without fMRI, and from images made of them
 pair stage    the linear maps between voxels and latent are fitted to the finished latent; then the MLP from latent to
               fMRI and the image decoder learn from pairs, while the image side's encoder is held. Without validation,
               which would tell when it has learned the pairs by heart, the decoder is held too
@@ -25,12 +25,18 @@ LOSSES = ("loss_image", "loss_kl", "loss_alignment", "loss_fmri")
 
 
 class VisionFlowTrainer(Trainer):
-    """Trainer for `VisionFlowModel`, with our processor and collator; its arguments name `max_steps`."""
+    """Trainer for `VisionFlowModel`, with our processor and collator; its arguments name `max_steps`.
 
-    def __init__(self, *args, **kwargs):
+    Args:
+        images: rows without fMRI, of which each step of the image stage draws as many as it has pairs.
+    """
+
+    def __init__(self, *args, images: Dataset | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.images = images if images is not None and len(images) else None
         self.pair_stage_from = round(self.args.max_steps * self.args.image_stage)
-        self.few_stimuli = len(set(self.train_dataset["stimulus_id"])) < FEW_STIMULI
+        distinct = set(self.train_dataset["stimulus_id"]) | set(self.images["stimulus_id"] if self.images else [])
+        self.few_stimuli = len(distinct) < FEW_STIMULI
         self.stage = None
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -84,9 +90,14 @@ class VisionFlowTrainer(Trainer):
             logging.enable_progress_bar()
 
     def _image_batch(self, inputs: dict) -> dict:
-        """The stimuli and as many images made of them; no fMRI."""
+        """The stimuli, as many images without fMRI where there are any, and as many as both made of them; no fMRI."""
+        inputs = {name: inputs[name] for name in ("pixel_values", "image_features") if name in inputs}
+        if self.images:
+            drawn = torch.randint(len(self.images), (len(inputs["pixel_values"]),)).tolist()
+            more = self._prepare_inputs(self.data_collator.images([self.images[row] for row in drawn]))
+            inputs = {name: torch.cat([values, more[name]]) for name, values in inputs.items()}
         if "image_features" in inputs:
-            return {name: inputs[name] for name in ("pixel_values", "image_features")}
+            return inputs
         return {"pixel_values": torch.cat([inputs["pixel_values"], augment(inputs["pixel_values"], self.few_stimuli)])}
 
     def _pair_batch(self, inputs: dict) -> dict:
@@ -111,6 +122,7 @@ def run_trainer(
     features: dict[str, torch.Tensor],
     args: VisionFlowTrainingArguments,
     checkpoint: str | None = None,
+    images: Dataset | None = None,
 ) -> VisionFlowTrainer:
     """The Trainer, after its training."""
     trainer = VisionFlowTrainer(
@@ -120,6 +132,7 @@ def run_trainer(
         train_dataset=as_arrays(fitted),
         eval_dataset=None if validation is None else as_arrays(validation),
         processing_class=processor,
+        images=images,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer

@@ -1,0 +1,255 @@
+"""Writers of the layouts that labs hold, small: names, keys, types, axis orders, scalings and index bases as theirs."""
+
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import pandas as pd
+import scipy.io
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as Picture
+
+
+def picture(rng: np.random.Generator, height: int = 9, width: int = 12) -> np.ndarray:
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def save(pixels: np.ndarray, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Picture.fromarray(pixels).save(file)
+
+
+def pixels_of(file: Path) -> np.ndarray:
+    with Picture.open(file) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def algonauts_challenge(root: Path) -> None:
+    """Two subjects with 12 and 9 training images, of which they share images 100 to 103; 3 test images each."""
+    rng = np.random.default_rng(1)
+    shown = {"subj01": [*range(100, 104), *range(8)], "subj06": [*range(100, 104), *range(20, 25)]}
+    images = {number: picture(rng, 10, 10) for number in range(200)}
+    for name, numbers in shown.items():
+        vertices = {"lh": 7, "rh": 8} if name == "subj01" else {"lh": 6, "rh": 7}
+        training, test = root / name / "training_split", root / name / "test_split"
+        (training / "training_fmri").mkdir(parents=True)
+        (root / name / "roi_masks").mkdir()
+        for side, count in vertices.items():
+            fmri = rng.normal(size=(len(numbers), count)).astype(np.float32)
+            np.save(training / "training_fmri" / f"{side}_training_fmri.npy", fmri)
+            fsaverage = np.zeros(163842, np.int64)
+            fsaverage[rng.choice(163842, count, replace=False)] = 1
+            np.save(root / name / "roi_masks" / f"{side}.all-vertices_fsaverage_space.npy", fsaverage)
+            for mask, most in (("prf-visualrois", 7), ("floc-bodies", 4), ("floc-faces", 5), ("streams", 7)):
+                labels = rng.integers(0, most + 1, count)
+                np.save(root / name / "roi_masks" / f"{side}.{mask}_challenge_space.npy", labels)
+        names = {0: "Unknown", 1: "V1v", 2: "V1d", 3: "V2v", 4: "V2d", 5: "V3v", 6: "V3d", 7: "hV4"}
+        np.save(root / name / "roi_masks" / "mapping_prf-visualrois.npy", names, allow_pickle=True)
+        for row, number in enumerate(numbers, start=1):
+            save(images[number], training / "training_images" / f"train-{row:04d}_nsd-{number:05d}.png")
+        for row, number in enumerate(range(150, 153), start=1):
+            save(images[number], test / "test_images" / f"test-{row:04d}_nsd-{number:05d}.png")
+
+
+PROCESSED_FEATURES = Features(
+    {
+        "split": Value("string"),
+        "subject": Value("string"),
+        "subject_id": Value("int64"),
+        "sample_id": Value("int64"),
+        "nsd_id": Value("int64"),
+        "image": Image(),
+        "activity": List(Value("float32")),
+    }
+)
+
+
+def algonauts_processed(root: Path) -> None:
+    """Two subjects on 11 vertices, of which subj06 lacks three; image 40 is val for one and train for the other."""
+    rng = np.random.default_rng(2)
+    images = {number: picture(rng, 8, 8) for number in range(60)}
+    seen = {
+        "train": {"subj01": [1, 2, 3, 4, 5, 6], "subj06": [40, 11, 12, 13]},
+        "val": {"subj01": [40, 41], "subj06": [14]},
+        "testval": {"subj01": [50, 51], "subj06": [50, 15]},
+        "test": {"subj01": [55], "subj06": [56]},
+    }
+    for split, subjects in seen.items():
+        rows = []
+        for subject, numbers in subjects.items():
+            for sample, number in enumerate(numbers):
+                activity = rng.normal(size=11).astype(np.float32)
+                if subject == "subj06":
+                    activity[[2, 7, 10]] = 0
+                rows.append(
+                    {
+                        "split": split,
+                        "subject": subject,
+                        "subject_id": int(subject[-2:]) - 1,
+                        "sample_id": sample,
+                        "nsd_id": number,
+                        "image": Picture.fromarray(images[number]),
+                        "activity": None if split == "test" else activity,
+                    }
+                )
+        if split == "train":
+            rows = [rows[place] for place in rng.permutation(len(rows))]
+        data = Dataset.from_list(rows, features=PROCESSED_FEATURES)
+        data.save_to_disk(str(root / "processed" / "size-256" / split), num_shards=2)
+
+
+def nsd(root: Path) -> None:
+    """subj01 with sessions 1, 2 and 4 in HDF5, subj02 with session 1 in NIfTI; 6 trials a session, 30 images in all.
+
+    Every subject has 10 images in three trials each, the first 3 shared by all; masterordering mixes them.
+    """
+    rng = np.random.default_rng(3)
+    volume, trials = (5, 4, 6), 6
+    subjectim = np.stack([np.r_[28, 2, 17, rng.permutation(np.r_[3:17, 18:28, 29:31])[:7]] for _ in range(8)])
+    ordering = np.concatenate([rng.permutation(np.repeat(np.arange(1, 11), 3)), rng.integers(1, 11, 40 * trials - 30)])
+    stimuli = root / "nsddata_stimuli" / "stimuli" / "nsd"
+    stimuli.mkdir(parents=True)
+    with h5py.File(stimuli / "nsd_stimuli.hdf5", "w") as file:
+        file["imgBrick"] = rng.integers(0, 256, (30, 9, 9, 3), dtype=np.uint8)
+    experiment = root / "nsddata" / "experiments" / "nsd"
+    experiment.mkdir(parents=True)
+    design = {"masterordering": ordering[None], "subjectim": subjectim, "sharedix": subjectim[:1, :3]}
+    scipy.io.savemat(experiment / "nsd_expdesign.mat", {key: table.astype(float) for key, table in design.items()})
+    for name, sessions in (("subj01", (1, 2, 4)), ("subj02", (1,))):
+        betas = root / "nsddata_betas" / "ppdata" / name / "func1pt8mm" / "betas_fithrf_GLMdenoise_RR"
+        regions = root / "nsddata" / "ppdata" / name / "func1pt8mm" / "roi"
+        betas.mkdir(parents=True)
+        regions.mkdir(parents=True)
+        for session in sessions:
+            values = rng.integers(-3000, 3000, (*volume, trials), dtype=np.int16)
+            if name == "subj01":
+                with h5py.File(betas / f"betas_session{session:02d}.hdf5", "w") as file:
+                    chunks = None if session == 1 else (trials, 1, 1, 1) if session == 2 else (2, 6, 4, 5)
+                    file.create_dataset("betas", data=values.T, chunks=chunks, compression=chunks and "gzip")
+            else:
+                nifti(values, betas / f"betas_session{session:02d}.nii.gz")
+        general = np.where(rng.random(volume) < 0.3, 1, -1).astype(np.int16)
+        nifti(general, regions / "nsdgeneral.nii.gz")
+        nifti(np.where(np.arange(5)[:, None, None] < 2, general, -1), regions / "lh.nsdgeneral.nii.gz")
+        nifti(np.where(np.arange(5)[:, None, None] >= 2, general, -1), regions / "rh.nsdgeneral.nii.gz")
+        nifti(rng.integers(-1, 8, volume, dtype=np.int16), regions / "prf-visualrois.nii.gz")
+        nifti(rng.random(volume).astype(np.float32), betas / "ncsnr.nii.gz")
+
+
+def nifti(array: np.ndarray, file: Path) -> None:
+    if array.dtype == np.int64:
+        array = array.astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([1.8, 1.8, 1.8, 1])), file)
+
+
+def god(root: Path, data: str = "dataset", meta: str = "metadata") -> None:
+    """Two subjects: 8 train images once, 3 test images in 4 trials each, 2 samples of imagery; voxels from column 4."""
+    rng = np.random.default_rng(4)
+    names = [f"n{rng.integers(1e6, 1e7):08d}_{image}" for image in (5, *range(21, 31))]
+    for number, name in enumerate(names):
+        folder = "training" if number < 8 else "test"
+        save(picture(rng), root / "images" / folder / f"{name}.{'JPEG' if number % 2 else 'png'}")
+    labels = [int(name[1:9]) + int(name[10:]) / 1e6 for name in names]
+    for subject, voxels in (("Subject1", 10), ("Subject2", 7)):
+        shown = [*rng.permutation(8), *rng.permutation(np.repeat([8, 9, 10], 4)), 8, 9]
+        width = voxels + 7
+        values = rng.normal(size=(len(names), width))[shown] + 0.5 * rng.normal(size=(len(shown), width))
+        values[:, 0] = [1] * 8 + [2] * 12 + [3] * 2
+        values[:, 2] = [labels[number] for number in shown]
+        keys = ["DataType", "Run", "Label", "VoxelData", "ROI_V1", "ROI_VC", "voxel_x", "voxel_y", "voxel_z"]
+        table = np.full((len(keys), width), np.nan)
+        table[[0, 1, 2], [0, 1, 2]] = 1
+        table[3, 4 : 4 + voxels] = 1
+        table[4, 5:8] = 1
+        table[5, 4 : 4 + voxels] = 1
+        table[6:, 4 : 4 + voxels] = rng.normal(size=(3, voxels))
+        with h5py.File(root / f"{subject}.h5", "w") as file:
+            file[data] = values
+            file[f"{meta}/key"] = np.array(keys, dtype="S")
+            file[f"{meta}/description"] = np.array([f"what {key} says" for key in keys], dtype="S")
+            file[f"{meta}/value"] = table
+            file.create_group("vmap")
+
+
+def god_legacy(root: Path) -> None:
+    god(root, "dataSet", "metaData")
+
+
+def bold5000(root: Path, suffix: str = ".npy") -> None:
+    """CSI1 and CSI2: 10 images once, 3 repeated ones (rep_) three times; ten regions of 2 to 5 voxels."""
+    rng = np.random.default_rng(5)
+    once = [f"COCO_train2014_{number:012d}.jpg" for number in range(4)]
+    once += [f"n0{number}443537_{number}.JPEG" for number in range(3)] + [f"airport{number}.jpg" for number in range(3)]
+    repeated = ["rep_homeoffice1.jpg", "rep_n01930112_19568.JPEG", "rep_COCO_train2014_000000000099.jpg"]
+    for number, name in enumerate(once + [name.removeprefix("rep_") for name in repeated]):
+        kind = "COCO" if name.startswith("COCO") else "ImageNet" if name.startswith("n0") else "Scene"
+        folder = root / "BOLD5000_Stimuli" / "Scene_Stimuli" / "Presented_Stimuli" / kind
+        pixels = picture(rng)
+        save(pixels if number else pixels[..., 0], folder / name)  # one photograph is grey
+    betas = root / "BOLD5000_GLMsingle_ROI_betas" / ("py" if suffix == ".npy" else "mat")
+    betas.mkdir(parents=True)
+    for subject in ("CSI1", "CSI2"):
+        names = rng.permutation(once + repeated * 3).tolist()
+        distinct = once + repeated
+        (root / "BOLD5000_GLMsingle_ROI_betas" / f"{subject}_imgnames.txt").write_text("\n".join(names) + "\n")
+        regions = {}
+        for side in ("LH", "RH"):
+            for region in ("EarlyVis", "LOC", "OPA", "PPA", "RSC"):
+                evoked = rng.normal(size=(len(distinct), rng.integers(2, 6)))[[distinct.index(name) for name in names]]
+                regions[side + region] = evoked + 0.5 * rng.normal(size=evoked.shape)
+                file = betas / f"{subject}_GLMbetas-TYPED-FITHRF-GLMDENOISE-RR_allses_{side}{region}.npy"
+                if suffix == ".npy":
+                    np.save(file, regions[side + region])
+        if suffix == ".mat":
+            scipy.io.savemat(betas / f"{subject}_ROIs_TR34.mat", regions)
+
+
+def bold5000_mat(root: Path) -> None:
+    bold5000(root, ".mat")
+
+
+def things(root: Path) -> None:
+    """sub-01 and sub-03: 8 train images once, 3 test images 4 times, one catch trial; 9 and 6 voxels.
+
+    The response table is what pandas writes with to_hdf: a block of floats and one of whole numbers, rows are voxels.
+    """
+    rng = np.random.default_rng(6)
+    names = [f"{concept}_{number:02d}s.jpg" for concept in ("aardvark", "bus", "t-shirt") for number in range(1, 5)][
+        :11
+    ]
+    for name in names:
+        save(picture(rng, 10, 10), root / "images" / name.rsplit("_", 1)[0] / name)
+    folder = root / "betas_csv"
+    folder.mkdir()
+    for subject, voxels in (("sub-01", 9), ("sub-03", 6)):
+        shown = rng.permutation([*range(8), *[8, 9, 10] * 4])
+        kinds = ["test" if image >= 8 else "train" for image in shown] + ["catch"]
+        table = {
+            "trial_id": range(len(kinds)),
+            "session": 1 + np.arange(len(kinds)) // 10,
+            "run": 1 + np.arange(len(kinds)) // 5,
+            "subject_id": 1,
+            "trial_type": kinds,
+            "stimulus": [names[image] for image in shown] + ["catch_01.jpg"],
+            "concept": [names[image].rsplit("_", 1)[0] for image in shown] + ["catch"],
+        }
+        pd.DataFrame(table).to_csv(folder / f"{subject}_StimulusMetadata.csv", index=False)
+        early = rng.permutation(np.arange(voxels) < 3)
+        table = {"voxel_id": range(voxels), "subject_id": 1, "voxel_x": rng.integers(0, 70, voxels)}
+        table |= {"voxel_y": rng.integers(0, 90, voxels), "voxel_z": rng.integers(0, 60, voxels)}
+        table |= {"nc_singletrial": rng.uniform(0, 40, voxels), "nc_testset": rng.uniform(40, 90, voxels)}
+        table |= {"splithalf_corrected": rng.random(voxels), "prf-size": rng.random(voxels)}
+        table |= {"V1": early.astype(int), "lFFA": (~early).astype(int), "glasser-V1": early.astype(float)}
+        pd.DataFrame(table).to_csv(folder / f"{subject}_VoxelMetadata.csv", index=False)
+        labels = rng.permutation(len(kinds))  # columns in another order than the table of trials
+        with h5py.File(folder / f"{subject}_ResponseData.h5", "w") as file:
+            group = file.create_group("ResponseData")
+            group.attrs["pandas_type"], group.attrs["nblocks"] = np.bytes_("frame"), 2
+            group["axis0"] = np.array(["voxel_id", *map(str, labels)], dtype="S")
+            group["axis1"] = np.arange(voxels)
+            group["block0_items"] = np.array([str(label) for label in labels], dtype="S")
+            group["block0_values"] = rng.normal(size=(voxels, len(labels)))
+            group["block0_values"].attrs["transposed"] = True
+            group["block1_items"] = np.array(["voxel_id"], dtype="S")
+            group["block1_values"] = np.arange(voxels)[:, None]

@@ -1,0 +1,181 @@
+"""From a source to a corpus: the one path that all importers share.
+
+Images and responses are first gathered in scratch files inside the folder that becomes the corpus, then splits and
+noise ceilings are settled, and the rows written one by one.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_groups, number_repeats
+from visionflow_hf.corpus.schema import MARKER, SPLITS, voxel_table, write_splits
+from visionflow_hf.corpus.scratch import Picture, StoredResponses, gather_images, gather_responses
+from visionflow_hf.corpus.source import Source, Subject
+from visionflow_hf.corpus.splits import split_stimuli
+from visionflow_hf.errors import UserError, count
+from visionflow_hf.folders import new_folder
+
+
+def write_source(
+    source: Source,
+    out: str | os.PathLike,
+    *,
+    test_fraction: float | None,
+    average: bool,
+    seed: int = 0,
+    overwrite: bool = False,
+    num_proc: int = 1,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Write the corpus `out`, whole or not at all.
+
+    Args:
+        test_fraction: share of the stimuli to draw as test; None keeps the splits of the source.
+        average: keep one row a stimulus and subject, the mean of its trials.
+        num_proc: processes that read side by side.
+        report: told, a line each, what a reader of the corpus should know.
+
+    Raises:
+        UserError: for whatever in the source or the flags does not fit; nothing is written then.
+    """
+    if num_proc < 1:
+        raise UserError(f"--num-proc is {num_proc}: at least 1 is needed")
+    try:
+        with new_folder(out, overwrite, marker=MARKER) as folder:
+            scratch = folder / "scratch"
+            scratch.mkdir()
+            refuse_full_disk(source, folder)
+            pictures = gather_images(source, scratch, num_proc)
+            responses = gather_responses(source, scratch, num_proc)
+            splits = assign_splits(source, pictures, test_fraction, seed, report)
+            tables = []
+            for subject, stored in zip(source.subjects, responses, strict=True):
+                constant = constant_voxels(subject, stored, splits)
+                if len(constant):
+                    report(f"{subject.name}: {count(constant, 'voxel')} constant in train: kept, standardised to 0")
+                tables.append(table_of(subject, stored, average, report))
+            total = sum(len(set(one.stimuli) if average else one.stimuli) for one in source.subjects)
+            with tqdm(total=total, desc="writing", unit=" rows", disable=None, leave=False) as bar:
+                rows = partial(corpus_rows, source, pictures, responses, splits, average, bar)
+                write_splits(
+                    folder,
+                    {name: partial(rows, name) for name in SPLITS if name in splits.values()},
+                    pd.concat(tables, ignore_index=True),
+                    source.unit,
+                )
+            shutil.rmtree(scratch)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        raise UserError(f"{out} cannot be written: {error.strerror}") from error
+
+
+def refuse_full_disk(source: Source, folder: Path) -> None:
+    """The responses lie on the disk twice while they are written."""
+    needed = sum(8 * len(subject.stimuli) * subject.num_voxels for subject in source.subjects)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"the responses need {needed / 2**30:.1f} GiB of disk beside the images, {free / 2**30:.1f} GiB are free"
+        )
+
+
+def assign_splits(
+    source: Source,
+    pictures: dict[str, Picture],
+    test_fraction: float | None,
+    seed: int,
+    report: Callable[[str], None],
+) -> dict[str, str]:
+    """The split of each stimulus: one for all subjects, all repeats and all names of the same pixels."""
+    stimuli = list(dict.fromkeys(name for subject in source.subjects for name in subject.stimuli))
+    if test_fraction is not None:
+        first = {pictures[name].pixels: name for name in reversed(stimuli)}
+        held_out = split_stimuli(list(first.values()), test_fraction, seed)
+        return {name: "test" if first[pictures[name].pixels] in held_out else "train" for name in stimuli}
+    found: dict[str, set[str]] = {}
+    for subject in source.subjects:
+        for name, split in zip(subject.stimuli, subject.splits, strict=True):
+            found.setdefault(pictures[name].pixels, set()).add(split)
+    latest = {pixels: max(splits, key=SPLITS.index) for pixels, splits in found.items()}
+    moved = [name for name in stimuli if len(found[pictures[name].pixels]) > 1]
+    if moved:
+        report(
+            f"{count(moved, 'stimulus')} in several splits of the source: each goes to one for all subjects, "
+            "test before validation before train"
+        )
+    splits = {name: latest[pictures[name].pixels] for name in stimuli}
+    for name in ("train", "test"):
+        if name not in splits.values():
+            raise UserError(f"the source has no trial in {name}: draw the splits with --test-fraction 0.1")
+    return splits
+
+
+def constant_voxels(subject: Subject, stored: StoredResponses, splits: dict[str, str]) -> np.ndarray:
+    train = [trial for trial, name in enumerate(subject.stimuli) if splits[name] == "train"]
+    low, high = np.full(stored.num_voxels, np.inf), np.full(stored.num_voxels, -np.inf)
+    for values in stored.blocks(train):
+        low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
+    return np.flatnonzero(low == high)
+
+
+def trials_of(subject: Subject) -> dict[str, list[int]]:
+    """The trials of each stimulus, in order of its first appearance."""
+    trials: dict[str, list[int]] = {}
+    for trial, stimulus in enumerate(subject.stimuli):
+        trials.setdefault(stimulus, []).append(trial)
+    return trials
+
+
+def table_of(subject: Subject, stored: StoredResponses, average: bool, report: Callable[[str], None]) -> pd.DataFrame:
+    """The subject's part of `voxels.parquet`, with the ceiling of one row of the corpus where it can be known."""
+    groups = trials_of(subject)
+    ratio = subject.ncsnr
+    if ratio is None:
+        ratio = ncsnr_of_groups(stored.read(trials) for trials in groups.values() if len(trials) > 1)
+    columns = dict(subject.voxels)
+    if ratio is not None:
+        counts = [len(trials) for trials in groups.values()] if average else [1]
+        columns["noise_ceiling"] = ceiling_of_average(ratio, counts)
+        origin = "repeats" if subject.ncsnr is None else "the source"
+        median = np.nanmedian(columns["noise_ceiling"]) if np.isfinite(ratio).any() else np.nan
+        report(f"{subject.name}: noise ceiling from {origin}: median {median:.3f} of a row's variance")
+    return voxel_table(subject.name, subject.num_voxels, **columns)
+
+
+def corpus_rows(
+    source: Source,
+    pictures: dict[str, Picture],
+    responses: list[StoredResponses],
+    splits: dict[str, str],
+    average: bool,
+    bar: tqdm,
+    split: str,
+) -> Iterator[dict]:
+    for subject, stored in zip(source.subjects, responses, strict=True):
+        if average:
+            rows = [(name, 0, trials) for name, trials in trials_of(subject).items()]
+        else:
+            numbers = number_repeats(subject.stimuli)
+            rows = [
+                (name, number, [row]) for row, (name, number) in enumerate(zip(subject.stimuli, numbers, strict=True))
+            ]
+        for name, number, trials in rows:
+            if splits[name] != split:
+                continue
+            bar.update()
+            yield {
+                "image": {"bytes": pictures[name].read(), "path": None},
+                "fmri": stored.read(trials).mean(0, dtype=np.float64).astype(np.float32),
+                "subject": subject.name,
+                "stimulus_id": name,
+                "repeat": number,
+            }

@@ -1,0 +1,107 @@
+"""What must hold of the rows of a corpus; whatever does not is a line that says so and names the remedy."""
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset, DatasetDict
+
+from visionflow_hf.corpus.responses import pairs_of, presence
+from visionflow_hf.errors import count
+
+UNPAIRED = ("train",)  # splits in which a row may lack its image or its fMRI
+
+
+def check_rows(splits: DatasetDict) -> tuple[dict[str, int], list[str]]:
+    """Look at every row.
+
+    Returns:
+        The number of voxels of each subject, sorted by name, and what is wrong.
+    """
+    voxels: dict[str, int] = {}
+    problems: list[str] = []
+    for name, split in splits.items():
+        problems += _check_split(name, split, voxels)
+    return dict(sorted(voxels.items())), problems
+
+
+def _check_split(name: str, split: Dataset, voxels: dict[str, int]) -> list[str]:
+    lengths, neither, nameless, no_image, no_fmri = [], [], [], 0, 0
+    bad_values, bad_voxels = 0, set()
+    row = 0
+    for batch in split.with_format("arrow").iter(1000):
+        has_image, has_fmri = (batch[column].is_valid().to_numpy(zero_copy_only=False) for column in ("image", "fmri"))
+        no_image += int((~has_image).sum())
+        no_fmri += int((~has_fmri).sum())
+        subjects, stimuli = batch["subject"].to_pylist(), batch["stimulus_id"].to_pylist()
+        fmri = batch["fmri"].combine_chunks()
+        for at, length in enumerate(fmri.value_lengths().to_pylist()):
+            subject = subjects[at]
+            if not (has_image[at] or has_fmri[at]):
+                neither.append(row + at)
+            elif (has_fmri[at] and subject is None) or (has_image[at] and stimuli[at] is None):
+                nameless.append(row + at)
+            elif has_fmri[at] and voxels.setdefault(subject, length) != length:
+                lengths.append((row + at, length, subject))
+        values = fmri.flatten().to_numpy(zero_copy_only=False)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            bad_values += int(bad.sum())
+            place = np.concatenate([np.arange(length) for length in fmri.drop_null().value_lengths().to_numpy()])
+            bad_voxels |= set(place[bad].tolist())
+        row += len(batch)
+
+    problems = []
+    if neither:
+        problems.append(f"split {name} has {count(neither, 'row')} with neither image nor fMRI: remove them")
+    if nameless:
+        problems.append(
+            f"split {name} has {count(nameless, 'row')} without a name: give fMRI its subject, images their stimulus_id"
+        )
+    if name not in UNPAIRED:
+        for missing, what in ((no_image, "an image"), (no_fmri, "fMRI")):
+            if missing:
+                problems.append(
+                    f"split {name} has {missing} of {row} rows without {what}: "
+                    "only train may have them, so remove them or move them there"
+                )
+    if lengths:
+        at, length, subject = lengths[0]
+        more = f", and {len(lengths) - 1} more rows are like it" if len(lengths) > 1 else ""
+        problems.append(
+            f"row {at} of split {name} has {length} voxels, {subject} has {voxels[subject]} elsewhere{more}: "
+            "a subject's responses share one length"
+        )
+    if bad_values:
+        problems.append(
+            f"split {name} has {bad_values} NaN or infinite values in {count(sorted(bad_voxels), 'voxel')}: "
+            "remove these voxels or mend the values first"
+        )
+    return problems
+
+
+def check_voxels(table: pd.DataFrame, voxels: dict[str, int]) -> list[str]:
+    """Compare voxels.parquet with the number of voxels that each subject's responses have."""
+    missing = [column for column in ("subject", "voxel", "roi", "noise_ceiling") if column not in table]
+    if missing:
+        return [f"voxels.parquet lacks {', '.join(missing)}: make the corpus again"]
+    rows = {subject: int((table["subject"] == subject).sum()) for subject in voxels}
+    return [
+        f"voxels.parquet has {rows[subject]} voxels of {subject}, the responses have {expected}: make the corpus again"
+        for subject, expected in voxels.items()
+        if rows[subject] != expected
+    ]
+
+
+def check_trainable(splits: DatasetDict) -> list[str]:
+    """What training and evaluation need beyond that: pairs, and a test split."""
+    if "train" in splits and not np.logical_and(*presence(splits["train"])).any():
+        return [
+            "train has no pair of image and fMRI, and a model learns from pairs: "
+            "add them to these rows with `visionflow merge`"
+        ]
+    if "train" not in splits or "test" not in splits:
+        return [f"the splits are {', '.join(splits)}: train and test are needed"]
+    known = set(pairs_of(splits["train"])["subject"])
+    unknown = set(splits["validation"]["subject"]) - known if "validation" in splits else set()
+    if unknown:
+        return [f"validation has {count(sorted(unknown), 'subject')} without a pair in train: move rows there"]
+    return []

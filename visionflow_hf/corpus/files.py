@@ -1,0 +1,141 @@
+"""Reading what others wrote: numbers only, from the files of the source only, and one line where a file is damaged."""
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from visionflow_hf.errors import UserError
+
+BLOCK_BYTES = 64 * 2**20  # of a source that are in memory at a time
+MAX_PIXELS = 2**25  # of one image; a small file can claim any number
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+
+
+@contextmanager
+def reading(file: str | os.PathLike) -> Iterator[None]:
+    """Whatever a reader raises on a damaged file becomes one line; readers raise errors of a dozen kinds."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{file} cannot be read ({error or type(error).__name__}): is it whole?") from error
+
+
+def existing(file: Path) -> Path:
+    """The file itself, where it is one; a pipe or a device could make a reader wait for ever."""
+    if not file.is_file():
+        raise UserError(f"there is no file {file}")
+    return file
+
+
+@contextmanager
+def open_hdf5(file: Path) -> Iterator[h5py.File]:
+    with reading(existing(file)), h5py.File(file, "r", rdcc_nbytes=BLOCK_BYTES) as source:
+        yield source
+
+
+def hdf5_dataset(source: h5py.File, key: str) -> h5py.Dataset:
+    """The data set of this key, whose values lie in this very file.
+
+    External links, virtual data sets and external storage let a file show any other file that the user can read.
+    """
+    item = source
+    for name in key.strip("/").split("/"):
+        link = item.get(name, getlink=True) if isinstance(item, h5py.Group) else None
+        if link is None:
+            raise UserError(f"{source.filename} has no {key}: its keys are {', '.join(sorted(source))}")
+        if not isinstance(link, h5py.HardLink):
+            raise UserError(f"{key} of {source.filename} is a link: only values that lie in the file itself are read")
+        item = item[name]
+    if not isinstance(item, h5py.Dataset):
+        raise UserError(f"{key} of {source.filename} is a group: an array is expected")
+    if item.is_virtual or item.external:
+        raise UserError(f"{key} of {source.filename} lies in other files: only values in the file itself are read")
+    return item
+
+
+def blocks(dataset: h5py.Dataset) -> Iterator[tuple[slice, ...]]:
+    """Slices that tile a data set, each of whole HDF5 chunks and of `BLOCK_BYTES` where the chunks allow."""
+    shape = dataset.shape
+    size = [min(length, most) for length, most in zip(dataset.chunks or (1,) * len(shape), shape, strict=True)]
+    for axis in reversed(range(len(shape))):
+        while size[axis] < shape[axis] and 2 * np.prod(size, dtype=float) * dataset.dtype.itemsize <= BLOCK_BYTES:
+            size[axis] = min(2 * size[axis], shape[axis])
+    starts = (range(0, length, step) for length, step in zip(shape, size, strict=True))
+    for corner in product(*starts):
+        yield tuple(
+            slice(start, min(start + step, length)) for start, step, length in zip(corner, size, shape, strict=True)
+        )
+
+
+def open_npy(file: Path) -> np.ndarray:
+    """An array that stays on disk until it is sliced; pickled ones are refused."""
+    with reading(existing(file)):
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise UserError(f"{file} holds several arrays: one .npy array is expected")
+        return array
+
+
+def find_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, also behind links to folders, each folder once."""
+    seen = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(path) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(path))
+        folders.sort()
+        for name in sorted(names):
+            if (Path(path) / name).is_file():
+                yield Path(path) / name
+
+
+def plain_name(name: str, source: str | os.PathLike) -> str:
+    """A name that stays in its folder."""
+    if not name or name in (".", "..") or any(character in name for character in "/\\\0"):
+        raise UserError(f"{source} names the file {name!r}: a plain name without folders is expected")
+    return name
+
+
+def index_images(files: Iterable[Path]) -> dict[str, Path]:
+    """The images among some files by their name without its ending."""
+    images: dict[str, Path] = {}
+    for file in files:
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            other = images.setdefault(file.stem, file)
+            if other != file:
+                raise UserError(f"two images bear the name {file.stem}: {other} and {file}; remove one")
+    return images
+
+
+def to_pixels(encoded: bytes, name: str | os.PathLike) -> np.ndarray:
+    """The uint8 pixels of an encoded image, array of shape (height, width, 3), upright."""
+    with reading(name), open_image(encoded, name) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise UserError(f"{name} has {picture.width} x {picture.height} pixels: at most {MAX_PIXELS} are read")
+        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+
+
+def open_image(encoded: bytes, name: str | os.PathLike) -> Image.Image:
+    """Of the formats that pixels come in; PIL would hand others to other programs."""
+    try:
+        return Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS)
+    except UnidentifiedImageError as error:
+        raise UserError(f"{name} is no image, or a damaged one: replace or remove it") from error
+
+
+def read_images(files: dict[str, Path]) -> Iterator[tuple[str, bytes]]:
+    """The encoded image of each stimulus."""
+    for stimulus, file in files.items():
+        with reading(file):
+            yield stimulus, existing(file).read_bytes()

@@ -1,0 +1,61 @@
+"""`prepare images`: pictures without fMRI, from which the image side of a model learns."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from visionflow_hf.corpus.leakage import picture
+from visionflow_hf.corpus.schema import MARKER, voxel_table, write_corpus
+from visionflow_hf.errors import UserError, count
+from visionflow_hf.folders import refuse_existing
+
+UNIT = "no fMRI"
+
+
+def prepare_images(
+    folder: str | os.PathLike,
+    out: str | os.PathLike,
+    overwrite: bool = False,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Write the corpus `out`: a train split with the pictures in `folder` and the folders below it, and no fMRI.
+
+    A picture is kept as the file that it is, and named by its path in the folder. What `train` uses it for, once
+    `merge` has put it beside pairs: `visionflow_hf.training.trainer`.
+
+    Args:
+        report: told, a line each, what a reader of the corpus should know.
+
+    Raises:
+        UserError: no folder, no picture in it, or one that cannot be read; nothing is written then.
+    """
+    refuse_existing(out, overwrite, MARKER)
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+    pictures = [file for file in files if file.suffix.lower() in Image.registered_extensions()]
+    others = sorted({file.suffix or file.name for file in files} - {file.suffix for file in pictures})
+    if not pictures:
+        raise UserError(f"{folder} has no picture in it, only {count(files, 'file')}: .png, .jpg and the like are read")
+    if others:
+        report(f"left out {len(files) - len(pictures)} files that are no pictures: {count(others, 'kind')}")
+
+    def rows() -> Iterator[dict]:
+        for file in pictures:
+            try:
+                image = file.read_bytes()
+            except OSError as error:
+                raise UserError(f"{file} cannot be read ({error.strerror})") from error
+            picture(image, str(file))
+            yield {
+                "image": {"bytes": image, "path": None},
+                "fmri": None,
+                "subject": None,
+                "stimulus_id": file.relative_to(folder).as_posix(),
+                "repeat": 0,
+            }
+
+    write_corpus(out, {"train": rows}, voxel_table("", 0), unit=UNIT, overwrite=overwrite)

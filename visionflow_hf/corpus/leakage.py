@@ -1,0 +1,157 @@
+"""Stimuli in two splits, by name or by pixels, and images that have two names.
+
+Of each stimulus the first row that shows it is looked at. Images with equal bytes are equal; the others are decoded, as
+a model would see them, and their pixels are compared by hash: 10,000 images of 224 px take about 18 s, a pass of
+reading them. An image that was scaled or compressed again is another one here.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Image
+from tqdm import tqdm
+
+from visionflow_hf.errors import UserError, count
+
+BATCH = 64
+DECODER = Image()  # turns a picture as its EXIF data say, as reading a row does
+
+
+class Picture(NamedTuple):
+    """What is compared of an image, a hash of its pixels, and its (width, height) in px."""
+
+    pixels: str
+    size: tuple[int, int]
+
+
+Pictures = dict[str, dict[str, Picture]]  # of each split, by stimulus
+
+
+def look(splits: DatasetDict) -> Pictures:
+    """The picture of each stimulus that has one, by split.
+
+    Raises:
+        UserError: an image that cannot be read.
+    """
+    by_bytes: dict[bytes, Picture] = {}
+    pictures = {}
+    for name, split in splits.items():
+        first = first_rows(split)
+        pictures[name] = {}
+        with tqdm(total=len(first), desc=f"comparing the images of {name}", unit="image", delay=3, leave=False) as bar:
+            for (stimulus, row), image in zip(first.items(), encoded(split, list(first.values())), strict=True):
+                key = hashlib.sha256(image).digest()
+                if key not in by_bytes:
+                    by_bytes[key] = picture(image, f"the image in row {row} of split {name}")
+                pictures[name][stimulus] = by_bytes[key]
+                bar.update()
+    return pictures
+
+
+def first_rows(split: Dataset) -> dict[str, int]:
+    """The first row with an image of each stimulus."""
+    first: dict[str, int] = {}
+    row = 0
+    for batch in split.select_columns(["image", "stimulus_id"]).with_format("arrow").iter(1000):
+        there = batch["image"].is_valid().to_pylist()
+        for stimulus, has_image in zip(batch["stimulus_id"].to_pylist(), there, strict=True):
+            if has_image:
+                first.setdefault(stimulus, row)
+            row += 1
+    return first
+
+
+def encoded(split: Dataset, rows: list[int]) -> Iterator[bytes]:
+    """The images of these rows, as files hold them; a few at a time."""
+    images = split.select_columns("image").cast_column("image", Image(decode=False))
+    for start in range(0, len(rows), BATCH):
+        for item in images.select(rows[start : start + BATCH])["image"]:
+            try:
+                yield Path(item["path"]).read_bytes() if item["bytes"] is None else item["bytes"]
+            except OSError as error:
+                raise UserError(
+                    f"the image {item['path']} is gone ({error.strerror}): make the corpus again"
+                ) from error
+
+
+def picture(image: bytes, where: str) -> Picture:
+    """An encoded image as a model would see it; of 16 and 32 bits a pixel all that is there."""
+    try:
+        decoded = DECODER.decode_example({"bytes": image, "path": None})
+    except Exception as error:  # decoders raise errors of a dozen kinds on a damaged image
+        raise UserError(f"{where} cannot be read as an image ({error}): remove it or mend it") from error
+    if not decoded.mode.startswith(("I", "F")):
+        decoded = decoded.convert("RGB")
+    pixels = np.ascontiguousarray(decoded)
+    return Picture(
+        hashlib.sha256(f"{decoded.mode}{pixels.shape}".encode() + pixels.tobytes()).hexdigest(), decoded.size
+    )
+
+
+def leakage(splits: DatasetDict, pictures: Pictures) -> str:
+    """The stimuli that are in two splits, in words; empty where there are none.
+
+    For example: `2 stimuli (s3, s4 = s17 (same pixels)) in both train and test`.
+    """
+    by_name: dict[str, str] = {}
+    by_pixels: dict[str, tuple[str, str]] = {}
+    shared: dict[tuple[str, str], list[str]] = {}
+    for name, split in splits.items():
+        for stimulus in sorted(set(split["stimulus_id"]) - {None}):
+            other = by_name.setdefault(stimulus, name)
+            if other != name:
+                shared.setdefault((other, name), []).append(stimulus)
+            elif stimulus in pictures[name]:
+                other, twin = by_pixels.setdefault(pictures[name][stimulus].pixels, (name, stimulus))
+                if other != name:
+                    shared.setdefault((other, name), []).append(f"{twin} = {stimulus} (same pixels)")
+    return "; ".join(f"{count(names, 'stimulus')} in both {one} and {other}" for (one, other), names in shared.items())
+
+
+def refusal(leakage: str) -> str:
+    """What is said of it."""
+    return (
+        f"{leakage}: a stimulus belongs to one split only, so remove it from the other; "
+        "with --allow-leakage it goes on, and the results say so"
+    )
+
+
+def second_names(pictures: dict[str, Picture]) -> dict[str, str]:
+    """For each stimulus whose image another name had before, that first name."""
+    first: dict[str, str] = {}
+    names = {stimulus: first.setdefault(shown.pixels, stimulus) for stimulus, shown in pictures.items()}
+    return {stimulus: name for stimulus, name in names.items() if name != stimulus}
+
+
+def in_words(names: dict[str, str]) -> list[str]:
+    """`first = second` for each image that has two names."""
+    return [f"{first} = {second}" for second, first in names.items()]
+
+
+def renamed(split: Dataset, names: dict[str, str]) -> Dataset:
+    """The split with some stimuli under other names, so that an image with two names is one stimulus."""
+    column = [names.get(stimulus, stimulus) for stimulus in split["stimulus_id"]]
+    return replaced(split, "stimulus_id", pa.array(column, pa.string()))
+
+
+def replaced(split: Dataset, name: str, column: pa.Array) -> Dataset:
+    """The split with another column in the place of one."""
+    columns, feature = split.column_names, split.features[name]
+    return split.remove_columns(name).add_column(name, column, feature=feature).select_columns(columns)
+
+
+def together(parts: list[dict[str, Picture]]) -> dict[str, Picture]:
+    """The stimuli of several splits or corpora.
+
+    Raises:
+        UserError: one name stands for two images.
+    """
+    pictures: dict[str, Picture] = {}
+    several = [name for part in parts for name, shown in part.items() if pictures.setdefault(name, shown) != shown]
+    if several:
+        raise UserError(f"{count(several, 'stimulus')} with two images: one name is one image, so rename one of them")
+    return pictures

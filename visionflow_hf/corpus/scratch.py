@@ -1,0 +1,163 @@
+"""Scratch files: images and responses of a source, gathered in blocks, by several processes side by side if wanted.
+
+Sources keep the trials of a stimulus far apart, and often a voxel's trials together rather than a trial's voxels. Once
+gathered, any trial is read at once, and memory never holds more than a block.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from visionflow_hf.corpus.files import BLOCK_BYTES, open_image, to_pixels
+from visionflow_hf.corpus.responses import check_responses
+from visionflow_hf.corpus.schema import pixel_hash
+from visionflow_hf.corpus.source import Block, Source
+from visionflow_hf.errors import UserError, count
+
+
+@dataclass
+class Picture:
+    """Where the encoded image of a stimulus lies, and the hash of its pixels."""
+
+    file: Path
+    start: int
+    length: int
+    pixels: str
+
+    def read(self) -> bytes:
+        with open(self.file, "rb") as file:
+            file.seek(self.start)
+            return file.read(self.length)
+
+
+@dataclass
+class StoredResponses:
+    """Responses in a file of float32, array of shape (trials, voxels)."""
+
+    file: Path
+    num_voxels: int
+
+    def write(self, trials: np.ndarray, first: int, values: np.ndarray) -> None:
+        values = np.ascontiguousarray(values, dtype=np.float32)
+        with open(self.file, "r+b", buffering=0) as file:
+            for trial, row in zip(trials, values, strict=True):
+                file.seek(4 * (int(trial) * self.num_voxels + first))
+                file.write(row)
+
+    def read(self, trials: Sequence[int]) -> np.ndarray:
+        values = np.empty((len(trials), self.num_voxels), dtype=np.float32)
+        with open(self.file, "rb", buffering=0) as file:
+            for row, trial in zip(values, trials, strict=True):
+                file.seek(4 * int(trial) * self.num_voxels)
+                file.readinto(row)
+        return values
+
+    def blocks(self, trials: Sequence[int]) -> Iterator[np.ndarray]:
+        step = max(BLOCK_BYTES // (4 * self.num_voxels), 1)
+        for start in range(0, len(trials), step):
+            yield self.read(trials[start : start + step])
+
+
+def gather_images(source: Source, scratch: Path, num_proc: int) -> dict[str, Picture]:
+    tasks = [partial(store_images, part, scratch / f"images-{index}") for index, part in enumerate(source.images)]
+    wanted = set().union(*(subject.stimuli for subject in source.subjects))
+    pictures: dict[str, Picture] = {}
+    with tqdm(total=len(wanted), desc="images", unit=" images", disable=None, leave=False) as bar:
+        for stored in run(tasks, num_proc):
+            before = len(pictures)
+            for stimulus, picture in stored.items():
+                pictures.setdefault(stimulus, picture)
+            bar.update(len(pictures) - before)
+    missing = sorted(wanted - set(pictures))
+    if missing:
+        raise UserError(f"{count(missing, 'stimulus')} without an image: the source is not whole")
+    return pictures
+
+
+def store_images(part: Callable[[], Iterator[tuple[str, np.ndarray | bytes]]], path: Path) -> dict[str, Picture]:
+    """Files in colour are kept as they are, to the byte; arrays and other files become PNG."""
+    pictures: dict[str, Picture] = {}
+    with open(path, "wb") as file:
+        for stimulus, image in part():
+            if stimulus in pictures:
+                continue
+            pixels, encoded = image, None
+            if isinstance(image, bytes):
+                pixels = to_pixels(image, f"the image {stimulus}")
+                encoded = image if is_upright_rgb(image) else None
+            encoded = encoded or to_png(pixels)
+            pictures[stimulus] = Picture(path, file.tell(), len(encoded), pixel_hash(pixels))
+            file.write(encoded)
+    return pictures
+
+
+def is_upright_rgb(encoded: bytes) -> bool:
+    with open_image(encoded, "the image") as picture:
+        return picture.mode == "RGB" and picture.getexif().get(0x0112, 1) == 1
+
+
+def to_png(pixels: np.ndarray) -> bytes:
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def gather_responses(source: Source, scratch: Path, num_proc: int) -> list[StoredResponses]:
+    responses, tasks = [], []
+    for index, subject in enumerate(source.subjects):
+        stored = StoredResponses(scratch / f"responses-{index}", subject.num_voxels)
+        with open(stored.file, "wb") as file:
+            file.truncate(4 * len(subject.stimuli) * subject.num_voxels)
+        responses.append(stored)
+        tasks += [partial(store_responses, part, stored, subject.name) for part in subject.parts]
+    values = sum(len(subject.stimuli) * subject.num_voxels for subject in source.subjects)
+    with tqdm(total=4 * values, desc="responses", unit="B", unit_scale=True, disable=None, leave=False) as bar:
+        for written in run(tasks, num_proc):
+            bar.update(4 * written)
+    return responses
+
+
+def store_responses(part: Callable[[], Iterator[Block]], stored: StoredResponses, subject: str) -> int:
+    written = 0
+    for trials, first, values in part():
+        stored.write(trials, first, check_responses(values, f"{subject}, voxels from {first} on,"))
+        written += values.size
+    return written
+
+
+def run(tasks: list[Callable], num_proc: int) -> Iterator:
+    """The results of the tasks, in their order, made by this process or by several new ones."""
+    if num_proc == 1 or len(tasks) < 2:
+        for task in tasks:
+            yield task()
+        return
+    context = get_context("spawn")  # a fork would copy the locks of the libraries' threads
+    pool = ProcessPoolExecutor(min(num_proc, len(tasks)), mp_context=context, initializer=end_with_parent)
+    try:
+        for future in [pool.submit(task) for task in tasks]:
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise UserError("a process that read the source died: out of memory? Try a smaller --num-proc") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """A process whose parent was killed must not go on writing."""
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()

@@ -1,0 +1,74 @@
+"""One split on disk as `datasets.load_from_disk` reads it: Arrow shards, written row by row.
+
+`Dataset.from_generator` and `save_to_disk` would write every byte twice and map whole files into memory.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from datasets import DatasetInfo, Features
+
+SHARD_BYTES = 500 * 2**20  # where `datasets` itself begins another file
+BATCH_BYTES = 16 * 2**20  # of the rows that wait in memory
+
+
+def write_split(folder: Path, name: str, rows: Iterable[dict], features: Features, description: str) -> None:
+    """Write the rows as the split `name` into the new folder `folder`.
+
+    Args:
+        rows: dicts with the keys of `features`; `image` is a PIL image, `{"bytes": encoded, "path": None}` or None.
+        description: what `info.description` of the split says.
+    """
+    folder.mkdir()
+    sizes: list[int] = []
+    writer = None
+    for batch in batches(rows, features):
+        if writer is None or sizes[-1] >= SHARD_BYTES:
+            if writer is not None:
+                writer.close()
+            sizes.append(0)
+            writer = pa.ipc.new_stream(str(folder / f"{len(sizes):05d}.arrow"), features.arrow_schema)
+        writer.write_batch(batch)
+        sizes[-1] += batch.nbytes
+    if writer is None:  # a split without rows is still a table
+        sizes.append(0)
+        writer = pa.ipc.new_stream(str(folder / "00001.arrow"), features.arrow_schema)
+    writer.close()
+    files = [f"data-{index:05d}-of-{len(sizes):05d}.arrow" for index in range(len(sizes))]
+    for index, file in enumerate(files):
+        (folder / f"{index + 1:05d}.arrow").rename(folder / file)
+    DatasetInfo(description=description, features=features).write_to_directory(str(folder))
+    state = {
+        "_data_files": [{"filename": file} for file in files],
+        "_fingerprint": name,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": name,
+    }
+    (folder / "state.json").write_text(json.dumps(state, indent=2))
+
+
+def batches(rows: Iterable[dict], features: Features) -> Iterable[pa.RecordBatch]:
+    held: list[dict] = []
+    size = 0
+    for row in rows:
+        image = row["image"] and features["image"].encode_example(row["image"])
+        fmri = None if row["fmri"] is None else np.asarray(row["fmri"], dtype=np.float32)
+        held.append({**row, "image": image, "fmri": fmri})
+        size += len(image["bytes"] or b"") if image else 0
+        size += 0 if fmri is None else fmri.nbytes
+        if size >= BATCH_BYTES:
+            yield to_batch(held, features.arrow_schema)
+            held, size = [], 0
+    if held:
+        yield to_batch(held, features.arrow_schema)
+
+
+def to_batch(rows: list[dict], schema: pa.Schema) -> pa.RecordBatch:
+    columns = [pa.array([row[field.name] for row in rows], type=field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -1,0 +1,97 @@
+"""`visionflow push-corpus`: a corpus to the Hub, as Parquet shards with the voxel table and a card."""
+
+import math
+import os
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from tqdm import tqdm
+
+from visionflow_hf.cards import card_template
+from visionflow_hf.corpus.inspect import split_summary
+from visionflow_hf.corpus.schema import Corpus, read_corpus
+from visionflow_hf.errors import UserError
+from visionflow_hf.hub_errors import hub_errors
+
+SHARD_BYTES = 500e6  # of a Parquet file, about
+
+
+def push_corpus(
+    path: str | os.PathLike,
+    name: str,
+    private: bool = False,
+    license: str = "unknown",
+    source: str | None = None,
+    citation: str | os.PathLike | None = None,
+) -> str:
+    """Push a corpus as one commit; returns the commit's address.
+
+    Parquet files of about 500 MB are written to a temporary folder first, which takes as much room as the corpus.
+
+    Args:
+        name: ORG/NAME; the repository is made where there is none, and shards of an older corpus go.
+        private: make a new repository private.
+        license: an identifier that the Hub knows, such as cc-by-4.0.
+        source: where the data come from, in a sentence.
+        citation: a file whose text says how to cite them.
+
+    Raises:
+        UserError: a corpus that cannot be read or has a stimulus in two splits, a name that is none, no right to write
+            there, or no connection.
+    """
+    corpus = read_corpus(path)
+    try:
+        cite = None if citation is None else Path(citation).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--citation {citation} cannot be read ({error}): give a text file, such as a .bib") from error
+    api = HfApi()
+    with tempfile.TemporaryDirectory(prefix="visionflow-push-") as made:
+        folder = Path(made)
+        write_shards(corpus, folder)
+        corpus.voxels.to_parquet(folder / "voxels.parquet", index=False)
+        with hub_errors(name):
+            name = api.create_repo(name, private=private or None, exist_ok=True, repo_type="dataset").repo_id
+            corpus_card(corpus, name, license, source, cite).save(folder / "README.md")
+            message = f"VisionFlow corpus {name}"
+            return api.upload_folder(
+                repo_id=name, repo_type="dataset", folder_path=folder, delete_patterns="data/*", commit_message=message
+            ).commit_url
+
+
+def write_shards(corpus: Corpus, folder: Path) -> None:
+    """data/SPLIT-00000-of-00002.parquet and so on."""
+    (folder / "data").mkdir()
+    for name, split in corpus.splits.items():
+        shards = max(1, math.ceil(split.data.nbytes / SHARD_BYTES))
+        for index in tqdm(range(shards), desc=f"writing {name}", unit="shard", delay=3, leave=False):
+            file = folder / "data" / f"{name}-{index:05d}-of-{shards:05d}.parquet"
+            split.shard(shards, index, contiguous=True).to_parquet(file)
+
+
+def corpus_card(corpus: Corpus, name: str, license: str, source: str | None, citation: str | None) -> DatasetCard:
+    """The card, from the template corpus_card.md; its head keeps the unit, and says which files are which split."""
+    configs = [
+        {
+            "config_name": "default",
+            "data_files": [{"split": split, "path": f"data/{split}-*"} for split in corpus.splits],
+        },
+        {"config_name": "voxels", "data_files": [{"split": "voxels", "path": "voxels.parquet"}]},
+    ]
+    return DatasetCard.from_template(
+        DatasetCardData(
+            license=license,
+            pretty_name=name.split("/")[-1],
+            tags=["visionflow", "fmri", "visual-cortex"],
+            configs=configs,
+            visionflow={"unit": corpus.unit},
+        ),
+        template_path=str(card_template("corpus_card.md")),
+        name=name,
+        unit=corpus.unit,
+        splits={split: split_summary(rows, corpus.pictures[split]) for split, rows in corpus.splits.items()},
+        subjects=corpus.subjects,
+        license=license,
+        source=source,
+        citation=citation,
+    )
