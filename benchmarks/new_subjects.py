@@ -8,24 +8,10 @@ stimuli once; 100 more, three times each, are the test. Prints the table of benc
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-
-FIGURES = (
-    ("decoding", "pixcorr"),
-    ("decoding", "ssim"),
-    ("decoding", "two_way"),
-    ("decoding", "mse"),
-    ("encoding", "voxel_r_mean"),
-    ("encoding", "ceiling_normalised"),
-)
-
-
-def visionflow(*words: str | Path) -> None:
-    subprocess.run(["visionflow", *map(str, words)], check=True, stdout=sys.stderr)  # standard output is for the table
+from quality import FIGURES, visionflow
 
 
 def main() -> None:
