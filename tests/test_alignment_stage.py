@@ -24,7 +24,7 @@ def args(tmp_path):
 
 
 def made_up(model, processor, train, subject=0, seed=7):
-    """Latents of images, and of a made-up trial with each."""
+    """Means and variances of images' latents, and h of a made-up trial with each."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -33,7 +33,8 @@ def made_up(model, processor, train, subject=0, seed=7):
         fmri = model.latent_to_fmri.voxel_maps[subject](model.latent_to_fmri.read(images.mean))
         linear = model.fmri_to_latent.voxel_maps[subject](fmri)
         noise = torch.randn(len(linear), len(factor), generator=generator) @ factor
-    return images.mean[:, : model.config.learned_dim], linear + noise
+    learned = model.config.learned_dim
+    return images.mean[:, :learned], images.logvar[:, :learned].exp(), linear + noise
 
 
 def test_the_noise_behind_the_linear_maps_is_that_of_the_voxels(parts):
@@ -54,14 +55,14 @@ def test_the_mlp_learns_to_read_new_made_up_trials(parts, args):
         model.fmri_to_latent.head.weight.zero_()
         model.fmri_to_latent.head.bias.zero_()
     before = {name: values.clone() for name, values in model.state_dict().items()}
-    latents, linear = made_up(model, processor, train)
+    latents, variance, linear = made_up(model, processor, train)
     align(model, processor, train, {}, 1.0, args)
     with torch.no_grad():
         posterior = model.fmri_to_latent.posterior(linear)
     learned = latents.shape[1]
     missed = (posterior.mean[:, :learned] - latents).square()
     assert missed.mean() < 0.98 * (linear[:, :learned] - latents).square().mean()
-    assert 0.7 < (missed / posterior.logvar[:, :learned].exp()).mean() < 1.4  # the variance says how far off it is
+    assert 0.9 < ((missed + variance) / posterior.logvar[:, :learned].exp()).mean() < 1.1
     changed = {name for name, values in model.state_dict().items() if not torch.equal(values, before[name])}
     assert changed == {f"fmri_to_latent.{part}.{kind}" for part in ("hidden", "head") for kind in ("weight", "bias")}
 

@@ -54,7 +54,7 @@ def align(
     """
     torch.manual_seed(args.seed)
     steps = min(STEPS, 2 * args.max_steps)
-    bridge = model.eval().fmri_to_latent
+    bridge, learned_dim = model.eval().fmri_to_latent, model.config.learned_dim
     with torch.no_grad():
         images = image_posteriors(model, processor, train, features)
         read = model.latent_to_fmri.read(images.mean)
@@ -70,6 +70,11 @@ def align(
         drawn = torch.randn(TRIALS, len(factor), device=read.device) @ factor / repeats.sqrt()
         return LatentGaussian(images.mean[rows], images.logvar[rows]), linear[subject][rows] + drawn
 
+    with torch.no_grad():  # it begins as the linear maps, as wide as they are wrong
+        bridge.head.weight.zero_()
+        bridge.head.bias.zero_()
+        trials = [made_up(subject) for subject in range(len(linear))]
+        bridge.head.bias[learned_dim:] = best_variance(bridge, 0.0, trials).log()
     everything = torch.ones(TRIALS, dtype=torch.bool, device=read.device)
     weights = [*bridge.hidden.parameters(), *bridge.head.parameters()]
     learned = [weight.requires_grad for weight in weights]
@@ -86,7 +91,23 @@ def align(
     bridge.eval()
     for weight, before in zip(weights, learned, strict=True):
         weight.requires_grad_(before)
-    keep(bridge, share, [made_up(subject) for subject in range(len(linear))])
+    with torch.no_grad():
+        bridge.mlp_share.fill_(share)
+        trials = [made_up(subject) for subject in range(len(linear))]
+        bridge.head.bias[learned_dim:] += (
+            best_variance(bridge, share, trials) / best_variance(bridge, 1.0, trials)
+        ).log()
+
+
+@torch.no_grad()
+def best_variance(bridge, share: float, trials: list[tuple[LatentGaussian, torch.Tensor]]) -> torch.Tensor:
+    """The variance of q(z | fMRI), `(learned_dim,)`, at which the loss is least: that of q(z | image), and the error.
+
+    The mean is h with `share` of the MLP's correction.
+    """
+    learned_dim = bridge.head.out_features // 2
+    spread = [(bridge.posterior(h, share).mean - images.mean).square() + images.logvar.exp() for images, h in trials]
+    return torch.cat(spread)[:, :learned_dim].mean(0)
 
 
 def image_posteriors(
@@ -132,25 +153,14 @@ def trial_noise(
     predicted = model.latent_to_fmri.voxel_maps[subject](model.latent_to_fmri.read(latents)).float().cpu()
     place = {stimulus: row for row, stimulus in enumerate(distinct)}
     fmri = (trials.fmri[rows] - processor.fmri_mean[name]) / processor.fmri_std[name]
-    missed = torch.from_numpy(fmri) - predicted[[place[stimulus] for stimulus in stimuli]]
-    std = (model.latent_to_fmri.noise_logvar[subject, : missed.shape[1]] / 2).exp().float().cpu()
-    missed = missed * (std / missed.square().mean(0).sqrt().clamp(min=1e-6))  # of these rows it fits the noise, too
+    residuals = torch.from_numpy(fmri) - predicted[[place[stimulus] for stimulus in stimuli]]
+    std = (model.latent_to_fmri.noise_logvar[subject, : residuals.shape[1]] / 2).exp().float().cpu()
+    residuals = residuals * (
+        std / residuals.square().mean(0).sqrt().clamp(min=1e-6)
+    )  # of these rows it fits the noise, too
     inward = model.fmri_to_latent.voxel_maps[subject].weight.float().cpu().T
-    shared, own = missed @ inward / len(missed) ** 0.5, std[:, None] * inward
+    shared, own = residuals @ inward / len(residuals) ** 0.5, std[:, None] * inward
     cov = SHARED * shared.T @ shared + (1 - SHARED) * own.T @ own
     values, vectors = torch.linalg.eigh(cov.double())
     factor = (values.clamp(min=0).sqrt()[:, None] * vectors.T).float()
     return factor.to(model.device), most
-
-
-@torch.no_grad()
-def keep(bridge, share: float, trials: list[tuple[LatentGaussian, torch.Tensor]]) -> None:
-    """Let `share` of the correction count, and widen the variance by what is then missed more."""
-    learned = bridge.head.out_features // 2
-
-    def missed(share: float) -> torch.Tensor:
-        errors = [(bridge.posterior(h, share).mean - images.mean)[:, :learned].square().mean(0) for images, h in trials]
-        return torch.stack(errors).mean(0)
-
-    bridge.mlp_share.fill_(share)
-    bridge.head.bias[learned:] += (missed(share) / missed(1.0)).log()
