@@ -1,6 +1,6 @@
 """Throughput and peak memory of `visionflow prepare nsd` on synthetic sources of the real dimensions.
 
-    python benchmarks/prepare.py WORK [--sessions 2] [--vast-sessions 8]
+    python benchmarks/prepare.py WORK [--sessions 2] [--vast-sessions 16]
 
 writes two sources in WORK and prints the table of benchmarks/prepare.md: one full of noise, whose import is timed
 beside a plain copy of the same bytes, and one of at least 8 GiB whose files are mostly holes, for the memory alone.
@@ -79,17 +79,29 @@ def size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def prepare(source: Path, out: Path, *flags: str) -> tuple[float, float]:
-    """Seconds, and the peak memory of the command's own process in MiB."""
+def number_of_shards(corpus: Path) -> int:
+    return len(list(corpus.rglob("*.arrow")))
+
+
+CHILD = """
+import resource, sys
+from visionflow_hf.cli import main
+
+code = main(sys.argv[1:])
+used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print(sum(one.ru_utime + one.ru_stime for one in used), max(one.ru_maxrss for one in used), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def prepare(source: Path, out: Path, *flags: str) -> tuple[float, float, float]:
+    """Seconds, seconds of CPU time in all, and the peak memory of the largest of its processes in MiB."""
     shutil.rmtree(out, ignore_errors=True)
-    child = (
-        "import resource, sys; from visionflow_hf.cli import main; code = main(sys.argv[1:]); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)"
-    )
-    words = ["prepare", "nsd", str(source), str(out), *flags]
+    command = [sys.executable, "-c", CHILD, "prepare", "nsd", str(source), str(out), *flags]
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", child, *words], check=True, stderr=subprocess.PIPE, text=True)
-    return time.monotonic() - start, int(done.stderr.split()[-1]) / 1024
+    done = subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    cpu, peak = done.stderr.split()[-2:]
+    return time.monotonic() - start, float(cpu), int(peak) / 1024
 
 
 def copy(source: Path, target: Path, images: np.ndarray) -> float:
@@ -110,11 +122,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--sessions", type=int, default=2, help="full of noise (2, 1 GiB each)")
-    parser.add_argument("--vast-sessions", type=int, default=8, help="mostly holes (8)")
+    parser.add_argument("--vast-sessions", type=int, default=16, help="mostly holes (16)")
     args = parser.parse_args()
     out = args.work / "corpus"
-    print("| what | source GiB | s | MiB/s of the source | corpus GiB | shards | peak MiB |")
-    print("|---|---|---|---|---|---|---|")
+    print("| what | source GiB | s | CPU s | MiB/s of the source | corpus GiB | shards | peak MiB |")
+    print("|---|---|---|---|---|---|---|---|")
 
     source = args.work / "full"
     write_source(source, args.sessions, full=True)
@@ -122,24 +134,30 @@ def main() -> None:
     images = np.unique(design["subjectim"][0, design["masterordering"][0, : args.sessions * TRIALS] - 1]) - 1
     read = sum(file.stat().st_size for file in source.rglob("betas_session*")) + len(images) * SIDE * SIDE * 3
     seconds = copy(source, args.work / "copy", images)
-    row = [f"{read / 2**30:.2f}", f"{seconds:.0f}", f"{read / 2**20 / seconds:.0f}"]
-    print(f"| plain copy, noise | {' | '.join(row)} | - | - | - |", flush=True)
+    print_row("plain copy, noise", read / 2**30, seconds, "-", read / 2**20 / seconds, "-", "-", "-")
     for flags in ([], ["--num-proc", "2"], ["--average-repeats"]):
-        seconds, peak = prepare(source, out, *flags)
-        row = [f"{read / 2**30:.2f}", f"{seconds:.0f}", f"{read / 2**20 / seconds:.0f}", f"{size(out) / 2**30:.2f}"]
-        shards = len(list(out.rglob("*.arrow")))
-        print(f"| prepare {' '.join(flags)}, noise | {' | '.join(row)} | {shards} | {peak:.0f} |", flush=True)
+        seconds, cpu, peak = prepare(source, out, *flags)
+        row = (read / 2**30, seconds, cpu, read / 2**20 / seconds, size(out) / 2**30, number_of_shards(out), peak)
+        print_row(" ".join(["prepare", *flags]) + ", noise", *row)
     shutil.rmtree(source)
 
     source = args.work / "vast"
     write_source(source, args.vast_sessions, full=False)
     for flags in ([], ["--average-repeats"]):
-        seconds, peak = prepare(source, out, *flags)
-        row = [f"{size(source) / 2**30:.2f}", f"{seconds:.0f}", "-", f"{size(out) / 2**30:.2f}"]
-        shards = len(list(out.rglob("*.arrow")))
-        print(f"| prepare {' '.join(flags)}, mostly holes | {' | '.join(row)} | {shards} | {peak:.0f} |", flush=True)
+        seconds, cpu, peak = prepare(source, out, *flags)
+        row = (size(source) / 2**30, seconds, cpu, "-", size(out) / 2**30, number_of_shards(out), peak)
+        print_row(" ".join(["prepare", *flags]) + ", mostly holes", *row)
     shutil.rmtree(source)
     shutil.rmtree(out)
+
+
+def print_row(what: str, *cells: str | float) -> None:
+    def word(cell: str | float) -> str:
+        if isinstance(cell, str):
+            return cell
+        return f"{cell:.2f}" if isinstance(cell, float) and cell < 10 else f"{cell:.0f}"
+
+    print(f"| {what} | {' | '.join(map(word, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -198,15 +198,21 @@ def bold5000(root: Path, suffix: str = ".npy") -> None:
             for region in ("EarlyVis", "LOC", "OPA", "PPA", "RSC"):
                 evoked = rng.normal(size=(len(distinct), rng.integers(2, 6)))[[distinct.index(name) for name in names]]
                 regions[side + region] = evoked + 0.5 * rng.normal(size=evoked.shape)
-                file = betas / f"{subject}_GLMbetas-TYPED-FITHRF-GLMDENOISE-RR_allses_{side}{region}.npy"
+                file = betas / f"{subject}_GLMbetas-TYPED-FITHRF-GLMDENOISE-RR_allses_{side}{region}{suffix}"
                 if suffix == ".npy":
                     np.save(file, regions[side + region])
-        if suffix == ".mat":
-            scipy.io.savemat(betas / f"{subject}_ROIs_TR34.mat", regions)
+                elif suffix == ".mat":
+                    scipy.io.savemat(file, {"betas": regions[side + region]})
+        if suffix == "_ROIs_TR34.mat":
+            scipy.io.savemat(betas / f"{subject}{suffix}", regions)
 
 
 def bold5000_mat(root: Path) -> None:
     bold5000(root, ".mat")
+
+
+def bold5000_tables(root: Path) -> None:
+    bold5000(root, "_ROIs_TR34.mat")
 
 
 def things(root: Path) -> None:

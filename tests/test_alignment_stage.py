@@ -88,7 +88,8 @@ def test_with_a_frozen_encoder_trials_are_made_of_the_stimuli_alone(parts):
     stimuli = list(dict.fromkeys(train["stimulus_id"]))
     pixels = processor(images=[train[stimuli.index(name)]["image"] for name in stimuli])["pixel_values"]
     with torch.no_grad():
-        features = dict(zip(stimuli, model.extract_image_features(pixels)[0], strict=True))
+        width = model.posterior_head.in_features  # as before the wavelet dimensions came
+        features = dict(zip(stimuli, model.extract_image_features(pixels)[0][:, :width], strict=True))
         posteriors = image_posteriors(model, processor, train, features)
         torch.testing.assert_close(posteriors.mean, model.encode_image(pixels).mean)
     assert np.isfinite(posteriors.logvar.numpy()).all() and len(posteriors.mean) == len(stimuli)

@@ -300,6 +300,20 @@ def test_a_truncated_file(tmp_path, refused):
         assert not (tmp_path / "out").exists()
 
 
+def test_values_that_lie_in_other_files_are_refused(tmp_path, refused):
+    hdf5(tmp_path / "other.h5", fmri=FMRI)
+    layout = h5py.VirtualLayout(FMRI.shape, float)
+    layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "fmri", FMRI.shape)
+    hdf5(tmp_path / "virtual.h5", images=IMAGES)
+    hdf5(tmp_path / "linked.h5", images=IMAGES)
+    with h5py.File(tmp_path / "virtual.h5", "r+") as file:
+        file.create_virtual_dataset("fmri", layout)
+    with h5py.File(tmp_path / "linked.h5", "r+") as file:
+        file["fmri"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "fmri")
+    refused(lambda: prepare(tmp_path / "virtual.h5", tmp_path / "out"), "fmri of .* lies in other files")
+    refused(lambda: prepare(tmp_path / "linked.h5", tmp_path / "out"), "has no fmri: its keys are images")
+
+
 def test_pickled_arrays_are_refused(tmp_path, refused):
     np.savez(tmp_path / "d.npz", images=np.array([{"a": 1}], dtype=object), fmri=FMRI)
     refused(lambda: prepare(tmp_path / "d.npz", tmp_path / "out"), "cannot be read")

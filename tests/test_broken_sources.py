@@ -1,5 +1,6 @@
 """Broken and hostile sources leave one line and no folder; a killed import leaves nothing or the whole."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -244,6 +245,12 @@ def test_what_is_broken_leaves_one_line_and_no_folder(tmp_path, refused, case):
 
 
 @of("nsd")
+def test_without_nibabel_the_extra_is_named(source, tmp_path, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    refused(lambda: prepare("nsd", source, tmp_path / "out"), r"needs nibabel: pip install 'visionflow-hf\[brain\]'")
+
+
+@of("nsd")
 def test_an_existing_corpus_stays_without_overwrite(source, tmp_path, refused):
     assert prepare("nsd", source, tmp_path / "out", "--subjects", "subj02") == 0
     refused(lambda: prepare("nsd", source, tmp_path / "out"), "pass --overwrite")
@@ -293,7 +300,9 @@ def test_the_processes_of_a_killed_import_end_too(source, tmp_path):
     workers = []
     while not workers and started.poll() is None:
         time.sleep(0.01)
-        workers = [one for one in psutil.Process(started.pid).children() if "spawn_main" in " ".join(one.cmdline())]
+        with contextlib.suppress(psutil.Error):  # a process that has just gone
+            everyone = psutil.Process(started.pid).children()
+            workers = [one for one in everyone if "spawn_main" in " ".join(one.cmdline())]
     assert workers
     started.kill()
     started.wait()

@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import DatasetDict, load_from_disk
+from PIL import Image
 from sklearn.model_selection import KFold
 
 from visionflow_hf.cli import main
+from visionflow_hf.corpus import shards
 from visionflow_hf.corpus.inspect import summarise
 from visionflow_hf.corpus.repeats import average_repeats, ceiling_of_average, ncsnr, ncsnr_of_ceiling, number_repeats
 from visionflow_hf.corpus.responses import images_of, responses_of
-from visionflow_hf.corpus.schema import FEATURES, open_corpus
+from visionflow_hf.corpus.schema import FEATURES, open_corpus, voxel_table, write_corpus
 from visionflow_hf.corpus.splits import split_stimuli, stimulus_folds
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import new_folder
@@ -126,6 +128,33 @@ def test_responses_and_images_come_in_the_order_of_the_split(colour_corpus):
     assert responses_of(shuffled, "ann").stimulus_ids == ["s5", "s3"]
     picture = images_of(rows, ["s7"])[0]
     assert np.array_equal(np.asarray(picture), np.asarray(rows[7]["image"]))
+
+
+def test_a_long_split_is_several_shards_of_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "BATCH_BYTES", 100)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1000)
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "image": Image.fromarray(rng.integers(0, 256, (4, 4), dtype=np.uint8)) if number % 3 else None,
+            "fmri": rng.normal(size=5).astype(np.float32) if number % 5 else None,
+            "subject": "ann",
+            "stimulus_id": f"s{number}",
+            "repeat": number,
+        }
+        for number in range(40)
+    ]
+    splits = {"train": lambda: iter(rows[:37]), "test": lambda: iter(rows[37:])}
+    write_corpus(tmp_path / "c", splits, voxel_table("ann", 5), unit="arbitrary")
+    files = sorted(file.name for file in (tmp_path / "c" / "train").glob("*.arrow"))
+    assert len(files) > 3 and files[0] == f"data-00000-of-{len(files):05d}.arrow"
+    written = load_from_disk(str(tmp_path / "c"))
+    assert written["train"].features == FEATURES and written["train"].info.description == "arbitrary"
+    for row, expected in zip([*written["train"], *written["test"]], rows, strict=True):
+        assert row["stimulus_id"] == expected["stimulus_id"] and row["repeat"] == expected["repeat"]
+        assert (row["image"] is None) == (expected["image"] is None)
+        assert row["image"] is None or row["image"].tobytes() == expected["image"].tobytes()
+        assert row["fmri"] == (None if expected["fmri"] is None else expected["fmri"].tolist())
 
 
 def rewritten(source, target, **splits):

@@ -1,6 +1,7 @@
 """The importers: every value of every trial of each layout, against index arithmetic written for the test."""
 
 import re
+import shutil
 
 import h5py
 import nibabel
@@ -86,6 +87,20 @@ def test_algonauts_processed(source, tmp_path, capsys):
     assert_rows(rows_of(tmp_path / "out"), expected)
     printed = capsys.readouterr().out
     assert "3 of 11 vertices are lacking" in printed and "1 stimulus (nsd-00040) in several splits" in printed
+
+
+@of("algonauts_processed")
+def test_algonauts_processed_in_part(source, tmp_path, capsys, refused):
+    folder = source / "processed" / "size-256"
+    (folder / "train" / "data-00001-of-00002.arrow").unlink()
+    shutil.rmtree(folder / "val")
+    assert prepare("algonauts23", folder, tmp_path / "out", "--subjects", "subj01") == 0
+    assert "absent: val and 1 of 2 files of train" in capsys.readouterr().out
+    assert open_corpus(tmp_path / "out").subjects == {"subj01": 11}
+    shutil.copytree(folder, source / "processed" / "size-512")
+    refused(
+        lambda: prepare("algonauts23", source, tmp_path / "two"), r"2 sizes \(size-256, size-512\): give the folder"
+    )
 
 
 def nsd_trials(source, zscore=False):
@@ -238,19 +253,19 @@ def test_god_with_images_elsewhere_and_in_part(source, tmp_path, capsys, refused
     assert gone.stem not in names_of(rows_of(tmp_path / "out"))
 
 
-@of("bold5000", "bold5000_mat")
+@of("bold5000", "bold5000_mat", "bold5000_tables")
 def test_bold5000(source, tmp_path):
     assert prepare("bold5000", source, tmp_path / "out") == 0
     expected = {}
     order = [side + region for side in ("LH", "RH") for region in ("EarlyVis", "LOC", "OPA", "PPA", "RSC")]
     folder = source / "BOLD5000_GLMsingle_ROI_betas"
     for subject in ("CSI1", "CSI2"):
-        if (folder / "py").is_dir():
-            (*files,) = (next((folder / "py").glob(f"{subject}_*_{region}.npy")) for region in order)
-            values = [np.load(file) for file in files]
-        else:
+        if (folder / "mat" / f"{subject}_ROIs_TR34.mat").is_file():
             table = scipy.io.loadmat(folder / "mat" / f"{subject}_ROIs_TR34.mat")
             values = [table[region] for region in order]
+        else:
+            files = [next(folder.glob(f"*/{subject}_*_{region}.*")) for region in order]
+            values = [np.load(file) if file.suffix == ".npy" else scipy.io.loadmat(file)["betas"] for file in files]
         for row, name in enumerate((folder / f"{subject}_imgnames.txt").read_text().split()):
             image = name[4:] if name.startswith("rep_") else name
             (file,) = (source / "BOLD5000_Stimuli").rglob(image)

@@ -23,7 +23,7 @@ LAYOUTS = {
     "nsd": "nsd",
     "god": "god",
     "bold5000": "bold5000",
-    "bold5000_mat": "bold5000",
+    "bold5000_tables": "bold5000",
     "things": "things",
 }
 MOST_SECONDS = 30  # a source of this size takes a fraction of one

@@ -44,9 +44,12 @@ def log(run):
     return json.loads((run / "trainer_state.json").read_text())["log_history"]
 
 
-# Once more at the end, on all train rows; the wavelet dimensions and the linear path only then.
+# Once more at the end, on all train rows; the wavelet dimensions, the linear path and the MLP to the latent only then.
 FITTED = (
     "linear_decoder",
+    "fmri_to_latent.hidden",
+    "fmri_to_latent.head",
+    "fmri_to_latent.mlp_share",
     "fmri_to_latent.voxel_maps",
     "latent_to_fmri.voxel_maps",
     "latent_to_fmri.noise_logvar",

@@ -13,6 +13,7 @@ from visionflow_hf import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.responses import images_alone, pairs_of, responses_of, unpaired_of
 from visionflow_hf.corpus.schema import FEATURES, open_corpus, read_corpus
+from visionflow_hf.training import finish
 from visionflow_hf.training import train as training
 from visionflow_hf.training import trainer as trainers
 
@@ -133,7 +134,7 @@ def watched(monkeypatch):
     """What the image stage sees of each step, and what the trainer and the bridges are given."""
     seen = {"batches": [], "drawn": set(), "fitted": [], "pairs": []}
     image_batch, collate = trainers.VisionFlowTrainer._image_batch, trainers.PairCollator.images
-    fit, run = training.fit_bridges, training.run_trainer
+    fit, run = finish.fit_bridges, training.run_trainer
 
     def watch_batch(self, inputs):
         batch = image_batch(self, inputs)
@@ -155,7 +156,7 @@ def watched(monkeypatch):
 
     monkeypatch.setattr(trainers.VisionFlowTrainer, "_image_batch", watch_batch)
     monkeypatch.setattr(trainers.PairCollator, "images", watch_images)
-    monkeypatch.setattr(training, "fit_bridges", watch_fit)
+    monkeypatch.setattr(finish, "fit_bridges", watch_fit)
     monkeypatch.setattr(training, "run_trainer", watch_run)
     return seen
 

@@ -8,6 +8,7 @@ The images of test_split came without responses and are left out.
 any subject has, zeros where a subject lacks them; its splits differ between subjects, here a stimulus has one.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -186,8 +187,12 @@ def processed(source: Path, asked: Sequence[str] | None, report: Callable[[str],
     absent = [split for split, files in shards.items() if not files]
     if len(absent) == len(shards):
         raise UserError(f"{source} holds neither subj01 and so on nor processed/size-256/train: is this the folder?")
+    for files in shards.values():
+        said = {int(match[1]) for file in files if (match := re.search(r"-of-(\d+)\.arrow$", file.name))}
+        if said and max(said) > len(files):
+            absent.append(f"{max(said) - len(files)} of {max(said)} files of {files[0].parent.name}")
     if absent:
-        report(f"absent: {' and '.join(absent)} of {folder}")
+        report(f"absent: {' and '.join(absent)} in {folder}")
 
     # a first pass: who saw what, and which vertices a subject lacks
     rows: dict[str, list[tuple[str, str]]] = {}
@@ -232,16 +237,19 @@ def processed(source: Path, asked: Sequence[str] | None, report: Callable[[str],
 
 def read_shard(file: Path, column: str) -> Iterator[tuple[str, str, pa.Scalar]]:
     """Subject, stimulus and one more column of each row of an Arrow file."""
-    with reading(file), pa.memory_map(str(file)) as source:  # let go after each file, so that memory holds one at most
-        stream = pa.ipc.open_stream(source)
-        check_columns(file, stream.schema)
-        for batch in stream:
+    for number in itertools.count():
+        with reading(file), pa.memory_map(str(file)) as source:  # anew, so that memory lets go of the batch before
+            stream = pa.ipc.open_stream(source)
+            check_columns(file, stream.schema)
+            batch = next(itertools.islice(stream, number, None), None)
+            if batch is None:
+                return
             batch.validate(full=True)
             subjects, numbers = batch.column("subject").to_pylist(), batch.column("nsd_id").to_pylist()
-            for name, number, value in zip(subjects, numbers, batch.column(column), strict=True):
-                if name is None or number is None:
+            for name, image, value in zip(subjects, numbers, batch.column(column), strict=True):
+                if name is None or image is None:
                     raise UserError(f"{file} has a row without subject or nsd_id")
-                yield name, f"nsd-{number:05d}", value
+                yield name, f"nsd-{image:05d}", value
 
 
 def check_columns(file: Path, schema: pa.Schema) -> None:

@@ -48,6 +48,9 @@ def write_source(
     """
     if num_proc < 1:
         raise UserError(f"--num-proc is {num_proc}: at least 1 is needed")
+    for subject in source.subjects:
+        if not subject.num_voxels:
+            raise UserError(f"{subject.name} has no voxels with a response: is the source whole?")
     try:
         with new_folder(out, overwrite, marker=MARKER) as folder:
             scratch = folder / "scratch"
@@ -58,6 +61,11 @@ def write_source(
             splits = assign_splits(source, pictures, test_fraction, seed, report)
             tables = []
             for subject, stored in zip(source.subjects, responses, strict=True):
+                parts = {splits[stimulus] for stimulus in subject.stimuli}
+                if "validation" in parts and "train" not in parts:
+                    raise UserError(
+                        f"{subject.name} has rows in validation and none in train: a model learns from train"
+                    )
                 constant = constant_voxels(subject, stored, splits)
                 if len(constant):
                     report(f"{subject.name}: {count(constant, 'voxel')} constant in train: kept, standardised to 0")

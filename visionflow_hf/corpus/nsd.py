@@ -131,6 +131,9 @@ def read_subject(
     report(f"{name}: {count(list(sessions), 'session')}" + (f", without {count(absent, 'session')}" if absent else ""))
 
     regions = source / "nsddata" / "ppdata" / name / "func1pt8mm" / "roi"
+    if not (regions / "nsdgeneral.nii.gz").is_file():
+        report(f"{name}: left out, no nsdgeneral.nii.gz in {regions}")
+        return None
     mask = read_volume(regions / "nsdgeneral.nii.gz") > 0
     if not mask.any():
         raise UserError(f"{regions / 'nsdgeneral.nii.gz'} has no voxel above 0")

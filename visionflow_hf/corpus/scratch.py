@@ -125,6 +125,9 @@ def gather_responses(source: Source, scratch: Path, num_proc: int) -> list[Store
     with tqdm(total=4 * values, desc="responses", unit="B", unit_scale=True, disable=None, leave=False) as bar:
         for written in run(tasks, num_proc):
             bar.update(4 * written)
+            values -= written
+    if values:
+        raise UserError("the source has other responses than at first sight: did it change meanwhile?")
     return responses
 
 

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +23,20 @@ def write_split(folder: Path, name: str, rows: Iterable[dict], features: Feature
         description: what `info.description` of the split says.
     """
     folder.mkdir()
-    sizes: list[int] = []
-    writer = None
-    for batch in batches(rows, features):
-        if writer is None or sizes[-1] >= SHARD_BYTES:
-            if writer is not None:
-                writer.close()
-            sizes.append(0)
-            writer = pa.ipc.new_stream(str(folder / f"{len(sizes):05d}.arrow"), features.arrow_schema)
-        writer.write_batch(batch)
-        sizes[-1] += batch.nbytes
-    if writer is None:  # a split without rows is still a table
-        sizes.append(0)
-        writer = pa.ipc.new_stream(str(folder / "00001.arrow"), features.arrow_schema)
-    writer.close()
-    files = [f"data-{index:05d}-of-{len(sizes):05d}.arrow" for index in range(len(sizes))]
-    for index, file in enumerate(files):
-        (folder / f"{index + 1:05d}.arrow").rename(folder / file)
+    schema, shards = features.arrow_schema, 0
+    waiting = batches(rows, features)
+    batch = next(waiting, None)
+    while batch is not None or shards == 0:  # a split without rows is still a table
+        with pa.ipc.new_stream(str(folder / f"{shards}.arrow"), schema) as writer:
+            size = 0
+            while batch is not None and size < SHARD_BYTES:
+                writer.write_batch(batch)
+                size += batch.nbytes
+                batch = next(waiting, None)
+        shards += 1
+    files = [f"data-{shard:05d}-of-{shards:05d}.arrow" for shard in range(shards)]
+    for shard, file in enumerate(files):
+        (folder / f"{shard}.arrow").rename(folder / file)
     DatasetInfo(description=description, features=features).write_to_directory(str(folder))
     state = {
         "_data_files": [{"filename": file} for file in files],
@@ -53,7 +50,8 @@ def write_split(folder: Path, name: str, rows: Iterable[dict], features: Feature
     (folder / "state.json").write_text(json.dumps(state, indent=2))
 
 
-def batches(rows: Iterable[dict], features: Features) -> Iterable[pa.RecordBatch]:
+def batches(rows: Iterable[dict], features: Features) -> Iterator[pa.RecordBatch]:
+    """The rows as Arrow, so many at a time as memory should hold."""
     held: list[dict] = []
     size = 0
     for row in rows:

@@ -26,7 +26,7 @@ from visionflow_hf.modeling.latent_gaussian import LatentGaussian
 from visionflow_hf.modeling.losses import alignment_loss
 from visionflow_hf.training.arguments import VisionFlowTrainingArguments
 from visionflow_hf.training.augmentation import FEW_STIMULI, augment
-from visionflow_hf.training.image_latents import BATCH, image_latents
+from visionflow_hf.training.image_latents import BATCH, image_latents, posterior_of
 
 IMAGES = 4000  # about as many as trials are made of
 STEPS, TRIALS = 2000, 256  # trials a step
@@ -118,13 +118,10 @@ def image_posteriors(
     posteriors = []
     for start in range(0, len(stimuli), BATCH):
         names = stimuli[start : start + BATCH]
+        posteriors.append(posterior_of(model, processor, train, names, features))
         if features:
-            posteriors.append(
-                model.encode_image(None, torch.stack([features[name] for name in names]).to(model.device))
-            )
             continue
         pixels = processor(images=images_of(train, names))["pixel_values"].to(model.device)
-        posteriors.append(model.encode_image(pixels))
         for _ in range(IMAGES // len(stimuli)):
             posteriors.append(model.encode_image(augment(pixels, len(stimuli) < FEW_STIMULI)))
     return LatentGaussian(

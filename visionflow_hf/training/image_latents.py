@@ -9,6 +9,8 @@ from tqdm import tqdm
 
 from visionflow_hf.corpus.responses import images_of
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.modeling.gabor_wavelets import wavelet_maps
+from visionflow_hf.modeling.latent_gaussian import LatentGaussian
 
 BATCH = 64
 
@@ -39,11 +41,23 @@ def image_latents(
     model.eval()
     means = []
     for start in range(0, len(stimulus_ids), BATCH):
-        names = stimulus_ids[start : start + BATCH]
-        if features:
-            posterior = model.encode_image(None, torch.stack([features[name] for name in names]).to(model.device))
-        else:
-            pixels = processor(images=images_of(split, names))["pixel_values"].to(model.device)
-            posterior = model.encode_image(pixels)
+        posterior = posterior_of(model, processor, split, stimulus_ids[start : start + BATCH], features)
         means.append(posterior.mean.float().cpu().numpy())
     return np.concatenate(means)
+
+
+def posterior_of(
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    split: Dataset,
+    stimulus_ids: Sequence[str],
+    features: dict[str, torch.Tensor],
+) -> LatentGaussian:
+    """q(z | image) of a batch of stimuli, with the encoder's `features` if there are any."""
+    if features and not model.config.wavelet_dim:
+        return model.encode_image(None, torch.stack([features[name] for name in stimulus_ids]).to(model.device))
+    pixels = processor(images=images_of(split, stimulus_ids))["pixel_values"].to(model.device)
+    if not features:
+        return model.encode_image(pixels)
+    known = torch.stack([features[name] for name in stimulus_ids]).to(model.device)
+    return model.encode_image(None, torch.cat([known, wavelet_maps(pixels).flatten(1)], dim=1))
