@@ -137,8 +137,10 @@ def grow(model: VisionFlowModel, wavelet_dim: int) -> VisionFlowModel:
     config = VisionFlowConfig.from_dict(model.config.to_dict())
     config.latent_dim, config.wavelet_dim = config.latent_dim + wavelet_dim, wavelet_dim
     larger = VisionFlowModel(config).to(model.device, model.dtype)
-    own = larger.state_dict()  # voxel maps and wavelet head are put in afterwards, the MLP that reads them learns later
+    own = larger.state_dict()  # voxel maps and wavelet head are put in afterwards
     kept = {name: values for name, values in model.state_dict().items() if values.shape == own[name].shape}
+    hidden = "fmri_to_latent.hidden.weight"  # what it reads of the new dimensions, it ignores until it learns
+    kept[hidden] = torch.nn.functional.pad(model.state_dict()[hidden], (0, wavelet_dim))
     larger.load_state_dict(own | kept)
     return larger.eval()
 

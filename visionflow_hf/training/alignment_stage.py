@@ -71,6 +71,8 @@ def align(
         return LatentGaussian(images.mean[rows], images.logvar[rows]), linear[subject][rows] + drawn
 
     with torch.no_grad():  # it begins as the linear maps, as wide as they are wrong
+        bridge.hidden.weight.normal_(std=bridge.hidden.in_features**-0.5)
+        bridge.hidden.bias.zero_()
         bridge.head.weight.zero_()
         bridge.head.bias.zero_()
         trials = [made_up(subject) for subject in range(len(linear))]
