@@ -224,7 +224,10 @@ def merge(one: str, other: str, out: str, **flags) -> None:
 def prepare_source(layout: str, source: str, out: str, **flags) -> None:
     from importlib import import_module
 
-    getattr(import_module(f"visionflow_hf.corpus.{layout}"), f"prepare_{layout}")(source, out, **flags)
+    from visionflow_hf.corpus.assemble import prepare
+
+    read = getattr(import_module(f"visionflow_hf.corpus.{layout}"), f"read_{layout}")
+    prepare(read, source, out, **flags)
     print(f"wrote {out}")
 
 

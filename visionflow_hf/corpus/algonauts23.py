@@ -9,7 +9,6 @@ any subject has, zeros where a subject lacks them; its splits differ between sub
 """
 
 import itertools
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,13 +17,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from visionflow_hf.corpus.assemble import write_source
 from visionflow_hf.corpus.files import BLOCK_BYTES, existing, open_npy, reading
 from visionflow_hf.corpus.nsd_labels import LABELS, name_regions
-from visionflow_hf.corpus.schema import MARKER
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, image_parts, refuse_absent
 from visionflow_hf.errors import UserError, count
-from visionflow_hf.folders import refuse_existing
 
 UNIT = "response z-scored within each session, repeats averaged (Algonauts 2023)"
 HEMISPHERES = ("lh", "rh")
@@ -32,48 +28,28 @@ PROCESSED_SPLITS = {"train": "train", "val": "validation", "testval": "test"}
 GROUP_VERTICES = (19004, 20544)  # left and right, of all subjects together
 
 
-def prepare_algonauts23(
-    source: str | os.PathLike,
-    out: str | os.PathLike,
+def read_algonauts23(
+    source: Path,
     subjects: Sequence[str] | None = None,
-    test_fraction: float | None = None,
-    average: bool = False,
-    seed: int = 0,
-    overwrite: bool = False,
-    num_proc: int = 1,
     report: Callable[[str], None] = print,
-) -> None:
-    """Write the corpus `out` from the challenge's folder or from the one that holds `processed/`.
+) -> Source:
+    """The source in the challenge's folder, which has no test split, or in the one that holds `processed/`.
 
     Args:
         subjects: names such as subj01; all that are there without.
-        test_fraction: share of the stimuli to draw as test; without, the splits of the `datasets` form, or a tenth of
-            the challenge's training images, whose test images have no responses.
 
     Raises:
-        UserError: for whatever in the source or the flags does not fit; nothing is written then.
+        UserError: for whatever in the source does not fit.
     """
-    refuse_existing(out, overwrite, MARKER)
-    source = Path(source)
     if not source.is_dir():
         raise UserError(f"there is no folder {source}")
     folders = sorted(folder.name for folder in source.iterdir() if re.fullmatch(r"subj\d\d", folder.name))
     if folders:
         found = challenge(source, choose_subjects(folders, subjects, source / "subj01"), report)
         refuse_absent(found.subjects, subjects, f"{source}/subj01/training_split/training_fmri/lh_training_fmri.npy")
-        test_fraction = 0.1 if test_fraction is None else test_fraction
     else:
         found = processed(source, subjects, report)
-    write_source(
-        found,
-        out,
-        test_fraction=test_fraction,
-        average=average,
-        seed=seed,
-        overwrite=overwrite,
-        num_proc=num_proc,
-        report=report,
-    )
+    return found
 
 
 def challenge(source: Path, names: list[str], report: Callable[[str], None]) -> Source:

@@ -21,7 +21,41 @@ from visionflow_hf.corpus.scratch import Picture, StoredResponses, gather_images
 from visionflow_hf.corpus.source import Source, Subject
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError, count
-from visionflow_hf.folders import new_folder
+from visionflow_hf.folders import new_folder, refuse_existing
+
+
+def prepare(
+    read: Callable[..., Source],
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    test_fraction: float | None = None,
+    average: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+    num_proc: int = 1,
+    report: Callable[[str], None] = print,
+    **own,
+) -> None:
+    """Write the corpus `out` from the folder `source`; the arguments are the flags of `visionflow prepare`.
+
+    Args:
+        read: the importer, `read_nsd` and so on; `own` goes to it.
+
+    See `write_source` for the others.
+    """
+    refuse_existing(out, overwrite, MARKER)
+    found = read(Path(source), report=report, **own)
+    write_source(
+        found,
+        out,
+        test_fraction=test_fraction,
+        average=average,
+        seed=seed,
+        overwrite=overwrite,
+        num_proc=num_proc,
+        report=report,
+    )
 
 
 def write_source(
@@ -38,7 +72,8 @@ def write_source(
     """Write the corpus `out`, whole or not at all.
 
     Args:
-        test_fraction: share of the stimuli to draw as test; None keeps the splits of the source.
+        test_fraction: share of the stimuli to draw as test; None keeps the splits of the source, and draws a tenth
+            where it leaves them open.
         average: keep one row a stimulus and subject, the mean of its trials.
         num_proc: processes that read side by side.
         report: told, a line each, what a reader of the corpus should know.
@@ -105,6 +140,8 @@ def assign_splits(
 ) -> dict[str, str]:
     """The split of each stimulus: one for all subjects, all repeats and all names of the same pixels."""
     stimuli = list(dict.fromkeys(name for subject in source.subjects for name in subject.stimuli))
+    if test_fraction is None and any(subject.splits is None for subject in source.subjects):
+        test_fraction = 0.1
     if test_fraction is not None:
         first = {pictures[name].pixels: name for name in reversed(stimuli)}
         held_out = split_stimuli(list(first.values()), test_fraction, seed)

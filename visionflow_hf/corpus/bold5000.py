@@ -14,12 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from visionflow_hf.corpus.arrays import array_keys, read_arrays
-from visionflow_hf.corpus.assemble import write_source
 from visionflow_hf.corpus.files import BLOCK_BYTES, existing, find_files, index_images, open_npy, plain_name, reading
-from visionflow_hf.corpus.schema import MARKER
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, image_parts, refuse_absent
 from visionflow_hf.errors import UserError, count
-from visionflow_hf.folders import refuse_existing
 
 REGIONS = [side + region for side in ("LH", "RH") for region in ("EarlyVis", "LOC", "OPA", "PPA", "RSC")]
 ONE_REGION = re.compile(rf"(CSI[1-4])_(?:.*_)?({'|'.join(REGIONS)})\.(npy|mat)")
@@ -27,30 +24,21 @@ ALL_REGIONS = re.compile(r"(CSI[1-4])_ROIs_(TR\d+)\.mat")
 IMAGE_LIST = re.compile(r"CSI0?([1-4])_(?:imgnames|stim_lists)\.txt")
 
 
-def prepare_bold5000(
-    source: str | os.PathLike,
-    out: str | os.PathLike,
+def read_bold5000(
+    source: Path,
     subjects: Sequence[str] | None = None,
     images_folder: str | os.PathLike | None = None,
-    test_fraction: float | None = None,
-    average: bool = False,
-    seed: int = 0,
-    overwrite: bool = False,
-    num_proc: int = 1,
     report: Callable[[str], None] = print,
-) -> None:
-    """Write the corpus `out` from the folder with the regions' files and the lists of images.
+) -> Source:
+    """The source in the folder with the regions' files and the lists of images; the repeated images are test.
 
     Args:
         subjects: names such as CSI1; all that are there without.
         images_folder: where the images lie; without, in Presented_Stimuli somewhere in `source`, or anywhere in it.
-        test_fraction: share of the stimuli to draw as test; without, the repeated images are test.
 
     Raises:
-        UserError: for whatever in the source or the flags does not fit; nothing is written then.
+        UserError: for whatever in the source does not fit.
     """
-    refuse_existing(out, overwrite, MARKER)
-    source = Path(source)
     files = list(find_files(source))
     pictures = list(find_files(Path(images_folder))) if images_folder else files
     presented = [file for file in pictures if "Presented_Stimuli" in file.parts]
@@ -74,16 +62,7 @@ def prepare_bold5000(
     }
     for subject in found:
         subject.splits = ["test" if stimulus in repeated else "train" for stimulus in subject.stimuli]
-    write_source(
-        Source(found, image_parts(found, images), "as in the region files of BOLD5000"),
-        out,
-        test_fraction=test_fraction,
-        average=average,
-        seed=seed,
-        overwrite=overwrite,
-        num_proc=num_proc,
-        report=report,
-    )
+    return Source(found, image_parts(found, images), "as in the region files of BOLD5000")
 
 
 @dataclass

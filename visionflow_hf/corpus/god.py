@@ -13,40 +13,28 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from visionflow_hf.corpus.assemble import write_source
 from visionflow_hf.corpus.files import BLOCK_BYTES, find_files, hdf5_dataset, index_images, open_hdf5
-from visionflow_hf.corpus.schema import MARKER
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, image_parts, refuse_absent
 from visionflow_hf.errors import UserError, count
-from visionflow_hf.folders import refuse_existing
 
 SPLITS = {1: "train", 2: "test"}  # by DataType; 3 is imagery, which has no image before the eyes
 
 
-def prepare_god(
-    source: str | os.PathLike,
-    out: str | os.PathLike,
+def read_god(
+    source: Path,
     subjects: Sequence[str] | None = None,
     images_folder: str | os.PathLike | None = None,
-    test_fraction: float | None = None,
-    average: bool = False,
-    seed: int = 0,
-    overwrite: bool = False,
-    num_proc: int = 1,
     report: Callable[[str], None] = print,
-) -> None:
-    """Write the corpus `out` from a folder with one .h5 a subject, whose name is the file's.
+) -> Source:
+    """The source in a folder with one .h5 a subject, whose name is the file's; train and test are those of DataType.
 
     Args:
         subjects: names such as Subject1; all that are there without.
         images_folder: where n01443537_22563.JPEG and so on lie; without, somewhere in `source`.
-        test_fraction: share of the stimuli to draw as test; without, train and test are those of DataType.
 
     Raises:
-        UserError: for whatever in the source or the flags does not fit; nothing is written then.
+        UserError: for whatever in the source does not fit.
     """
-    refuse_existing(out, overwrite, MARKER)
-    source = Path(source)
     files = {file.stem: file for file in sorted(source.glob("*.h5"))}
     images = index_images(find_files(Path(images_folder or source)))
     found = []
@@ -55,16 +43,7 @@ def prepare_god(
         if subject is not None:
             found.append(subject)
     refuse_absent(found, subjects, f"a sample of DataType 1 or 2 whose image lies in {images_folder or source}")
-    write_source(
-        Source(found, image_parts(found, images), "as in the bdpy files of Generic Object Decoding"),
-        out,
-        test_fraction=test_fraction,
-        average=average,
-        seed=seed,
-        overwrite=overwrite,
-        num_proc=num_proc,
-        report=report,
-    )
+    return Source(found, image_parts(found, images), "as in the bdpy files of Generic Object Decoding")
 
 
 def read_subject(file: Path, images: dict[str, Path], report: Callable[[str], None]) -> Subject | None:

@@ -9,7 +9,6 @@ change, in the voxels of nsdgeneral. After Allen et al. 2022 and the data manual
 """
 
 import gzip
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,45 +17,34 @@ from pathlib import Path
 import numpy as np
 
 from visionflow_hf.corpus.arrays import read_arrays
-from visionflow_hf.corpus.assemble import write_source
 from visionflow_hf.corpus.files import BLOCK_BYTES, blocks, existing, hdf5_dataset, open_hdf5, reading
 from visionflow_hf.corpus.nsd_labels import LABELS, name_regions
-from visionflow_hf.corpus.schema import MARKER
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, refuse_absent
 from visionflow_hf.errors import UserError, count
-from visionflow_hf.folders import refuse_existing
 
 BETAS = Path("func1pt8mm") / "betas_fithrf_GLMdenoise_RR"
 TRIALS = {30000: 750}  # of a session, by the length of masterordering
 SCALE = 300  # a percent
 
 
-def prepare_nsd(
-    source: str | os.PathLike,
-    out: str | os.PathLike,
+def read_nsd(
+    source: Path,
     subjects: Sequence[str] | None = None,
     zscore_sessions: bool = False,
-    test_fraction: float | None = None,
-    average: bool = False,
-    seed: int = 0,
-    overwrite: bool = False,
-    num_proc: int = 1,
     report: Callable[[str], None] = print,
-) -> None:
-    """Write the corpus `out` from the folder with nsddata, nsddata_betas and nsddata_stimuli.
+) -> Source:
+    """The source in the folder with nsddata, nsddata_betas and nsddata_stimuli.
 
-    The sessions that are there are used. Coordinates are a voxel's place in the volume, from 0.
+    The sessions that are there are used; the images that all subjects saw are test. Coordinates are a voxel's place in
+    the volume, from 0.
 
     Args:
         subjects: names such as subj01; all that are there without.
         zscore_sessions: give each voxel mean 0 and standard deviation 1 within each session.
-        test_fraction: share of the stimuli to draw as test; without, the images that all subjects saw are test.
 
     Raises:
-        UserError: for whatever in the source or the flags does not fit; nothing is written then.
+        UserError: for whatever in the source does not fit.
     """
-    refuse_existing(out, overwrite, MARKER)
-    source = Path(source)
     betas = source / "nsddata_betas" / "ppdata"
     names = [folder.name for folder in betas.glob("subj0[1-8]")]
     brick = source / "nsddata_stimuli" / "stimuli" / "nsd" / "nsd_stimuli.hdf5"
@@ -76,19 +64,10 @@ def prepare_nsd(
             found.append(subject)
     refuse_absent(found, subjects, f"{betas}/subj01/{BETAS}/betas_session01.hdf5 and so on")
     seen = sorted({int(stimulus[4:]) for subject in found for stimulus in subject.stimuli})
-    write_source(
-        Source(
-            found,
-            [partial(read_pictures, brick, seen[start : start + 100]) for start in range(0, len(seen), 100)],
-            "standard deviation of the voxel within the session" if zscore_sessions else "percent signal change",
-        ),
-        out,
-        test_fraction=test_fraction,
-        average=average,
-        seed=seed,
-        overwrite=overwrite,
-        num_proc=num_proc,
-        report=report,
+    return Source(
+        found,
+        [partial(read_pictures, brick, seen[start : start + 100]) for start in range(0, len(seen), 100)],
+        "standard deviation of the voxel within the session" if zscore_sessions else "percent signal change",
     )
 
 

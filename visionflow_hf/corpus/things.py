@@ -15,7 +15,6 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from visionflow_hf.corpus.assemble import write_source
 from visionflow_hf.corpus.files import (
     blocks,
     existing,
@@ -27,38 +26,27 @@ from visionflow_hf.corpus.files import (
     reading,
 )
 from visionflow_hf.corpus.repeats import ncsnr_of_ceiling
-from visionflow_hf.corpus.schema import MARKER
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, image_parts, refuse_absent
 from visionflow_hf.errors import UserError, count
-from visionflow_hf.folders import refuse_existing
 
 NO_REGION = re.compile(r"voxel_.*|subject_id|nc_.*|splithalf_.*|prf-.*|Unnamed.*")
 
 
-def prepare_things(
-    source: str | os.PathLike,
-    out: str | os.PathLike,
+def read_things(
+    source: Path,
     subjects: Sequence[str] | None = None,
     images_folder: str | os.PathLike | None = None,
-    test_fraction: float | None = None,
-    average: bool = False,
-    seed: int = 0,
-    overwrite: bool = False,
-    num_proc: int = 1,
     report: Callable[[str], None] = print,
-) -> None:
-    """Write the corpus `out` from the folder with betas_csv.
+) -> Source:
+    """The source in the folder with betas_csv; train and test are those of the stimulus tables.
 
     Args:
         subjects: names such as sub-01; all that are there without.
         images_folder: where aardvark_01b.jpg and so on lie; without, somewhere in `source`.
-        test_fraction: share of the stimuli to draw as test; without, train and test are those of the source.
 
     Raises:
-        UserError: for whatever in the source or the flags does not fit; nothing is written then.
+        UserError: for whatever in the source does not fit.
     """
-    refuse_existing(out, overwrite, MARKER)
-    source = Path(source)
     files = list(find_files(source))
     images = index_images(find_files(Path(images_folder)) if images_folder else files)
     responses = {match[1]: file for file in files if (match := re.fullmatch(r"(sub-\d+)_ResponseData\.h5", file.name))}
@@ -68,16 +56,7 @@ def prepare_things(
         if subject is not None:
             found.append(subject)
     refuse_absent(found, subjects, f"a trial of train or test whose image lies in {images_folder or source}")
-    write_source(
-        Source(found, image_parts(found, images), "single-trial response estimate (THINGS-fMRI)"),
-        out,
-        test_fraction=test_fraction,
-        average=average,
-        seed=seed,
-        overwrite=overwrite,
-        num_proc=num_proc,
-        report=report,
-    )
+    return Source(found, image_parts(found, images), "single-trial response estimate (THINGS-fMRI)")
 
 
 def read_subject(name: str, file: Path, images: dict[str, Path], report: Callable[[str], None]) -> Subject | None:
