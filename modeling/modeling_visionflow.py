@@ -164,6 +164,7 @@ class VisionFlowModel(PreTrainedModel):
         image_features: torch.Tensor | None = None,
         fmri_mean: torch.Tensor | None = None,
         fmri_std: torch.Tensor | None = None,
+        decode_images: bool = True,
         **kwargs,
     ) -> VisionFlowOutput:
         r"""
@@ -183,6 +184,8 @@ class VisionFlowModel(PreTrainedModel):
                 What `extract_image_features` made of these images, so that the encoder need not run.
             fmri_mean, fmri_std:
                 Not used here (the processor gives them, and `predict_fmri` uses them).
+            decode_images (`bool`, *optional*, defaults to `True`):
+                False leaves out `reconstruction` and `loss_image`, which cost most.
             kwargs: passed on to the image encoder.
         """
         if pixel_values is None and fmri is None:
@@ -207,25 +210,28 @@ class VisionFlowModel(PreTrainedModel):
             posterior = image_posterior.where(has_image, fmri_posterior)
 
         latent = posterior.sample(noise)
-        reconstruction = self.decode(latent)
-        reconstructions = [(reconstruction, has_image)]
-        alignment = None
-        if image_posterior is not None and fmri_posterior is not None:
-            paired = has_image & has_fmri
-            from_fmri = self.decode(fmri_posterior.sample(noise))
-            reconstruction = torch.where(has_fmri[:, None, None, None], from_fmri, reconstruction)
-            reconstructions.append((from_fmri, paired))
-            alignment = alignment_loss(image_posterior, fmri_posterior, paired)
+        paired = has_image & has_fmri
+        both = image_posterior is not None and fmri_posterior is not None
+        reconstruction, reconstructions = None, []
+        if decode_images:
+            reconstruction = self.decode(latent)
+            reconstructions.append((reconstruction, has_image))
+            if both:
+                from_fmri = self.decode(fmri_posterior.sample(noise))
+                reconstruction = torch.where(has_fmri[:, None, None, None], from_fmri, reconstruction)
+                reconstructions.append((from_fmri, paired))
         predicted = None
         if subject_ids is not None or len(self.config.subjects) == 1:
             predicted = self.latent_to_fmri(latent, self._subject_rows(subject_ids, every_row))
 
         losses = {
-            "loss_image": None if pixel_values is None else image_loss(reconstructions, pixel_values.to(self.dtype)),
+            "loss_image": None,
             "loss_kl": kl_loss(posterior, has_image | has_fmri),
-            "loss_alignment": alignment,
+            "loss_alignment": alignment_loss(image_posterior, fmri_posterior, paired) if both else None,
             "loss_fmri": None,
         }
+        if pixel_values is not None and decode_images:
+            losses["loss_image"] = image_loss(reconstructions, pixel_values.to(self.dtype))
         if fmri is not None:
             counts = torch.tensor(self.config.num_voxels, device=self.device)
             counts = counts.expand(size) if subject_ids is None else counts[subject_ids]

@@ -101,8 +101,9 @@ def test_folds_hold_both_names_of_an_image_out(by_pixels, tmp_path, monkeypatch)
         raise UserError("enough")
 
     monkeypatch.setattr(crossvalidation, "train_on", no_training)
+    flags = ["--folds", "2", "--num-proc", "1"]
     for seed in range(4):
-        assert main(["crossvalidate", str(path), str(tmp_path / "out"), "--folds", "2", "--seed", str(seed)]) == 2
+        assert main(["crossvalidate", str(path), str(tmp_path / "out"), *flags, "--seed", str(seed)]) == 2
     shown = [list(fold).count(first) for fold in folds]
     assert len(folds) == 4 and all("twin" not in fold for fold in folds)
     assert set(shown) <= {0, 3} and 3 in shown  # two subjects' trials of it, and the one under the other name

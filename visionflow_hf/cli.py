@@ -304,8 +304,11 @@ def crossvalidate(argv: list[str]) -> None:
     flags.add_argument("corpus", metavar="CORPUS")
     flags.add_argument("out", metavar="OUT")
     flags.add_argument("--folds", type=int, default=10, help="(10)")
+    flags.add_argument(
+        "--num-proc", type=int, metavar="N", help="folds trained side by side (one a core if the encoder is small)"
+    )
     model_args, training_args, rest = flags.parse(argv)
-    crossvalidate.crossvalidate(rest.corpus, rest.out, model_args, training_args, rest.folds)
+    crossvalidate.crossvalidate(rest.corpus, rest.out, model_args, training_args, rest.folds, rest.num_proc)
     print(f"wrote {rest.out}")
 
 

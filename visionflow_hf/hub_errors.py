@@ -7,6 +7,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from visionflow_hf.errors import UserError
 
+HUB_ERRORS = (HfHubHTTPError, HFValidationError, HTTPError, OSError)
+
 
 @contextmanager
 def hub_errors(name: str) -> Iterator[None]:
@@ -20,7 +22,7 @@ def hub_errors(name: str) -> Iterator[None]:
         raise UserError(
             f"the Hub refused {name} ({status}): log in with `hf auth login`, as somebody who may write there"
         ) from error
-    except (HTTPError, OSError) as error:
+    except HUB_ERRORS as error:
         raise UserError(
             f"the Hub cannot be reached ({' '.join(str(error).split())}): check the network and HF_HUB_OFFLINE"
         ) from error

@@ -81,8 +81,6 @@ def write_source(
     Raises:
         UserError: for whatever in the source or the flags does not fit; nothing is written then.
     """
-    if num_proc < 1:
-        raise UserError(f"--num-proc is {num_proc}: at least 1 is needed")
     for subject in source.subjects:
         if not subject.num_voxels:
             raise UserError(f"{subject.name} has no voxels with a response: is the source whole?")

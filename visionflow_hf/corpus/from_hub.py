@@ -4,9 +4,9 @@ from pathlib import Path
 
 from datasets import DatasetDict, load_dataset
 from huggingface_hub import DatasetCard, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from visionflow_hf.errors import UserError
+from visionflow_hf.hub_errors import HUB_ERRORS
 
 SHARDS = "data/{split}-*.parquet"
 TAKEN = ("data/*.parquet", "voxels.parquet", "README.md")
@@ -20,7 +20,7 @@ def fetch_corpus(name: str) -> Path:
     """
     try:
         folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=list(TAKEN)))
-    except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as error:
+    except HUB_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name} is no corpus: there is no such folder, and the Hub gives none ({reason})") from error
     if not is_parquet(folder):

@@ -5,15 +5,10 @@ gathered, any trial is read at once, and memory never holds more than a block.
 """
 
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 from PIL import Image
@@ -24,6 +19,7 @@ from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.corpus.schema import pixel_hash
 from visionflow_hf.corpus.source import Block, Source
 from visionflow_hf.errors import UserError, count
+from visionflow_hf.processes import run
 
 
 @dataclass
@@ -137,30 +133,3 @@ def store_responses(part: Callable[[], Iterator[Block]], stored: StoredResponses
         stored.write(trials, first, check_responses(values, f"{subject}, voxels from {first} on,"))
         written += values.size
     return written
-
-
-def run(tasks: list[Callable], num_proc: int) -> Iterator:
-    """The results of the tasks, in their order, made by this process or by several new ones."""
-    if num_proc == 1 or len(tasks) < 2:
-        for task in tasks:
-            yield task()
-        return
-    context = get_context("spawn")  # a fork would copy the locks of the libraries' threads
-    pool = ProcessPoolExecutor(min(num_proc, len(tasks)), mp_context=context, initializer=end_with_parent)
-    try:
-        for future in [pool.submit(task) for task in tasks]:
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise UserError("a process that read the source died: out of memory? Try a smaller --num-proc") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def end_with_parent() -> None:
-    """A process whose parent was killed must not go on writing."""
-
-    def wait() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    Thread(target=wait, daemon=True).start()

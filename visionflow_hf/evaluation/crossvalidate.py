@@ -2,18 +2,24 @@
 
 import os
 import tempfile
+from contextlib import nullcontext, redirect_stdout
+from functools import partial
+from multiprocessing import parent_process
 
 import numpy as np
-from datasets import DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
+from tqdm import tqdm
 
 from visionflow_hf.corpus.leakage import renamed, second_names, together
 from visionflow_hf.corpus.responses import pairs_of, unpaired_of, without
-from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.corpus.schema import Corpus, open_corpus
 from visionflow_hf.corpus.splits import stimulus_folds
 from visionflow_hf.evaluation.predictions import concatenate, predict
 from visionflow_hf.evaluation.report import MARKER, write_report
 from visionflow_hf.folders import refuse_existing
-from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.processes import cores, run
+from visionflow_hf.training.arguments import SCRATCH, ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training.build import encoder_name, image_format
 from visionflow_hf.training.train import train_on
 
 
@@ -23,6 +29,7 @@ def crossvalidate(
     model_args: ModelArguments,
     training_args: VisionFlowTrainingArguments,
     folds: int = 10,
+    num_proc: int | None = None,
     overwrite: bool = False,
 ) -> dict:
     """Train once a fold on all other stimuli of all splits, and write one report over all stimuli to the folder `out`.
@@ -32,6 +39,10 @@ def crossvalidate(
 
     Responses and predictions are expressed in the mean and standard deviation of their fold's train rows before they
     are pooled: in raw units the folds' means alone would push voxel r below zero.
+
+    Args:
+        num_proc: folds that are trained side by side; by default as many as there are cores if nothing but these
+            compute, and the encoder is small enough that memory holds several.
     """
     refuse_existing(out, overwrite, MARKER)
     opened = open_corpus(corpus, allow_leakage=True)
@@ -40,20 +51,44 @@ def crossvalidate(
     if names:
         everything = renamed(everything, names)
     rows, unpaired = pairs_of(everything), unpaired_of(everything)
+    unpaired = unpaired if len(unpaired) else None  # a table without rows cannot be sent to another process
+    if num_proc is None:
+        size, _ = image_format(rows, model_args.image_size)
+        alone = training_args.device.type != "cpu" or encoder_name(size, model_args) != SCRATCH
+        num_proc = 1 if alone else cores()
     seed = training_args.seed
+    tasks = [
+        partial(run_fold, opened, rows, unpaired, *parts, f"fold {fold + 1} of {folds}", model_args, training_args)
+        for fold, parts in enumerate(stimulus_folds(rows["stimulus_id"], folds, seed))
+    ]
     parts, histories = [], []
-    for fold, (train_rows, held_out) in enumerate(stimulus_folds(rows["stimulus_id"], folds, seed)):
-        print(f"fold {fold + 1} of {folds}: {len(train_rows)} rows to train on, {len(held_out)} held out", flush=True)
-        train, test = rows.select(train_rows), rows.select(held_out)
-        with tempfile.TemporaryDirectory(prefix="visionflow-fold-") as run:
-            more = [without(unpaired, test)] if len(unpaired) else []
-            splits = DatasetDict(train=concatenate_datasets([train, *more]))
-            trained = train_on(splits, run, model_args, training_args)
-            part = predict(trained.model, trained.processor, opened, train, test)
-        histories.append(trained.history)
-        parts.append(standardised(part, trained.processor) | {"fold": np.full(len(part["stimulus_id"]), fold)})
+    for part, history in tqdm(run(tasks, num_proc), total=folds, desc="folds", disable=num_proc == 1 or None):
+        parts.append(part | {"fold": np.full(len(part["stimulus_id"]), len(parts))})
+        histories.append(history)
     header = {"split": f"{folds} folds by stimulus", "n_folds": folds, "seed": seed}
     return write_report(out, concatenate(parts), histories, header, overwrite)
+
+
+def run_fold(
+    opened: Corpus,
+    rows: Dataset,
+    unpaired: Dataset | None,
+    train_rows: np.ndarray,
+    held_out: np.ndarray,
+    name: str,
+    model_args: ModelArguments,
+    training_args: VisionFlowTrainingArguments,
+) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """What a model that learns from `train_rows` makes of those held out, and the log history of its training."""
+    print(f"{name}: {len(train_rows)} rows to train on, {len(held_out)} held out", flush=True)
+    train, test = rows.select(train_rows), rows.select(held_out)
+    more = [] if unpaired is None else [without(unpaired, test)]
+    quiet = redirect_stdout(None) if parent_process() else nullcontext()  # side by side their logs would mingle
+    with quiet, tempfile.TemporaryDirectory(prefix="visionflow-fold-") as run_folder:
+        splits = DatasetDict(train=concatenate_datasets([train, *more]))
+        trained = train_on(splits, run_folder, model_args, training_args)
+        part = predict(trained.model, trained.processor, opened, train, test)
+    return standardised(part, trained.processor), trained.history
 
 
 def standardised(part: dict[str, np.ndarray], processor) -> dict[str, np.ndarray]:

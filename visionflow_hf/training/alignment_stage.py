@@ -26,7 +26,7 @@ from visionflow_hf.modeling.latent_gaussian import LatentGaussian
 from visionflow_hf.modeling.losses import alignment_loss
 from visionflow_hf.training.arguments import VisionFlowTrainingArguments
 from visionflow_hf.training.augmentation import FEW_STIMULI, augment
-from visionflow_hf.training.image_latents import BATCH, image_latents, posterior_of
+from visionflow_hf.training.image_latents import BATCH, posterior_of
 
 IMAGES = 4000  # about as many as trials are made of
 STEPS, TRIALS = 2000, 256  # trials a step
@@ -56,11 +56,13 @@ def align(
     steps = min(STEPS, 2 * args.max_steps)
     bridge, learned_dim = model.eval().fmri_to_latent, model.config.learned_dim
     with torch.no_grad():
-        images = image_posteriors(model, processor, train, features)
+        stimuli = list(dict.fromkeys(train["stimulus_id"]))
+        images = image_posteriors(model, processor, train, stimuli, features)
         read = model.latent_to_fmri.read(images.mean)
+        read_of = dict(zip(stimuli, read, strict=False))  # what follows are images made of them
         voxel_maps = zip(bridge.voxel_maps, model.latent_to_fmri.voxel_maps, strict=True)
         linear = [inward(outward(read)) for inward, outward in voxel_maps]
-        noise = [trial_noise(model, processor, train, features, subject) for subject in processor.subjects]
+        noise = [trial_noise(model, processor, train, read_of, subject) for subject in processor.subjects]
 
     def made_up(subject: int) -> tuple[LatentGaussian, torch.Tensor]:
         """q(z | image') and h of some trials of a subject, means over as many repeats as a stimulus of train has."""
@@ -113,11 +115,14 @@ def best_variance(bridge, share: float, trials: list[tuple[LatentGaussian, torch
 
 
 def image_posteriors(
-    model: VisionFlowModel, processor: VisionFlowProcessor, train: Dataset, features: dict[str, torch.Tensor]
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    train: Dataset,
+    stimuli: list[str],
+    features: dict[str, torch.Tensor],
 ) -> LatentGaussian:
-    """q(z | image) of the stimuli, and of about IMAGES images made of them where there are no `features`."""
-    stimuli = list(dict.fromkeys(train["stimulus_id"]))
-    posteriors = []
+    """q(z | image) of the stimuli, then of about IMAGES images made of them where there are no `features`."""
+    posteriors, made = [], []
     for start in range(0, len(stimuli), BATCH):
         names = stimuli[start : start + BATCH]
         posteriors.append(posterior_of(model, processor, train, names, features))
@@ -125,7 +130,8 @@ def image_posteriors(
             continue
         pixels = processor(images=images_of(train, names))["pixel_values"].to(model.device)
         for _ in range(IMAGES // len(stimuli)):
-            posteriors.append(model.encode_image(augment(pixels, len(stimuli) < FEW_STIMULI)))
+            made.append(model.encode_image(augment(pixels, len(stimuli) < FEW_STIMULI)))
+    posteriors += made
     return LatentGaussian(
         torch.cat([one.mean for one in posteriors]).float(), torch.cat([one.logvar for one in posteriors]).float()
     )
@@ -135,24 +141,24 @@ def trial_noise(
     model: VisionFlowModel,
     processor: VisionFlowProcessor,
     train: Dataset,
-    features: dict[str, torch.Tensor],
+    read_of: dict[str, torch.Tensor],
     name: str,
 ) -> tuple[torch.Tensor, int]:
     """What standard normal numbers have to be multiplied by to be the noise of h, `(latent_dim, latent_dim)`.
 
     And how often the subject saw one stimulus at most.
+
+    Args:
+        read_of: what the map to voxels reads of each stimulus.
     """
     subject = processor.subjects.index(name)
     trials = responses_of(train, name)
     most = max(Counter(trials.stimulus_ids).values())
     rows = np.random.default_rng(0).permutation(len(trials.fmri))[:MOST_TRIALS]
-    stimuli = [trials.stimulus_ids[row] for row in rows]
-    distinct = list(dict.fromkeys(stimuli))
-    latents = torch.from_numpy(image_latents(model, processor, train, distinct, features)).to(model.device, model.dtype)
-    predicted = model.latent_to_fmri.voxel_maps[subject](model.latent_to_fmri.read(latents)).float().cpu()
-    place = {stimulus: row for row, stimulus in enumerate(distinct)}
+    read = torch.stack([read_of[trials.stimulus_ids[row]] for row in rows])
+    predicted = model.latent_to_fmri.voxel_maps[subject](read).float().cpu()
     fmri = (trials.fmri[rows] - processor.fmri_mean[name]) / processor.fmri_std[name]
-    residuals = torch.from_numpy(fmri) - predicted[[place[stimulus] for stimulus in stimuli]]
+    residuals = torch.from_numpy(fmri) - predicted
     std = (model.latent_to_fmri.noise_logvar[subject, : residuals.shape[1]] / 2).exp().float().cpu()
     residuals = residuals * (
         std / residuals.square().mean(0).sqrt().clamp(min=1e-6)

@@ -66,7 +66,13 @@ class ModelArguments:
     decoder_channels: int = field(default=16, metadata={"help": "Channels of the image decoder at full resolution."})
     image_weight: float = field(default=0.3, metadata={"help": "Weight of the image reconstruction loss."})
     kl_weight: float = field(default=0.03, metadata={"help": "Weight of the KL divergence."})
-    alignment_weight: float = field(default=0.1, metadata={"help": "Weight of the latent alignment loss."})
+    alignment_weight: float = field(
+        default=0.1,
+        metadata={
+            "help": "Weight of the latent alignment loss where a plain Trainer fine-tunes the model; `train` has "
+            "a stage for that loss alone."
+        },
+    )
     fmri_weight: float = field(default=1.0, metadata={"help": "Weight of the fMRI reconstruction loss."})
 
 

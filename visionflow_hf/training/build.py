@@ -32,20 +32,28 @@ def build_processor(train: Dataset, image_size: int | None) -> VisionFlowProcess
     Args:
         image_size: longer side in px, if it is not to be that of most stimuli.
     """
+    size, channels = image_format(pairs_of(train), image_size)
+    processor = VisionFlowProcessor(image_size=size, num_channels=channels)
+    add_subjects(processor, train)
+    return processor
+
+
+def image_format(pairs: Dataset, image_size: int | None) -> tuple[list[int], int]:
+    """Height and width in px that a model works at, and the number of its channels."""
     sizes: Counter = Counter()
     grey = True
-    pairs = pairs_of(train)
     for item in pairs.select_columns("image").cast_column("image", Image(decode=False))["image"]:
         with PILImage.open(io.BytesIO(item["bytes"]) if item["bytes"] else item["path"]) as picture:
             sizes[picture.size] += 1
             grey = grey and picture.mode in GREY_MODES
     width, height = sizes.most_common(1)[0][0]
     scale = min(1.0, LARGEST_IMAGE / max(width, height)) if image_size is None else image_size / max(width, height)
-    processor = VisionFlowProcessor(
-        image_size=[max(1, round(height * scale)), max(1, round(width * scale))], num_channels=1 if grey else 3
-    )
-    add_subjects(processor, train)
-    return processor
+    return [max(1, round(height * scale)), max(1, round(width * scale))], 1 if grey else 3
+
+
+def encoder_name(image_size: list[int], args: ModelArguments) -> str:
+    """The encoder that `args` names, or the one that fits the images."""
+    return args.encoder or (PRETRAINED if max(image_size) >= PRETRAINED_FROM else SCRATCH)
 
 
 def add_subjects(processor: VisionFlowProcessor, train: Dataset) -> None:
@@ -76,7 +84,7 @@ def build_model(processor: VisionFlowProcessor, args: ModelArguments) -> VisionF
         UserError: the encoder or the autoencoder cannot be found, or the encoder is no vision model.
     """
     encoder = None
-    name = args.encoder or (PRETRAINED if max(processor.image_size) >= PRETRAINED_FROM else SCRATCH)
+    name = encoder_name(processor.image_size, args)
     encoder_input = {}
     if name == SCRATCH:
         vision_config = small_vit(processor.image_size, processor.num_channels)
@@ -120,7 +128,9 @@ def build_model(processor: VisionFlowProcessor, args: ModelArguments) -> VisionF
 
 
 def continue_model(name: str, train: Dataset, args: ModelArguments) -> tuple[VisionFlowModel, VisionFlowProcessor]:
-    """The image side and the MLPs of a trained model, with new maps for the subjects of `train`; and its processor.
+    """The image side of a trained model and its MLP to fMRI, with new maps for the subjects of `train`; its processor.
+
+    The MLP from fMRI to latent begins anew: it corrected the maps of other people.
 
     Raises:
         UserError: no model of that name.
@@ -134,7 +144,9 @@ def continue_model(name: str, train: Dataset, args: ModelArguments) -> tuple[Vis
     model = VisionFlowModel(config)
     own = model.state_dict()
     kept = {
-        key: values for key, values in trained.state_dict().items() if key in own and values.shape == own[key].shape
+        key: values
+        for key, values in trained.state_dict().items()
+        if key in own and values.shape == own[key].shape and not key.startswith("fmri_to_latent.")
     }
     model.load_state_dict(own | kept)
     for subject in processor.subjects:

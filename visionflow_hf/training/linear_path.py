@@ -1,4 +1,4 @@
-"""The linear path from the latent to pixels, and how much of the image it makes.
+"""The linear path from the latent to pixels.
 
     logit image  =  (1 - share) logit decoder(z)  +  share logit linear(z)
 

@@ -66,6 +66,8 @@ class VisionFlowTrainer(Trainer):
                 inputs = self._image_batch(inputs)
             elif self.eval_dataset is not None:
                 inputs = self._pair_batch(inputs)
+            else:  # nothing that images would teach learns any more
+                inputs = inputs | {"decode_images": False}
         outputs = model(**inputs)
         prefix = "" if model.training else "eval_"
         for name in LOSSES:
