@@ -384,6 +384,24 @@ class VisionFlowModel(PreTrainedModel):
         every_row = torch.ones(fmri.shape[0], dtype=torch.bool, device=fmri.device)
         return self.fmri_to_latent(fmri.to(self.dtype), self._subject_rows(subject_ids, every_row))
 
+    def encode(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        fmri: torch.Tensor | None = None,
+        subject_ids: torch.Tensor | None = None,
+    ):
+        """q(z | image), q(z | fmri), or of both the product of experts q(z | image) q(z | fmri) / p(z).
+
+        A `LatentGaussian`; the arguments are those of `forward`.
+        """
+        if pixel_values is None and fmri is None:
+            raise ValueError("neither pixel_values nor fmri was given: give one or both")
+        if fmri is None:
+            return self.encode_image(pixel_values)
+        if pixel_values is None:
+            return self.encode_fmri(fmri, subject_ids)
+        return self.encode_image(pixel_values).times(self.encode_fmri(fmri, subject_ids))
+
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """logit image = (1 - linear_share) logit decoder(z) + linear_share logit linear(z).
 

@@ -214,6 +214,10 @@ class Handler(BaseHTTPRequestHandler):
         data = files[path]
         headers = {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
         headers["X-Linked-Size"] = headers["Content-Length"] = len(data)
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or ""):
+            first, last = int(asked[1]), min(int(asked[2]), len(data) - 1)
+            headers |= {"Content-Range": f"bytes {first}-{last}/{len(data)}", "Content-Length": last + 1 - first}
+            return 206, headers, data[first : last + 1]
         return 200, headers, data
 
 

@@ -107,6 +107,38 @@ def test_train_and_evaluate_by_name_online_and_then_offline(hub, pushed, unpaire
     assert "simulated response" in (tmp_path / "run" / "README.md").read_text()
 
 
+def test_train_in_a_stream_leaves_no_copy_and_gives_the_same_model(hub, pushed, unpaired, tmp_path, refused):
+    env = environment(hub, tmp_path / "home")
+    flags = ["--max_steps", 4, "--disable_tqdm", "true", "--validation_fraction", 0.1, "--wavelet_dim", 0]
+    result = visionflow("train", "lab/simulated", tmp_path / "run", "--streaming", *flags, env=env)
+    assert result.returncode == 0, result.stderr[-2000:]
+    kept = [file for file in (tmp_path / "home").rglob("*") if file.is_file()]
+    assert not [file for file in kept if file.suffix == ".arrow" or file.name.startswith(("train-", "test-"))], kept
+    assert main(["train", str(unpaired), str(tmp_path / "local"), *map(str, flags)]) == 0
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "local"))
+    assert one == other
+    assert "simulated response" in (tmp_path / "run" / "README.md").read_text()
+    refused(
+        lambda: main(["train", str(unpaired), str(tmp_path / "x"), "--streaming"]), "--streaming reads from the Hub"
+    )
+    for name, files, message in (
+        ("lab/nowhere", None, "lab/nowhere is no corpus: there is no such folder"),
+        (
+            "lab/shreds",
+            {"data/train-0.parquet": b"PAR1", "voxels.parquet": b"PAR1"},
+            "lab/shreds cannot be read (Parquet",
+        ),
+        ("lab/table", {"data/train-0.parquet": pushed["voxels.parquet"]}, "with the columns image, fmri, subject"),
+    ):
+        if files:
+            repository = hub.repositories[f"datasets/{name}"] = Repository(private=False)
+            repository.commit(files)
+        result = visionflow("train", name, tmp_path / "x", "--streaming", env=env)
+        line = result.stderr.splitlines()[-1]
+        assert result.returncode == 2 and line.startswith("error: ") and message in line, result.stderr[-2000:]
+    assert not (tmp_path / "x").exists()
+
+
 def test_pushed_again_old_shards_go_and_inspect_reads_the_new(hub, corpus, tmp_path):
     env = environment(hub, tmp_path / "home")
     assert visionflow("push-corpus", corpus, "lab/again", "--private", env=env).returncode == 0

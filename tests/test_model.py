@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import ViTConfig
+from visionflow_hf.modeling.latent_gaussian import LatentGaussian
 
 from visionflow_hf import VisionFlowConfig, VisionFlowModel
 
@@ -110,8 +111,30 @@ def test_one_modality_alone(model, batch):
     assert fmri_only.loss_image is None and fmri_only.loss_alignment is None
     both = model(**batch)
     torch.testing.assert_close(fmri_only.reconstruction, both.reconstruction)
+    unseen = model(**batch, decode_images=False)
+    assert unseen.reconstruction is None and unseen.loss_image is None
+    torch.testing.assert_close(unseen.loss, both.loss - model.config.image_weight * both.loss_image)
     with pytest.raises(ValueError, match="give one or both"):
         model()
+
+
+def test_two_observations_of_a_latent_are_a_product_of_experts(model, batch):
+    # z ~ N(0, 1) is measured twice, with noise of variance .5 and 2: the posterior in closed form.
+    first = LatentGaussian(torch.tensor([[0.9 / 1.5]]), torch.tensor([[(0.5 / 1.5)]]).log())
+    second = LatentGaussian(torch.tensor([[-0.6 / 3]]), torch.tensor([[2 / 3]]).log())
+    both = first.times(second)
+    torch.testing.assert_close(both.logvar.exp(), torch.tensor([[1 / (1 + 2 + 0.5)]]))
+    torch.testing.assert_close(both.mean, torch.tensor([[(0.9 * 2 - 0.6 * 0.5) / 3.5]]))
+    prior = LatentGaussian(torch.zeros(1, 1), torch.ones(1, 1))  # it cannot tell more than nothing
+    torch.testing.assert_close(first.times(prior).mean, first.mean)
+    image, fmri = {"pixel_values": batch["pixel_values"]}, {key: batch[key] for key in ("fmri", "subject_ids")}
+    with torch.no_grad():
+        one, other, joint = model.encode(**image), model.encode(**fmri), model.encode(**image, **fmri)
+    torch.testing.assert_close(one.mean, model(**batch).image_latent_mean)
+    torch.testing.assert_close(other.mean, model(**batch).fmri_latent_mean)
+    assert (joint.logvar <= one.logvar + 1e-6).all() and (joint.logvar <= other.logvar.clamp(max=0) + 1e-6).all()
+    with pytest.raises(ValueError, match="give one or both"):
+        model.encode()
 
 
 def test_sampling_happens_in_training_or_with_noise_and_nowhere_else(model, batch):

@@ -8,8 +8,11 @@ from datasets import DatasetDict, load_from_disk
 from safetensors.torch import load_file
 
 from visionflow_hf.cli import main
+from visionflow_hf.corpus.schema import read_corpus
 from visionflow_hf.evaluation.evaluate import evaluate
 from visionflow_hf.hub import load_model
+from visionflow_hf.training.arguments import ModelArguments
+from visionflow_hf.training.build import continue_model
 
 SHARED = ("encoder.", "posterior_head.", "wavelet_", "image_decoder.", "fmri_to_latent.h", "latent_to_fmri.hidden")
 
@@ -99,6 +102,16 @@ def test_without_freezing_all_learns_on(run, newcomer, tmp_path):
     seed, before = model.image_decoder.seed.weight, old.image_decoder.seed.weight
     assert not torch.equal(seed, before) and torch.corrcoef(torch.stack([seed.ravel(), before.ravel()]))[0, 1] > 0.9
     assert "that of model" in (tmp_path / "new" / "README.md").read_text()
+
+
+def test_the_mlp_that_corrected_other_people_begins_anew(run, newcomer):
+    splits = read_corpus(newcomer).splits
+    model, _ = continue_model(str(run), splits["train"], ModelArguments())
+    old = load_file(run / "model.safetensors")
+    assert old["fmri_to_latent.head.weight"].abs().max() > 0
+    assert model.fmri_to_latent.head.weight.abs().max() == 0
+    for name in ("image_decoder.seed.weight", "latent_to_fmri.hidden.weight", "posterior_head.weight"):
+        assert torch.equal(model.state_dict()[name], old[name]), name
 
 
 def test_what_cannot_be(run, newcomer, tmp_path, refused):

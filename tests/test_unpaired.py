@@ -235,6 +235,26 @@ def test_fmri_alone_counts_for_mean_and_standard_deviation(corpus, tmp_path, wat
     assert set(watched["fitted"]) == {0} and watched["drawn"] == set()
 
 
+def test_fmri_alone_is_imported_and_merged(corpus, tmp_path, refused):
+    more = np.random.default_rng(2).normal(4, 2, (6, 30))
+    np.savez(
+        tmp_path / "rest.npz", fmri=more, names=["a", "b", "a", "c", "d", "a"], images=np.zeros((6, 4, 4), np.uint8)
+    )
+    import_rest = ["prepare", "arrays", str(tmp_path / "rest.npz"), str(tmp_path / "rest"), "--fmri", "fmri"]
+    assert main([*import_rest, "--subject", "subj02"]) == 0
+    rows = read_corpus(tmp_path / "rest").splits["train"]
+    np.testing.assert_allclose(responses_of(rows, "subj02").fmri, more, rtol=1e-6)
+    assert set(rows["stimulus_id"]) == set(rows["image"]) == {None} and set(rows["repeat"]) == {0}
+    assert main([*import_rest, "--subject", "subj02", "--stimulus-ids", "names", "--overwrite"]) == 0
+    rows = read_corpus(tmp_path / "rest").splits["train"]
+    assert list(zip(rows["stimulus_id"], rows["repeat"], strict=True))[-3:] == [("c", 0), ("d", 0), ("a", 2)]
+    assert main(["merge", str(corpus), str(tmp_path / "rest"), str(tmp_path / "both")]) == 0
+    merged = open_corpus(tmp_path / "both")
+    assert len(unpaired_of(merged.splits["train"])) == 6 and merged.subjects == read_corpus(corpus).subjects
+    refused(lambda: main([*import_rest, "--average-repeats", "--overwrite"]), "without --images all is train")
+    refused(lambda: main(["train", str(tmp_path / "rest"), str(tmp_path / "run")]), "train has no pair")
+
+
 def test_a_subject_without_a_pair_is_left_out(corpus, tmp_path, capsys):
     splits = load_from_disk(str(corpus))
     alone = splits["train"].map(

@@ -85,7 +85,9 @@ def parser() -> Parser:
     one = command("arrays", prepare_arrays, "Images and responses in a .mat, .npz or .h5 file.", layouts)
     one.add_argument("file", metavar="FILE")
     one.add_argument("out", metavar="OUT")
-    one.add_argument("--images", required=True, metavar="KEY", help="images, the first axis counts trials")
+    one.add_argument(
+        "--images", metavar="KEY", help="images, the first axis counts trials; left out, the fMRI stands alone"
+    )
     one.add_argument("--fmri", required=True, metavar="KEY", help="responses (trials, voxels)")
     one.add_argument("--test-images", metavar="KEY", help="the same of the test split ...")
     one.add_argument("--test-fmri", metavar="KEY", help="... which is drawn by stimulus where these are not given")
@@ -290,9 +292,12 @@ def train(argv: list[str]) -> None:
     flags = TrainingParser(prog="visionflow train", description="Train a model on a corpus.")
     flags.add_argument("corpus", metavar="CORPUS")
     flags.add_argument("run", metavar="RUN", help="folder for checkpoints and, at the end, the model")
+    flags.add_argument(
+        "--streaming", action="store_true", help="read a corpus of the Hub into memory, with no copy on disk"
+    )
     add_leakage_flag(flags)
     model_args, training_args, rest = flags.parse(argv)
-    train.train(rest.corpus, rest.run, model_args, training_args, rest.allow_leakage)
+    train.train(rest.corpus, rest.run, model_args, training_args, rest.allow_leakage, rest.streaming)
     print(f"wrote {rest.run}")
 
 

@@ -1,7 +1,7 @@
 """`prepare arrays`: images and responses that lie as plain arrays in one .mat, .npz or .h5 file."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,9 @@ import scipy.io
 
 from visionflow_hf.corpus.assemble import write_source
 from visionflow_hf.corpus.files import existing, hdf5_dataset, open_hdf5, reading
+from visionflow_hf.corpus.repeats import number_repeats
 from visionflow_hf.corpus.responses import check_responses
-from visionflow_hf.corpus.schema import MARKER, pixel_hash
+from visionflow_hf.corpus.schema import MARKER, pixel_hash, voxel_table, write_corpus
 from visionflow_hf.corpus.source import Source, Subject
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import refuse_existing
@@ -31,7 +32,7 @@ class Trials:
 def prepare_arrays(
     file: str | os.PathLike,
     out: str | os.PathLike,
-    images: str,
+    images: str | None,
     fmri: str,
     test_images: str | None = None,
     test_fmri: str | None = None,
@@ -50,7 +51,8 @@ def prepare_arrays(
 
     Args:
         images, fmri: keys of the arrays (trials, height, width[, channels]) or (trials, pixels), and (trials, voxels).
-            A path such as `group/images` reaches into an HDF5 group.
+            A path such as `group/images` reaches into an HDF5 group. Without `images` the corpus has fMRI alone, all
+            of it in train, to be merged with pairs.
         test_images, test_fmri: the same of the test split; without them `test_fraction` of the stimuli is drawn.
         image_shape: height, width and maybe channels of images that come as flat rows.
         column_major: the flat rows run down the columns first, as MATLAB's `image(:)` does.
@@ -63,6 +65,11 @@ def prepare_arrays(
         UserError: for whatever in the file or the flags does not fit; nothing is written then.
     """
     refuse_existing(out, overwrite, MARKER)
+    if images is None:
+        if test_images or test_fmri or image_shape or column_major or average:
+            raise UserError("without --images all is train: leave out --test-..., --image-shape and --average-repeats")
+        write_fmri_alone(file, out, fmri, stimulus_ids, subject, overwrite)
+        return
     if (test_images is None) != (test_fmri is None):
         raise UserError("a test split needs both --test-images and --test-fmri")
     if test_stimulus_ids and not test_images:
@@ -113,6 +120,23 @@ def prepare_arrays(
         overwrite=overwrite,
         report=report,
     )
+
+
+def write_fmri_alone(
+    file: str | os.PathLike, out: str | os.PathLike, key: str, ids_key: str | None, subject: str, overwrite: bool
+) -> None:
+    """A corpus of responses without images; a stimulus has a name where `ids_key` gives one."""
+    arrays = read_arrays(file, [one for one in (key, ids_key) if one])
+    fmri = check_responses(arrays[key], key)
+    names = plain_names(arrays[ids_key], len(fmri), ids_key) if ids_key else [None] * len(fmri)
+    numbers = number_repeats(names) if ids_key else [0] * len(fmri)
+
+    def rows() -> Iterator[dict]:
+        for response, name, number in zip(fmri, names, numbers, strict=True):
+            yield {"image": None, "fmri": response, "subject": subject, "stimulus_id": name, "repeat": number}
+
+    unit = f"as in {key} of {Path(file).name}"
+    write_corpus(out, {"train": rows}, voxel_table(subject, fmri.shape[1]), unit=unit, overwrite=overwrite)
 
 
 def read_arrays(file: str | os.PathLike, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -219,14 +243,24 @@ def shape_images(array: np.ndarray, shape: list[int] | None, column_major: bool,
 
 
 def stimulus_names(array: np.ndarray, hashes: list[str], key: str) -> list[str]:
-    """One string a trial; whole numbers lose a decimal point, MATLAB's cells and bytes become text.
+    """`plain_names`, of which none stands for two images.
 
     Args:
-        hashes: of the pixels that each trial showed; one name must not stand for two images.
+        hashes: of the pixels that each trial showed.
     """
+    names = plain_names(array, len(hashes), key)
+    shown: dict[str, str] = {}
+    for name, pixels in zip(names, hashes, strict=True):
+        if shown.setdefault(name, pixels) != pixels:
+            raise UserError(f"stimulus {name} of {key} has several images: one name stands for one image")
+    return names
+
+
+def plain_names(array: np.ndarray, trials: int, key: str) -> list[str]:
+    """One string a trial; whole numbers lose a decimal point, MATLAB's cells and bytes become text."""
     values = [value.item() if isinstance(value, np.ndarray) and value.size == 1 else value for value in array.ravel()]
-    if len(values) != len(hashes):
-        raise UserError(f"{key} has {len(values)} entries for {len(hashes)} trials: one name a trial is expected")
+    if len(values) != trials:
+        raise UserError(f"{key} has {len(values)} entries for {trials} trials: one name a trial is expected")
     names = []
     for value in values:
         if isinstance(value, bytes):
@@ -234,10 +268,6 @@ def stimulus_names(array: np.ndarray, hashes: list[str], key: str) -> list[str]:
         elif isinstance(value, (float, np.floating)) and float(value).is_integer():
             value = int(value)
         names.append(str(value).strip())
-    shown: dict[str, str] = {}
-    for name, pixels in zip(names, hashes, strict=True):
-        if shown.setdefault(name, pixels) != pixels:
-            raise UserError(f"stimulus {name} of {key} has several images: one name stands for one image")
     return names
 
 

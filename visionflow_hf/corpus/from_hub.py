@@ -1,15 +1,19 @@
 """Corpora from the Hub: Parquet shards, the voxel table and the card, as `push-corpus` leaves them there."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from datasets import DatasetDict, load_dataset
-from huggingface_hub import DatasetCard, snapshot_download
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, load_dataset
+from huggingface_hub import DatasetCard, HfApi, snapshot_download
+from tqdm import tqdm
 
 from visionflow_hf.errors import UserError
 from visionflow_hf.hub_errors import HUB_ERRORS
 
-SHARDS = "data/{split}-*.parquet"
-TAKEN = ("data/*.parquet", "voxels.parquet", "README.md")
+SHARD = re.compile(r"data/(\w+)-[^/]*\.parquet")
+BESIDE = ["voxels.parquet", "README.md"]
 
 
 def fetch_corpus(name: str) -> Path:
@@ -19,30 +23,88 @@ def fetch_corpus(name: str) -> Path:
         UserError: there is none, or the Hub cannot be reached.
     """
     try:
-        folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=list(TAKEN)))
+        folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=["data/*.parquet", *BESIDE]))
     except HUB_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name} is no corpus: there is no such folder, and the Hub gives none ({reason})") from error
+        raise no_corpus(name, error) from error
     if not is_parquet(folder):
-        raise UserError(
-            f"{name} on the Hub is no corpus (no data/*.parquet in it): push one with `visionflow push-corpus`"
-        )
+        raise without_shards(name)
     return folder
 
 
+def stream_corpus(name: str, features: Features) -> tuple[DatasetDict, Path]:
+    """The splits of the corpus ORG/NAME, read into memory with no copy on disk.
+
+    Returns:
+        The splits, and the folder of what lies beside them: voxel table and card.
+
+    Raises:
+        UserError: there is none, it has other columns than `features`, or the Hub cannot be reached.
+    """
+    try:
+        revision = HfApi().dataset_info(name).sha
+        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=BESIDE))
+        shards = shards_of(HfApi().list_repo_files(name, repo_type="dataset", revision=revision))
+        if not shards:
+            raise without_shards(name)
+        files = {
+            split: [f"hf://datasets/{name}@{revision}/{file}" for file in names] for split, names in shards.items()
+        }
+        corpus = DatasetDict()
+        for split, rows in load_dataset("parquet", data_files=files, streaming=True).items():
+            tables = []
+            with tqdm(desc=f"reading {split}", unit=" rows", leave=False, disable=None) as bar:
+                for batch in rows.with_format("arrow").iter(100):
+                    tables.append(batch)
+                    bar.update(len(batch))
+            corpus[split] = Dataset(pa.concat_tables(tables).select(list(features)).cast(features.arrow_schema))
+    except (KeyError, pa.ArrowInvalid) as error:
+        raise UserError(
+            f"corpus {name} cannot be read ({' '.join(str(error).split())[:100]}): whole Parquet files are expected, "
+            f"with the columns {', '.join(features)}"
+        ) from error
+    except HUB_ERRORS as error:
+        raise no_corpus(name, error) from error
+    describe(corpus, folder)
+    return corpus, folder
+
+
+def no_corpus(name: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{name} is no corpus: there is no such folder, and the Hub gives none ({reason})")
+
+
+def without_shards(name: str) -> UserError:
+    return UserError(
+        f"{name} on the Hub is no corpus (no data/*.parquet in it): push one with `visionflow push-corpus`"
+    )
+
+
+def shards_of(files: Iterable[str]) -> dict[str, list[str]]:
+    """The Parquet files of each split, out of all files of a repository."""
+    shards: dict[str, list[str]] = {}
+    for file in sorted(files):
+        if match := SHARD.fullmatch(file):
+            shards.setdefault(match[1], []).append(file)
+    return shards
+
+
 def is_parquet(folder: Path) -> bool:
-    return any(folder.glob(SHARDS.format(split="*")))
+    return any(folder.glob("data/*.parquet"))
 
 
 def load_parquet(folder: Path) -> DatasetDict:
-    """The splits of such a folder, through the cache of `datasets`; the unit stands in the head of the card."""
-    files = sorted(folder.glob(SHARDS.format(split="*")))
-    splits = dict.fromkeys(file.name.split("-")[0] for file in files)
-    for split in splits:
-        splits[split] = [str(file) for file in sorted(folder.glob(SHARDS.format(split=split)))]
-    corpus = load_dataset("parquet", data_files=splits)
+    """The splits of such a folder, through the cache of `datasets`."""
+    shards = shards_of(file.relative_to(folder).as_posix() for file in folder.glob("data/*.parquet"))
+    corpus = load_dataset(
+        "parquet", data_files={split: [str(folder / file) for file in files] for split, files in shards.items()}
+    )
+    describe(corpus, folder)
+    return corpus
+
+
+def describe(corpus: DatasetDict, folder: Path) -> None:
+    """Each split's description is the unit, which stands in the head of the card."""
     card = folder / "README.md"
     about = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
     for split in corpus.values():
         split.info.description = about.get("visionflow", {}).get("unit", "")
-    return corpus

@@ -6,7 +6,7 @@ reading them. An image that was scaled or compressed again is another one here.
 """
 
 import hashlib
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,17 +38,24 @@ def look(splits: DatasetDict) -> Pictures:
         UserError: an image that cannot be read.
     """
     by_bytes: dict[bytes, Picture] = {}
-    pictures = {}
+    pictures: Pictures = {}
     for name, split in splits.items():
         first = first_rows(split)
+        names = list(first)
         pictures[name] = {}
-        with tqdm(total=len(first), desc=f"comparing the images of {name}", unit="image", delay=3, leave=False) as bar:
-            for (stimulus, row), image in zip(first.items(), encoded(split, list(first.values())), strict=True):
-                key = hashlib.sha256(image).digest()
-                if key not in by_bytes:
-                    by_bytes[key] = picture(image, f"the image in row {row} of split {name}")
-                pictures[name][stimulus] = by_bytes[key]
-                bar.update()
+        with (
+            ThreadPoolExecutor() as pool,  # decoders let go of Python's lock
+            tqdm(total=len(first), desc=f"comparing the images of {name}", unit="image", delay=3, leave=False) as bar,
+        ):
+            for start in range(0, len(names), BATCH):
+                stimuli = names[start : start + BATCH]
+                images = encoded(split, [first[stimulus] for stimulus in stimuli])
+                keys = [hashlib.sha256(image).digest() for image in images]
+                new = {key: place for place, key in enumerate(keys) if key not in by_bytes}
+                where = [f"the image in row {first[stimuli[place]]} of split {name}" for place in new.values()]
+                by_bytes |= zip(new, pool.map(picture, [images[place] for place in new.values()], where), strict=True)
+                pictures[name] |= {stimulus: by_bytes[key] for stimulus, key in zip(stimuli, keys, strict=True)}
+                bar.update(len(images))
     return pictures
 
 
@@ -65,17 +72,13 @@ def first_rows(split: Dataset) -> dict[str, int]:
     return first
 
 
-def encoded(split: Dataset, rows: list[int]) -> Iterator[bytes]:
-    """The images of these rows, as files hold them; a few at a time."""
-    images = split.select_columns("image").cast_column("image", Image(decode=False))
-    for start in range(0, len(rows), BATCH):
-        for item in images.select(rows[start : start + BATCH])["image"]:
-            try:
-                yield Path(item["path"]).read_bytes() if item["bytes"] is None else item["bytes"]
-            except OSError as error:
-                raise UserError(
-                    f"the image {item['path']} is gone ({error.strerror}): make the corpus again"
-                ) from error
+def encoded(split: Dataset, rows: list[int]) -> list[bytes]:
+    """The images of these rows, as files hold them."""
+    images = split.select_columns("image").cast_column("image", Image(decode=False)).select(rows)["image"]
+    try:
+        return [Path(item["path"]).read_bytes() if item["bytes"] is None else item["bytes"] for item in images]
+    except OSError as error:
+        raise UserError(f"the image {error.filename} is gone ({error.strerror}): make the corpus again") from error
 
 
 def picture(image: bytes, where: str) -> Picture:

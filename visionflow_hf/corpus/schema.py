@@ -13,7 +13,7 @@ import pandas as pd
 from datasets import DatasetDict, Features, Image, List, Value, load_from_disk
 
 from visionflow_hf.corpus.checks import check_rows, check_trainable, check_voxels
-from visionflow_hf.corpus.from_hub import fetch_corpus, is_parquet, load_parquet
+from visionflow_hf.corpus.from_hub import fetch_corpus, is_parquet, load_parquet, stream_corpus
 from visionflow_hf.corpus.leakage import Pictures, in_words, leakage, look, refusal, renamed, second_names
 from visionflow_hf.corpus.shards import write_split
 from visionflow_hf.errors import UserError, count
@@ -119,25 +119,32 @@ def save_corpus(folder: Path, splits: DatasetDict, voxels: pd.DataFrame, unit: s
     voxels.to_parquet(folder / "voxels.parquet", index=False)
 
 
-def open_corpus(path: str | os.PathLike, allow_leakage: bool = False) -> Corpus:
+def open_corpus(path: str | os.PathLike, allow_leakage: bool = False, streaming: bool = False) -> Corpus:
     """Open a corpus to train or evaluate on: sound, without leakage, with pairs in train and in test.
 
     Args:
         path: folder, or ORG/NAME on the Hub.
         allow_leakage: take a corpus in which a stimulus is in two splits, and say so in `leakage`.
+        streaming: read a corpus of the Hub into memory, with no copy on disk.
 
     Raises:
         UserError: with the first thing that is wrong and its remedy.
     """
-    corpus = read_corpus(path, allow_leakage)
+    corpus = read_corpus(path, allow_leakage, streaming)
     refuse(path, check_trainable(corpus.splits))
     return corpus
 
 
-def read_corpus(path: str | os.PathLike, allow_leakage: bool = False) -> Corpus:
+def read_corpus(path: str | os.PathLike, allow_leakage: bool = False, streaming: bool = False) -> Corpus:
     """As `open_corpus`, but train may have no pairs, and there need be no test split."""
-    folder = corpus_folder(path)
-    splits, voxels = read_splits(folder), read_voxels(folder)
+    if streaming:
+        if Path(path).exists():
+            raise UserError(f"--streaming reads from the Hub, and {path} is here already: leave it out")
+        splits, folder = stream_corpus(str(path), FEATURES)
+    else:
+        folder = corpus_folder(path)
+        splits = read_splits(folder)
+    voxels = read_voxels(folder)
     subjects, problems = check_rows(splits)
     refuse(path, problems + check_voxels(voxels, subjects))
     pictures = look(splits)

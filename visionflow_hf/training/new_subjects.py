@@ -92,7 +92,8 @@ def images_to_make_trials_of(
 ) -> torch.Tensor:
     """Latents `(images, latent_dim)` of the stimuli, of images made of them, and of what the model takes for images."""
     torch.manual_seed(seed)
-    latents = [image_posteriors(model, processor, train, {}).mean]
+    stimuli = list(dict.fromkeys(train["stimulus_id"]))
+    latents = [image_posteriors(model, processor, train, stimuli, {}).mean]
     for _ in range(IMAGES // BATCH):
         dreamt = model.decode(torch.randn(BATCH, model.config.latent_dim, device=model.device, dtype=model.dtype))
         latents.append(model.encode_image(dreamt).mean.float())

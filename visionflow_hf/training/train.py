@@ -52,18 +52,20 @@ def train(
     model_args: ModelArguments,
     training_args: VisionFlowTrainingArguments,
     allow_leakage: bool = False,
+    streaming: bool = False,
 ) -> Trained:
     """Train on the train split of `corpus`, and leave in `run` a model folder that `AutoModel` loads.
 
     Args:
         corpus: folder, or ORG/NAME on the Hub.
         allow_leakage: train even where a stimulus is in two splits; the card then says so.
+        streaming: read a corpus of the Hub into memory, with no copy on disk.
 
     Raises:
         UserError: a corpus, a folder, a checkpoint or an encoder that cannot be used; `run` is untouched then.
     """
     run = Path(run)
-    opened = open_corpus(corpus, allow_leakage)
+    opened = open_corpus(corpus, allow_leakage, streaming)
     checkpoint = find_checkpoint(run, training_args.resume_from_checkpoint)
     if checkpoint is None:
         refuse_existing(run, training_args.overwrite, MARKER)
