@@ -2,6 +2,7 @@
 """The four losses, each a mean per element over the rows that have what it compares."""
 
 import torch
+from torch import nn
 
 from .latent_gaussian import LatentGaussian
 
@@ -41,6 +42,22 @@ def alignment_loss(image_posterior: LatentGaussian, fmri_posterior: LatentGaussi
     It draws the two means together and, at the same time, makes the fMRI's variance tell how far they are apart.
     """
     return row_mean(image_posterior.kl_to(fmri_posterior).mean(1), rows)
+
+
+def contrastive_loss(image_means: torch.Tensor, fmri_means: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
+    """mean of -log softmax_j(cos(f_i, g_j) / temperature) at j = i, over rows, and both ways round.
+
+    Beside the alignment loss, which asks how far a response's latent is from its image's, it asks whether the others
+    are farther. Source: Oord et al. 2018, Representation Learning with Contrastive Predictive Coding; Radford et al.
+    2021, Learning Transferable Visual Models from Natural Language Supervision, for both ways round.
+
+    Args:
+        image_means, fmri_means (`torch.Tensor` of shape `(batch, latent_dim)`): f and g, less what all rows share.
+    """
+    similarity = nn.functional.normalize(fmri_means, dim=1) @ nn.functional.normalize(image_means, dim=1).T
+    own = torch.arange(len(similarity), device=similarity.device)
+    one_way, other_way = (nn.functional.cross_entropy(each / temperature, own) for each in (similarity, similarity.T))
+    return (one_way + other_way) / 2
 
 
 def fmri_loss(

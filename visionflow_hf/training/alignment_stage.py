@@ -2,7 +2,7 @@
 
     image'  ->  q(z | image')                                          as the image side sees it
     image'  ->  fMRI' = predicted fMRI + noise  ->  h = W fMRI'        as a scanner might
-    loss     =  KL(q(z | image') || q(z | fMRI'))
+    loss     =  KL(q(z | image') || q(z | fMRI')) + CONTRASTIVE (which image' was it?)
 
 Few pairs do not tell how to get from voxels to images, but they do tell what each voxel sees; and where that is known,
 pairs can be made without end, from the stimuli and from images made of them. The noise is what held-out trials have. It
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.latent_gaussian import LatentGaussian
-from visionflow_hf.modeling.losses import alignment_loss
+from visionflow_hf.modeling.losses import alignment_loss, contrastive_loss
 from visionflow_hf.training.arguments import VisionFlowTrainingArguments
 from visionflow_hf.training.augmentation import FEW_STIMULI, augment
 from visionflow_hf.training.image_latents import BATCH, posterior_of
@@ -31,6 +31,7 @@ from visionflow_hf.training.image_latents import BATCH, posterior_of
 IMAGES = 4000  # about as many as trials are made of
 STEPS, TRIALS = 2000, 256  # trials a step
 LEARNING_RATE = 1e-3
+CONTRASTIVE = 0.3  # weight of the contrastive loss beside the alignment loss
 SHARED = 0.3  # of the noise variance, that voxels have in common
 MOST_TRIALS = 2000  # of a subject, that tell what they have in common
 
@@ -80,6 +81,7 @@ def align(
         trials = [made_up(subject) for subject in range(len(linear))]
         bridge.head.bias[learned_dim:] = best_variance(bridge, 0.0, trials).log()
     everything = torch.ones(TRIALS, dtype=torch.bool, device=read.device)
+    level = images.mean[:, :learned_dim].mean(0)
     weights = [*bridge.hidden.parameters(), *bridge.head.parameters()]
     learned = [weight.requires_grad for weight in weights]
     optimizer = torch.optim.AdamW([weight.requires_grad_() for weight in weights], lr=LEARNING_RATE)
@@ -87,7 +89,10 @@ def align(
     bridge.train()
     for step in tqdm(range(steps), desc="alignment stage", unit="step", leave=False, disable=None):
         posterior, h = made_up(step % len(linear))
-        loss = alignment_loss(posterior, bridge.posterior(h), everything)
+        from_fmri = bridge.posterior(h)
+        loss = alignment_loss(posterior, from_fmri, everything)
+        means = [one.mean[:, :learned_dim] - level for one in (posterior, from_fmri)]
+        loss = loss + CONTRASTIVE * contrastive_loss(*means)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
