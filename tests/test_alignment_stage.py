@@ -74,6 +74,7 @@ def test_the_mlp_learns_to_read_new_made_up_trials(parts, args):
     with torch.no_grad():
         model.fmri_to_latent.head.weight.zero_()
         model.fmri_to_latent.head.bias.zero_()
+        model.fmri_to_latent.mlp_share.fill_(1)
     before = {name: values.clone() for name, values in model.state_dict().items()}
     latents, variance, linear = made_up(model, processor, train)
     align(model, processor, train, {}, 1.0, args)
