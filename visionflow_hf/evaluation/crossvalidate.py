@@ -29,7 +29,7 @@ def crossvalidate(
     model_args: ModelArguments,
     training_args: VisionFlowTrainingArguments,
     folds: int = 10,
-    num_proc: int | None = None,
+    num_proc: int | None = 1,
     overwrite: bool = False,
 ) -> dict:
     """Train once a fold on all other stimuli of all splits, and write one report over all stimuli to the folder `out`.
@@ -41,8 +41,8 @@ def crossvalidate(
     are pooled: in raw units the folds' means alone would push voxel r below zero.
 
     Args:
-        num_proc: folds that are trained side by side; by default as many as there are cores if nothing but these
-            compute, and the encoder is small enough that memory holds several.
+        num_proc: folds that are trained side by side, in new processes. None: as many as there are cores if nothing
+            but these compute and the encoder is so small that memory holds several, else one.
     """
     refuse_existing(out, overwrite, MARKER)
     opened = open_corpus(corpus, allow_leakage=True)
