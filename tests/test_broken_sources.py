@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from threading import RLock
 
 import h5py
 import layouts
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import scipy.io
 from sources import of, prepare, rows_of
+from tqdm import tqdm
 
 from visionflow_hf.corpus.schema import open_corpus
 
@@ -289,6 +291,7 @@ def begin(source, out) -> int:
     """The process of an import that has just begun."""
     child = os.fork()
     if child == 0:
+        tqdm.set_lock(RLock())  # its own: killed with the one that forks share, it would never give it back
         os._exit(prepare("nsd", source, out))
     return child
 
