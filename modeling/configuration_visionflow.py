@@ -56,6 +56,9 @@ class VisionFlowConfig(PreTrainedConfig):
         linear_share (`float`, *optional*, defaults to 0.0):
             Share of the image that is linear in the latent, beside the decoder's; from 0, where there is no such path,
             to 1.
+        decoding_spread (`float`, *optional*, defaults to 0.0):
+            Decoding averages the images of latents that spread around the mean of q(z | fMRI) by this share of its
+            standard deviation; 0 decodes the mean alone.
         image_weight, kl_weight, alignment_weight, fmri_weight (`float`, *optional*):
             Weights of the four losses, each a mean per element (pixel, latent dimension, latent dimension, voxel).
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -84,6 +87,7 @@ class VisionFlowConfig(PreTrainedConfig):
     decoder_channels: int = 16
     decoder_max_channels: int = 256
     linear_share: float = 0.0
+    decoding_spread: float = 0.0
     image_weight: float = 0.3
     kl_weight: float = 0.03
     alignment_weight: float = 0.1
@@ -106,8 +110,9 @@ class VisionFlowConfig(PreTrainedConfig):
             raise ValueError(f"wavelet_dim is {self.wavelet_dim}: less than latent_dim, {self.latent_dim}, is expected")
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels is {self.num_channels}: 1 (grey) or 3 (RGB) is expected")
-        if not 0 <= self.linear_share <= 1:
-            raise ValueError(f"linear_share is {self.linear_share}: a share from 0 to 1 is expected")
+        for name in ("linear_share", "decoding_spread"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: a share from 0 to 1 is expected")
         if self.decoder_type not in ("conv_transpose", "autoencoder_kl"):
             raise ValueError(f"decoder_type is {self.decoder_type}: conv_transpose or autoencoder_kl is expected")
         if (self.decoder_type == "autoencoder_kl") != (self.autoencoder_config is not None):

@@ -20,6 +20,7 @@ from .latent_gaussian import LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
 
 NARROW = -3.0  # logarithm of the variance with which posteriors begin
+DRAWS = 8  # of noise, each taken with both signs, that decoding averages over
 
 
 @dataclass
@@ -105,6 +106,7 @@ class VisionFlowModel(PreTrainedModel):
             self.image_decoder = ConvTransposeDecoder(config, config.image_size, config.num_channels, nn.Sigmoid())
         if config.linear_share:
             self.linear_decoder = LinearDecoder(config)
+        self.decoding_noise = nn.Parameter(torch.empty(DRAWS, config.learned_dim), requires_grad=False)
         self.fmri_to_latent = FmriToLatent(config)
         self.latent_to_fmri = LatentToFmri(config)
         self.post_init()
@@ -120,6 +122,10 @@ class VisionFlowModel(PreTrainedModel):
         elif module is self:
             if self.config.wavelet_dim:
                 init.constant_(self.wavelet_logvar, NARROW)
+            generator = torch.Generator().manual_seed(0)  # the same for every model
+            init.copy_(
+                self.decoding_noise, torch.randn(DRAWS, self.config.learned_dim, generator=generator, device="cpu")
+            )
         elif isinstance(module, FmriToLatent):
             init.normal_(module.hidden.weight, std=1 / math.sqrt(self.config.latent_dim))
             init.zeros_(module.head.weight)
@@ -299,7 +305,9 @@ class VisionFlowModel(PreTrainedModel):
         num_samples: int | None = None,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Decoding: the image behind each response. Samples are images of samples of q(z | fmri).
+        """Decoding: the image behind each response, as `decode_mean` makes it of q(z | fmri).
+
+        Samples are images of samples of q(z | fmri).
 
         Args:
             fmri (`torch.Tensor` of shape `(batch, max_voxels)`): standardised on train, as the processor makes it.
@@ -312,7 +320,7 @@ class VisionFlowModel(PreTrainedModel):
         """
         posterior = self.encode_fmri(fmri, subject_ids)
         if num_samples is None:
-            return self.decode(posterior.mean)
+            return self.decode_mean(posterior)
         noise = torch.randn(len(fmri), num_samples, self.config.latent_dim, generator=generator).to(posterior.mean)
         latents = posterior.mean[:, None] + (posterior.logvar / 2).exp()[:, None] * noise
         return self.decode(latents.flatten(0, 1)).unflatten(0, (-1, num_samples))
@@ -409,6 +417,26 @@ class VisionFlowModel(PreTrainedModel):
         """
         image, share = self.image_decoder(latent), self.config.linear_share
         return blend(image, self.linear_decoder(latent), share) if share else image
+
+    def decode_mean(self, posterior) -> torch.Tensor:
+        """image = mean of decode(mean + decoding_spread std noise) over some noise, the same for each row and call.
+
+        What is uncertain comes out soft, so that the squared error is less than that of the mean latent's image.
+
+        Args:
+            posterior (`LatentGaussian`)
+
+        Returns:
+            `(batch, num_channels, height, width)` on a 0..1 scale.
+        """
+        if not self.config.decoding_spread:
+            return self.decode(posterior.mean)
+        mean, logvar = (values[:, : self.config.learned_dim] for values in (posterior.mean, posterior.logvar))
+        step = self.config.decoding_spread * (logvar / 2).exp()
+        images = 0
+        for noise in self.decoding_noise:
+            images = images + self.decode(mean + step * noise) + self.decode(mean - step * noise)
+        return images / (2 * len(self.decoding_noise))
 
     def extract_image_features(self, pixel_values: torch.Tensor, **kwargs):
         """What the posterior's heads read of an image, and the encoder's whole output.

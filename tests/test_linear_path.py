@@ -13,7 +13,14 @@ from visionflow_hf.ridge import fit_ridge
 from visionflow_hf.training import rehearsal
 from visionflow_hf.training.fit_bridges import fit_bridges
 from visionflow_hf.training.linear_path import fit_linear_decoder
-from visionflow_hf.training.rehearsal import LINEAR_SHARES, MLP_SHARES, best_shares, quality_by_share, remaining
+from visionflow_hf.training.rehearsal import (
+    LINEAR_SHARES,
+    MLP_SHARES,
+    best_shares,
+    quality_by_share,
+    read_unseen,
+    remaining,
+)
 
 HELD_OFF = (1 / 512, 511 / 512)
 
@@ -57,9 +64,10 @@ def test_it_carries_the_image_where_the_decoder_fails(parts):
     model, processor, splits = parts
     with torch.no_grad():
         model.image_decoder.seed.weight.zero_()  # the same image for every latent
-    quality = quality_by_share(model, processor, splits["train"], splits["test"], {}, gain=1.0)
+    unseen = read_unseen(model, processor, splits["train"], splits["test"], {}, gain=1.0)
+    quality = quality_by_share(unseen)
     assert quality.shape == (len(MLP_SHARES), len(LINEAR_SHARES))
-    assert best_shares(quality).linear == 1
+    assert best_shares([unseen]).linear == 1
     assert (quality[:, -1] > quality[:, 0]).all()
 
 
@@ -68,12 +76,12 @@ def test_the_mlp_counts_where_it_helps_and_not_where_it_harms(parts):
     head = model.fmri_to_latent.head
     with torch.no_grad():
         head.bias[: model.config.learned_dim] = 10.0  # whatever the fMRI, far away from all latents
-    assert best_shares(quality_by_share(model, processor, splits["train"], splits["test"], {}, gain=1.0)).mlp == 0
+    assert best_shares([read_unseen(model, processor, splits["train"], splits["test"], {}, gain=1.0)]).mlp == 0
     with torch.no_grad():
         head.bias[: model.config.learned_dim] = -10.0
         for voxel_map in model.fmri_to_latent.voxel_maps:
             voxel_map.bias[: model.config.learned_dim] += 10.0  # which the MLP alone takes back
-    assert best_shares(quality_by_share(model, processor, splits["train"], splits["test"], {}, gain=1.0)).mlp == 1
+    assert best_shares([read_unseen(model, processor, splits["train"], splits["test"], {}, gain=1.0)]).mlp == 1
 
 
 def test_the_mlp_takes_its_share_of_the_gain_back():
@@ -107,9 +115,10 @@ def test_large_images_are_enlarged_from_32_px():
     assert image.shape == (2, 3, 96, 64) and image.min() >= 0 and image.max() <= 1
 
 
-def test_a_share_is_a_share():
-    with pytest.raises(ValueError, match=r"linear_share is 1\.5: a share from 0 to 1 is expected"):
-        VisionFlowConfig(linear_share=1.5)
+@pytest.mark.parametrize("name", ["linear_share", "decoding_spread"])
+def test_a_share_is_a_share(name):
+    with pytest.raises(ValueError, match=rf"{name} is 1\.5: a share from 0 to 1 is expected"):
+        VisionFlowConfig(**{name: 1.5})
 
 
 def test_a_rehearsal_keeps_stimuli_from_the_image_side(corpus, tmp_path, monkeypatch):

@@ -139,7 +139,8 @@ def continue_model(name: str, train: Dataset, args: ModelArguments) -> tuple[Vis
     processor = VisionFlowProcessor(image_size=old.image_size, num_channels=old.num_channels)
     add_subjects(processor, train)
     config = VisionFlowConfig.from_dict(trained.config.to_dict())
-    config.latent_dim, config.wavelet_dim, config.linear_share = config.learned_dim, 0, 0.0
+    config.latent_dim, config.wavelet_dim = config.learned_dim, 0
+    config.linear_share = config.decoding_spread = 0.0
     config.subjects, config.num_voxels = [], []
     model = VisionFlowModel(config)
     own = model.state_dict()

@@ -1,4 +1,6 @@
-"""How much of decoding the MLP and the linear path are given: as much as serves stimuli best that nothing learned from.
+"""How much of decoding the MLP and the linear path are given, and how far decoding spreads.
+
+Each as much as serves stimuli best that nothing learned from.
 
 Where the corpus spares no stimuli for validation, a copy of the model learns without some of them first, up to the same
 finish as the model itself.
@@ -18,7 +20,8 @@ from visionflow_hf.corpus.responses import responses_of, without
 from visionflow_hf.corpus.splits import stimulus_folds
 from visionflow_hf.evaluation.metrics import pixel_correlation, ssim
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.modeling.image_decoder import blend
+from visionflow_hf.modeling.image_decoder import LinearDecoder, blend
+from visionflow_hf.modeling.latent_gaussian import LatentGaussian
 from visionflow_hf.training.arguments import VisionFlowTrainingArguments
 from visionflow_hf.training.finish import finish
 from visionflow_hf.training.linear_path import fit_linear_decoder, pixels_of
@@ -28,6 +31,7 @@ logger = logging.get_logger("visionflow_hf")
 
 MLP_SHARES = np.linspace(0, 1, 5)
 LINEAR_SHARES = np.linspace(0, 1, 11)
+SPREADS = np.linspace(0, 1, 6)
 FOLDS = 5  # by stimulus
 ENOUGH = 8  # held-out stimuli: with so many, the rehearsals end
 MOST_ASKED = 128  # stimuli by which the shares are chosen
@@ -40,52 +44,105 @@ class Shares:
     Attributes:
         mlp: of the correction that the MLP from fMRI to latent makes.
         linear: of the linear path from latent to pixels.
+        spread: of the standard deviation of q(z | fMRI), over which decoding averages.
     """
 
-    mlp: float
-    linear: float
+    mlp: float = 0.0
+    linear: float = 0.0
+    spread: float = 0.0
+
+
+@dataclass
+class Unseen:
+    """Stimuli that a finished model has not learned from, and what it reads from their fMRI, repeats averaged.
+
+    Attributes:
+        images (`np.ndarray` of shape `(responses, height, width[, 3])`): their stimuli, on a 0..1 scale.
+        posteriors: q(z | fMRI), one for each of MLP_SHARES.
+        linear: the linear path that belongs to each.
+    """
+
+    model: VisionFlowModel
+    images: np.ndarray
+    posteriors: list[LatentGaussian]
+    linear: list[LinearDecoder]
+
+    def quality(self, reconstructions: torch.Tensor) -> float:
+        """Mean pixcorr + ssim."""
+        made = as_array(reconstructions.float())
+        return float((pixel_correlation(self.images, made) + ssim(self.images, made)).mean())
 
 
 @torch.no_grad()
-def quality_by_share(
+def read_unseen(
     model: VisionFlowModel,
     processor: VisionFlowProcessor,
     seen: Dataset,
     unseen: Dataset,
     features: dict[str, torch.Tensor],
     gain: float,
-) -> np.ndarray:
-    """Mean pixcorr + ssim, `(MLP_SHARES, LINEAR_SHARES)`, of the images that are read from the fMRI in `unseen`.
-
-    The model must be finished, and have learned from `seen` alone. Repeats are averaged before they are read.
-    """
-    quality = []
+) -> Unseen:
+    """What `model`, which must be finished and have learned from `seen` alone, reads from the fMRI in `unseen`."""
+    bridge, images, posteriors = model.fmri_to_latent, [], []
     subjects = sorted(set(unseen["subject"]))
-    linear = [fit_linear_decoder(model, processor, seen, features, remaining(gain, share)) for share in MLP_SHARES]
     for subject in subjects:
         average, _ = responses_of(unseen, subject).averaged()
         rows = np.random.default_rng(0).permutation(len(average.fmri))[: max(1, MOST_ASKED // len(subjects))]
         asked = [average.stimulus_ids[row] for row in rows]
-        real = as_array(pixels_of(processor, unseen, asked, model.config.image_size))
+        images.append(as_array(pixels_of(processor, unseen, asked, model.config.image_size)))
         fmri = processor(fmri=average.fmri[rows], subject=subject)["fmri"].to(model.device, model.dtype)
-        h = model.fmri_to_latent.linear(fmri, {processor.subjects.index(subject): slice(None)})
-        scores = []
-        for share, straight in zip(MLP_SHARES, linear, strict=True):
-            latent = model.fmri_to_latent.posterior(h, share).mean
-            images = model.image_decoder(latent).float(), straight(latent).float()
-            blends = (as_array(blend(*images, part)) for part in LINEAR_SHARES)
-            scores.append([pixel_correlation(real, one) + ssim(real, one) for one in blends])
-        quality.append(scores)
-    return np.concatenate(quality, axis=2).mean(2)
+        h = bridge.linear(fmri, {processor.subjects.index(subject): slice(None)})
+        posteriors.append([bridge.posterior(h, share) for share in MLP_SHARES])
+    return Unseen(
+        model,
+        np.concatenate(images),
+        [
+            LatentGaussian(torch.cat([one.mean for one in parts]), torch.cat([one.logvar for one in parts]))
+            for parts in zip(*posteriors, strict=True)
+        ],
+        [fit_linear_decoder(model, processor, seen, features, remaining(gain, share)) for share in MLP_SHARES],
+    )
 
 
-def best_shares(quality: np.ndarray) -> Shares:
-    """Those with the highest quality, which is logged."""
-    mlp, linear = np.unravel_index(quality.argmax(), quality.shape)
+@torch.no_grad()
+def quality_by_share(unseen: Unseen) -> np.ndarray:
+    """`(MLP_SHARES, LINEAR_SHARES)`, of the mean latents' images."""
+    quality = []
+    for posterior, straight in zip(unseen.posteriors, unseen.linear, strict=True):
+        images = unseen.model.image_decoder(posterior.mean).float(), straight(posterior.mean).float()
+        quality.append([unseen.quality(blend(*images, share)) for share in LINEAR_SHARES])
+    return np.array(quality)
+
+
+@torch.no_grad()
+def quality_by_spread(unseen: Unseen, mlp: int, linear_share: float) -> np.ndarray:
+    """`(SPREADS,)`, with the MLP share of this place and this linear share; they are given to the model."""
+    model = unseen.model
+    model.linear_decoder, model.config.linear_share = unseen.linear[mlp], linear_share
+    quality = []
+    for model.config.decoding_spread in SPREADS:
+        quality.append(unseen.quality(model.decode_mean(unseen.posteriors[mlp])))
+    return np.array(quality)
+
+
+def best_shares(held_out: list[Unseen]) -> Shares:
+    """Those with the highest quality, which is logged; first the two shares, then the spread that suits them.
+
+    An autoencoder's images are not averaged: it was taken for what an average loses, and 16 passes through it are slow.
+    """
+    weights = [len(unseen.images) for unseen in held_out]
+    by_share = np.average([quality_by_share(unseen) for unseen in held_out], axis=0, weights=weights)
+    mlp, linear = np.unravel_index(by_share.argmax(), by_share.shape)
     shares = Shares(float(MLP_SHARES[mlp]), float(LINEAR_SHARES[linear]))
+    best = by_share.max()
+    if held_out[0].model.config.decoder_type == "conv_transpose":
+        by_spread = [quality_by_spread(unseen, mlp, shares.linear) for unseen in held_out]
+        by_spread = np.average(by_spread, axis=0, weights=weights)
+        shares.spread, best = float(SPREADS[by_spread.argmax()]), by_spread.max()
     logger.info(
-        f"pixcorr + ssim of what nothing learned from: {quality[0, 0]:.3f} by the linear map and the decoder, "
-        f"{quality.max():.3f} with {shares.mlp:.0%} of the MLP and {shares.linear:.0%} of the linear path"
+        f"pixcorr + ssim of what nothing learned from: {by_share[0, 0]:.3f} by the linear map and the decoder, "
+        f"{by_share.max():.3f} with {shares.mlp:.0%} of the MLP and {shares.linear:.0%} of the linear path, "
+        f"{best:.3f} as a mean over {shares.spread:.0%} of the posterior's spread"
     )
     return shares
 
@@ -103,10 +160,10 @@ def validate(
     features: dict[str, torch.Tensor],
     wavelet_dim: int,
     args: VisionFlowTrainingArguments,
-) -> np.ndarray:
-    """`quality_by_share` of a copy of the model that is finished on `seen`."""
+) -> Unseen:
+    """What a copy of the model, finished on `seen`, reads from `unseen`."""
     model, gain = finish(copy.deepcopy(model), processor, seen, features, wavelet_dim, 1.0, args)
-    return quality_by_share(model, processor, seen, unseen, features, gain)
+    return read_unseen(model, processor, seen, unseen, features, gain)
 
 
 def rehearse(
@@ -128,8 +185,8 @@ def rehearse(
     image_stage.save_strategy, image_stage.report_to = SaveStrategy.NO, []
     distinct = len(set(rows["stimulus_id"]))
     if distinct < 2:
-        return Shares(0.0, 0.0)
-    quality, asked = 0, 0
+        return Shares()
+    rehearsals, asked = [], 0
     for seen, unseen in stimulus_folds(rows["stimulus_id"], min(FOLDS, distinct), args.seed):
         seen, unseen = rows.select(seen), rows.select(unseen)
         held_out = len(set(unseen["stimulus_id"]))
@@ -138,11 +195,11 @@ def rehearse(
             more = without(images, unseen)
             trainer = run_trainer(copy.deepcopy(model), processor, seen, None, features, image_stage, images=more)
         rehearsed = trainer.accelerator.unwrap_model(trainer.model)
-        quality = quality + held_out * validate(rehearsed, processor, seen, unseen, features, wavelet_dim, args)
+        rehearsals.append(validate(rehearsed, processor, seen, unseen, features, wavelet_dim, args))
         asked += held_out
         if asked >= ENOUGH:
             break
-    return best_shares(quality / asked)
+    return best_shares(rehearsals)
 
 
 def as_array(images: torch.Tensor) -> np.ndarray:

@@ -148,13 +148,14 @@ def train_on(
     trainer.save_state()
     model = trainer.accelerator.unwrap_model(trainer.model)
     if validation is not None:
-        shares = best_shares(validate(model, processor, fitted, validation, features, wavelet_dim, args))
+        shares = best_shares([validate(model, processor, fitted, validation, features, wavelet_dim, args)])
     # The held-out stimuli have served: they may be seen.
     model, gain = finish(model, processor, everything, features, wavelet_dim, shares.mlp, args)
     if shares.linear:
         gain = remaining(gain, shares.mlp)
         model.linear_decoder = fit_linear_decoder(model, processor, everything, features, gain)
         model.config.linear_share = shares.linear
+    model.config.decoding_spread = shares.spread
     return Trained(model, processor, trainer.state.log_history)
 
 
