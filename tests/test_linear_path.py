@@ -5,6 +5,7 @@ import pytest
 import torch
 from visionflow_hf.modeling import VisionFlowConfig
 from visionflow_hf.modeling.image_decoder import LinearDecoder
+from visionflow_hf.modeling.latent_gaussian import LatentGaussian
 
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import open_corpus
@@ -16,8 +17,10 @@ from visionflow_hf.training.linear_path import fit_linear_decoder
 from visionflow_hf.training.rehearsal import (
     LINEAR_SHARES,
     MLP_SHARES,
+    SPREADS,
     best_shares,
     quality_by_share,
+    quality_by_spread,
     read_unseen,
     remaining,
 )
@@ -84,6 +87,19 @@ def test_the_mlp_counts_where_it_helps_and_not_where_it_harms(parts):
     assert best_shares([read_unseen(model, processor, splits["train"], splits["test"], {}, gain=1.0)]).mlp == 1
 
 
+def test_decoding_spreads_where_the_latent_is_uncertain(parts):
+    model, processor, splits = parts
+    unseen = read_unseen(model, processor, splits["train"], splits["test"], {}, gain=1.0)
+    mean, push = unseen.posteriors[0].mean, 3.0
+    unseen.posteriors[0] = LatentGaussian(mean, torch.full_like(mean, -20.0))  # certain: any mean is the same image
+    certain = quality_by_spread(unseen, 0, 0.0)
+    assert certain == pytest.approx(np.full(len(SPREADS), certain[0]), abs=1e-3)
+    unseen.posteriors[0] = LatentGaussian(mean, torch.full_like(mean, 2 * np.log(push)))
+    model.config.decoding_spread = 1.0
+    unseen.images = rehearsal.as_array(model.decode_mean(unseen.posteriors[0]).detach())
+    assert quality_by_spread(unseen, 0, 0.0).argmax() == len(SPREADS) - 1
+
+
 def test_the_mlp_takes_its_share_of_the_gain_back():
     assert (remaining(1.4, 0.0), remaining(1.4, 0.5), remaining(1.4, 1.0)) == (1.4, 1.2, 1.0)
 
@@ -130,9 +146,9 @@ def test_a_rehearsal_keeps_stimuli_from_the_image_side(corpus, tmp_path, monkeyp
 
     def watched(model, processor, seen, unseen, *more):
         asked.append((set(seen["stimulus_id"]), set(unseen["stimulus_id"])))
-        return quality_by_share(model, processor, seen, unseen, *more)
+        return read_unseen(model, processor, seen, unseen, *more)
 
-    monkeypatch.setattr(rehearsal, "quality_by_share", watched)
+    monkeypatch.setattr(rehearsal, "read_unseen", watched)
     assert main(["train", str(corpus), str(tmp_path / "run"), *SHORT]) == 0
     assert asked and all(not seen & unseen for seen, unseen in asked)
     stimuli = set(open_corpus(corpus).splits["train"]["stimulus_id"])

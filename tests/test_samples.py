@@ -44,6 +44,20 @@ def test_sampled_images(loaded):
     assert torch.equal(images, again)
 
 
+def test_decoding_averages_over_a_share_of_the_spread(loaded):
+    model, processor = loaded
+    batch = processor(fmri=np.random.default_rng(0).normal(size=(3, 30)).astype(np.float32), subject="subj01")
+    before = model.config.decoding_spread
+    model.config.decoding_spread = 0.0
+    narrow = model.reconstruct_image(**batch)
+    model.config.decoding_spread = 1.0
+    wide, again = model.reconstruct_image(**batch), model.reconstruct_image(**batch)
+    model.config.decoding_spread = before
+    assert torch.equal(wide, again)
+    drawn = model.reconstruct_image(**batch, num_samples=2000, generator=torch.Generator().manual_seed(0)).mean(1)
+    assert (wide - drawn).abs().mean() < 0.5 * (narrow - drawn).abs().mean()
+
+
 def test_nine_tenths_of_what_is_measured_lie_in_the_90_percent_interval(loaded, corpus):
     model, processor = loaded
     test = open_corpus(corpus).splits["test"]
