@@ -59,7 +59,7 @@ def mean_squared_error(images: np.ndarray, reconstructions: np.ndarray) -> np.nd
 def cross_correlation(real: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """r_ij = Pearson r of real item i (rows) and predicted item j (columns), each flattened."""
     correlation = np.empty((len(real), len(predicted)))
-    for rows in _blocks(real):
+    for rows in _blocks(real, 4 * BLOCK):
         unit = _unit_rows(real[rows])
         for columns in _blocks(predicted):
             correlation[rows, columns] = unit @ _unit_rows(predicted[columns]).T
@@ -198,16 +198,21 @@ def cosine_similarity(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 def nan_reduce(reduce, values: np.ndarray) -> np.ndarray:
     """`reduce` (np.mean, np.median) over the last axis without its NaN; NaN where nothing is left."""
+    if np.isfinite(values).all() and values.shape[1]:
+        return reduce(values, axis=1)
     kept = [row[np.isfinite(row)] for row in values]
     return np.array([reduce(row) if len(row) else np.nan for row in kept])
 
 
 def _unit_rows(values: np.ndarray) -> np.ndarray:
     """Rows flattened, centred and scaled to length 1; constant rows become 0."""
-    rows = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
-    constant = np.ptp(rows, axis=1, keepdims=True) == 0
-    rows = np.where(constant, 0, rows - rows.mean(1, keepdims=True))
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    values = values.reshape(len(values), -1)
+    constant = values.max(1) == values.min(1)
+    rows = values.astype(np.float64)
+    rows -= rows.mean(1, keepdims=True)
+    rows[constant] = 0
+    rows /= np.sqrt(np.einsum("ij,ij->i", rows, rows)).clip(min=1e-12)[:, None]
+    return rows
 
 
 def _pairs(correlation: np.ndarray, comparable: np.ndarray | None, weights: np.ndarray | None):
@@ -230,7 +235,7 @@ def _standard(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (values - mean) / spread, mean, spread
 
 
-def _blocks(values: np.ndarray) -> Iterator[slice]:
-    """Slices of the rows that are small enough to be held as float64 a few times over."""
-    size = max(1, BLOCK * len(values) // max(values.size, 1))
+def _blocks(values: np.ndarray, numbers: int | None = None) -> Iterator[slice]:
+    """Slices of the rows of so many numbers, BLOCK by default: few enough to be held as float64 a few times over."""
+    size = max(1, (numbers or BLOCK) * len(values) // max(values.size, 1))
     return (slice(start, start + size) for start in range(0, len(values), size))

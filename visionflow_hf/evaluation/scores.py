@@ -106,8 +106,10 @@ def _of_subject(predictions: dict[str, np.ndarray], subject: str) -> tuple[dict,
             average[name] = values[rows]
     if not len(place):
         return average | of_voxels, None
-    trials = {name: values[place] for name, values in average.items()} | trials | {"trials": np.ones(len(place))}
-    return average | of_voxels, trials | of_voxels
+    of_trial = ("stimulus_id", "fold", "latent/image")
+    trials |= {name: values[place] for name, values in average.items() if name in of_trial}
+    trials |= {"trials": np.ones(len(place)), "row": place}
+    return average | of_voxels, average | of_voxels | trials
 
 
 def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, dict, dict]:
@@ -119,15 +121,19 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
     fold = arrays.get("fold", np.zeros(len(stimulus)))
     other = stimulus[:, None] != stimulus[None, :]
     decoding, identified = {}, {}
+    row = arrays.get("row", np.arange(len(stimulus)))  # the stimulus of each single trial
     for name, prefix in methods(arrays, "reconstruction").items():
         reconstructions = arrays[f"{prefix}reconstruction"]
-        identified[name] = metrics.cross_correlation(arrays["image"], reconstructions)
-        decoding[name] = _decoding(arrays["image"], reconstructions, identified[name], other, weights)
+        column = np.arange(len(row)) if len(reconstructions) == len(row) else row  # one a stimulus: the mean image
+        identified[name] = metrics.cross_correlation(arrays["image"], reconstructions)[np.ix_(row, column)]
+        pairs = arrays["image"], reconstructions, row, column
+        decoding[name] = _by_image(*pairs, weights) | _identification(identified[name], other, weights)
     ceiling = ceiling_of_average(ncsnr_of_ceiling(arrays["noise_ceiling"]), arrays["trials"])
     regions = {roi: voxels for roi, voxels in _regions(arrays.get("roi")) if voxels.any()}
     encoding, rois = {}, {roi: {} for roi in regions}
     for name, prefix in methods(arrays, "fmri_predicted").items():
-        encoding[name], by_region = _encoding(arrays, arrays[f"{prefix}fmri_predicted"], ceiling, regions, weights)
+        predicted = arrays[f"{prefix}fmri_predicted"][row]
+        encoding[name], by_region = _encoding(arrays, predicted, ceiling, regions, weights)
         for roi, figures in by_region.items():
             rois[roi][name] = figures
     encoding["noise_ceiling"] = _reachable(ceiling)
@@ -145,25 +151,24 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
     return {"decoding": decoding, "encoding": encoding, "latent": latent}, rois, {"stimulus": stimulus, **identified}
 
 
-def _decoding(
-    images: np.ndarray, reconstructions: np.ndarray, correlation: np.ndarray, other: np.ndarray, weights: np.ndarray
+def _by_image(
+    images: np.ndarray, reconstructions: np.ndarray, row: np.ndarray, column: np.ndarray, weights: np.ndarray
 ) -> dict:
-    by_image = {
-        "pixcorr": np.diag(correlation),
-        "ssim": np.concatenate([metrics.ssim(*pair) for pair in _pairs(images, reconstructions)]),
-        "mse": np.concatenate([metrics.mean_squared_error(*pair) for pair in _pairs(images, reconstructions)]),
-    }
-    figures = {name: weights @ values / weights.sum(1) for name, values in by_image.items()}
-    figures["two_way"] = metrics.two_way(correlation, other, weights)
-    for k in (1, 5):
-        figures[f"top{k}"] = metrics.top_k(correlation, k, other, weights)
-    return figures
+    """The figures that compare an image with its own reconstruction, those at `row` and `column`, on a 0..1 scale."""
+    pairs, place = np.unique([row, column], axis=1, return_inverse=True)
+    values: dict[str, list[np.ndarray]] = {"pixcorr": [], "ssim": [], "mse": []}
+    for start in range(0, pairs.shape[1], 64):
+        some = pairs[:, start : start + 64]
+        both = images[some[0]] / 255.0, reconstructions[some[1]] / 255.0
+        values["pixcorr"].append(metrics.pixel_correlation(*both))
+        values["ssim"].append(metrics.ssim(*both))
+        values["mse"].append(metrics.mean_squared_error(*both))
+    return {name: weights @ np.concatenate(parts)[place] / weights.sum(1) for name, parts in values.items()}
 
 
-def _pairs(images: np.ndarray, reconstructions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Both on a 0..1 scale, some at a time."""
-    for start in range(0, len(images), 64):
-        yield images[start : start + 64] / 255.0, reconstructions[start : start + 64] / 255.0
+def _identification(correlation: np.ndarray, other: np.ndarray, weights: np.ndarray) -> dict:
+    top = {f"top{k}": metrics.top_k(correlation, k, other, weights) for k in (1, 5)}
+    return {"two_way": metrics.two_way(correlation, other, weights)} | top
 
 
 def _encoding(
@@ -178,7 +183,7 @@ def _encoding(
     mean, spread = arrays.get("fmri_mean", 0), arrays.get("fmri_std", 1)
     pattern_r = metrics.pattern_correlation((measured - mean) / spread, (predicted - mean) / spread)
     parts = []
-    for some in np.array_split(weights, max(1, len(weights) * measured.shape[1] // 4_000_000)):  # bounds the memory
+    for some in np.array_split(weights, max(1, len(weights) * measured.shape[1] // 16_000_000)):  # bounds the memory
         r, r2 = metrics.voxel_correlation_and_r2(measured, predicted, some)
         parts.append(_over_voxels(r, r2, ceiling))
         for roi, voxels in regions.items():
