@@ -84,6 +84,19 @@ def top1(
     return weights @ hits / weights.sum(1)
 
 
+def top_k(
+    correlation: np.ndarray, k: int = 1, comparable: np.ndarray | None = None, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Share of the columns j whose own row is among the k best: fewer than k rows i != j have r_ij >= r_jj.
+
+    Each column ranks the rows. A tie fails; chance is k / n. Arguments and result as in `two_way`; whatever the
+    weights, every row stays a candidate once.
+    """
+    comparable, weights = _pairs(correlation, comparable, weights)
+    rivals = ((correlation >= np.diag(correlation)[None, :]) & comparable).sum(0)
+    return weights @ (rivals < k) / weights.sum(1)
+
+
 def voxel_correlation(measured: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Pearson r of each voxel over stimuli, NaN for a voxel whose measurement is constant.
 
@@ -114,6 +127,16 @@ def voxel_r2(measured: np.ndarray, predicted: np.ndarray, weights: np.ndarray | 
     variance = weights @ scaled**2 - (weights @ scaled) ** 2
     explained = 1 - np.divide(weights @ residual**2, variance, out=np.zeros_like(variance), where=variance > 1e-12)
     return np.where(variance > 1e-12, explained, np.nan)
+
+
+def pattern_correlation(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Pearson r across voxels of each stimulus; array of shape (stimuli,).
+
+    Args:
+        measured, predicted: arrays of shape (stimuli, voxels), each voxel in units of the same kind (standardised by
+            its mean and standard deviation over train), or else the voxels' means alone correlate.
+    """
+    return (_unit_rows(measured) * _unit_rows(predicted)).sum(1)
 
 
 def ceiling_normalised(correlation: np.ndarray, noise_ceiling: np.ndarray) -> np.ndarray:
