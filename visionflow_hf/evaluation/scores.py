@@ -8,6 +8,7 @@ import numpy as np
 
 from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_ceiling
 from visionflow_hf.evaluation import metrics
+from visionflow_hf.evaluation.perceptual import perceptual_figures
 
 DECODERS = {"model": "", "ridge": "ridge/", "mean_image": "mean_image/"}
 ENCODERS = {"model": "", "ridge": "ridge/"}
@@ -15,7 +16,7 @@ DRAWS = 1000
 INTERVAL = (2.5, 97.5)  # percent
 
 
-def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0) -> dict:
+def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0, perceptual: bool = False) -> dict:
     """The blocks `decoding`, `encoding`, `latent`, `single_trial`, `intervals` and `subjects` of metrics.json.
 
     The first three are means over subjects and score each stimulus once; figures without meaning (one stimulus, no
@@ -24,6 +25,7 @@ def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0)
     Args:
         predictions: the arrays named in `visionflow_hf.evaluation.predictions`.
         draws: bootstrap draws behind the 95 % intervals.
+        perceptual: add the figures of `visionflow_hf.evaluation.perceptual` to those of the decoding.
     """
     stimuli, position = np.unique(predictions["stimulus_id"], return_inverse=True)
     rng = np.random.default_rng(seed)
@@ -36,6 +38,9 @@ def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0)
         blocks[subject] = _blocks(average, weights[:, rows])
         if trials:
             single_trial[subject] = _blocks(trials, np.ones((1, len(trials["stimulus_id"]))))
+    for subject, decoders in perceptual_figures(predictions, weights).items() if perceptual else ():
+        for decoder, figures in decoders.items():
+            blocks[subject]["decoding"][decoder] |= figures
     mean = _mean(list(blocks.values()))
     main = _pick(mean, lambda values: _finite(values[0]))
     main["single_trial"] = None
