@@ -76,7 +76,7 @@ def test_grey_images_become_rgb_and_others_square():
 
 
 def test_features_are_a_layers_output_in_the_order_of_the_images():
-    images = RNG.integers(0, 256, (70, 12, 12, 3), dtype=np.uint8)
+    images = RNG.integers(0, 256, (70, 12, 12), dtype=np.uint8)
     network = SMALL[0]
     module = network.load().eval()
     found = features(module, network, images, QUIET)
@@ -226,8 +226,13 @@ def test_without_weights_one_line_says_where_they_go(run, corpus, tmp_path, too_
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     swav = Network("SwAV", lambda: perceptual.download(perceptual.SWAV), 224, {"swav": "avgpool"})
-    place = "no route to host.*put them into .*/torch/hub/checkpoints"
+    place = "no route to host.* where there is a network, to .*/torch/hub/checkpoints"
     refused(lambda: evaluate_with(swav), f"no weights from https://dl.fbaipublicfiles.com/.*{place}")
+    for spoiled in (b"", b"<html>not found</html>"):
+        (tmp_path / "torch" / "hub" / "checkpoints" / "swav_800ep_pretrain.pth.tar").write_bytes(spoiled)
+        refused(
+            lambda: evaluate_with(swav), "no weights from https://dl.fbaipublicfiles.com/.* where there is a network"
+        )
     assert not out.exists()
 
 

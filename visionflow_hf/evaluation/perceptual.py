@@ -3,15 +3,16 @@
     alexnet2, alexnet5, inception, clip     two-way identification by the activations of a layer; chance is 0.5
     efficientnet, swav                      mean over stimuli of the correlation distance 1 - r; lower is better
 
-Source: MindEye (Scotti et al. 2023), after Brain-Diffuser (Ozcelik & VanRullen 2023). A network sees the whole image,
-since nothing is cropped; one that is not square is squeezed. Resizing smooths where it makes smaller (torchvision's
-default since 0.17; before that, it did not).
+Source: MindEye (Scotti et al. 2023), after Brain-Diffuser (Ozcelik & VanRullen 2023). Images come at the stimulus's own
+size. A network sees all of an image, since nothing is cropped; one that is not square is squeezed. Resizing smooths
+where it makes smaller (torchvision's default since 0.17; before that, it did not).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -75,10 +76,10 @@ def download(url: str) -> dict[str, torch.Tensor]:
     """Weights from torch.hub's cache, or else from their official address."""
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:  # not there, cut short, or something else
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
-            f"no weights from {url} ({error}): download them where there is a network, and put them into {folder}"
+            f"no weights from {url} ({str(error)[:200]}): download them where there is a network, to {folder}"
         ) from error
 
 
