@@ -18,6 +18,7 @@ from visionflow_hf.cli import main
 from visionflow_hf.corpus.schema import voxel_table, write_corpus
 
 ROOT = Path(__file__).parent.parent
+FOLDS = ("--folds", "2", "--max_steps", "10", "--disable_tqdm", "true", "--seed", "4")
 REAL_DATA = Path(os.environ.get("VISIONFLOW_DATA", ROOT.parent / "shared" / "data"))
 
 
@@ -72,6 +73,23 @@ def colour_corpus(tmp_path_factory) -> Path:
         pd.concat([voxel_table("ann", 12), voxel_table("bob", 7)]),
         unit="arbitrary",
     )
+    return path
+
+
+@pytest.fixture(scope="session")
+def colour_report(colour_corpus, tmp_path_factory) -> Path:
+    """The report of a model from 10 steps on `colour_corpus`."""
+    run, path = (tmp_path_factory.mktemp("colour") / name for name in ("run", "report"))
+    assert main(["train", str(colour_corpus), str(run), "--max_steps", "10", "--disable_tqdm", "true"]) == 0
+    assert main(["evaluate", str(run), str(colour_corpus), str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def folds_report(corpus, tmp_path_factory) -> Path:
+    """The report of `crossvalidate` on `corpus`, two folds of 10 steps."""
+    path = tmp_path_factory.mktemp("folds") / "report"
+    assert main(["crossvalidate", str(corpus), str(path), *FOLDS]) == 0
     return path
 
 

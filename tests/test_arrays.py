@@ -143,8 +143,8 @@ def test_averaged_repeats_and_their_ceiling(tmp_path):
     assert stored.stimulus_ids == ids
     np.testing.assert_allclose(stored.fmri, means, rtol=1e-6)
     # signal and noise variance are 1: a trial's ceiling is 1 / 2, that of a mean of four is 4 / 5
-    np.testing.assert_allclose(kept.noise_ceiling("subj01"), 0.5, atol=0.15)
-    np.testing.assert_allclose(averaged.noise_ceiling("subj01"), 0.8, atol=0.12)
+    np.testing.assert_allclose(kept.voxels_of("subj01")["noise_ceiling"], 0.5, atol=0.15)
+    np.testing.assert_allclose(averaged.voxels_of("subj01")["noise_ceiling"], 0.8, atol=0.12)
 
 
 @pytest.mark.parametrize(

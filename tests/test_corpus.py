@@ -80,7 +80,7 @@ def test_the_simulated_ceiling_is_the_one_that_repeats_reveal(tmp_path):
     corpus = open_corpus(tmp_path / "c")
     trials = responses_of(corpus.splits["train"], "subj01")
     estimated = ceiling_of_average(ncsnr(trials.fmri, trials.stimulus_ids), np.ones(1))
-    np.testing.assert_allclose(estimated, corpus.noise_ceiling("subj01"), atol=0.06)
+    np.testing.assert_allclose(estimated, corpus.voxels_of("subj01")["noise_ceiling"], atol=0.06)
 
 
 def test_simulate_keeps_its_promises(corpus):
@@ -218,7 +218,7 @@ def test_inspect_gives_the_figures_of_the_responses(corpus):
         assert said["mean"] == pytest.approx(fmri.mean(), rel=1e-6)
         assert said["std"] == pytest.approx(fmri.std(0).mean(), rel=1e-6)
         assert said["trials"] == {"train": 36, "test": 12} and said["train_pairs"] == 36
-        assert said["noise_ceiling_median"] == pytest.approx(np.median(opened.noise_ceiling(subject)))
+        assert said["noise_ceiling_median"] == pytest.approx(np.median(opened.voxels_of(subject)["noise_ceiling"]))
         assert (said["missing_values"], said["constant_voxels"], said["noise_ceiling_known"]) == (0, 0, 30)
     assert (summary["problems"], summary["warnings"]) == ([], [])
 

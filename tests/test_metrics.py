@@ -1,5 +1,7 @@
 """Each metric against a library or a hand count, its traps, and its weights against rows written out repeatedly."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
@@ -57,20 +59,52 @@ def test_two_way_and_top1_count_columns_as_predictions():
     correlation = np.array([[0.5, 0.2, 0.1], [0.6, 0.9, 0.1], [0.4, 0.3, 0.0]])
     # column 0 beats row 2 only; column 1 beats both; column 2 neither
     assert metrics.two_way(correlation).tolist() == [pytest.approx(3 / 6)]
-    assert metrics.top1(correlation).tolist() == [pytest.approx(1 / 3)]
+    assert metrics.top_k(correlation).tolist() == [pytest.approx(1 / 3)]
     random = RNG.normal(size=(9, 9))
     assert metrics.two_way(random)[0] == pytest.approx(counted_two_way(random))
 
 
+def test_top_k_counts_rows_that_are_as_good_or_better():
+    correlation = np.array([[0.5, 0.2, 0.4, 0.1], [0.6, 0.9, 0.4, 0.1], [0.4, 0.3, 0.4, 0.1], [0.7, 0.1, 0.4, 0.0]])
+    # rivals of the columns' own rows: 2 (.6 and .7), none, 3 ties, 3 better ones
+    assert [metrics.top_k(correlation, k)[0] for k in (1, 2, 3, 4)] == [0.25, 0.25, 0.5, 1]
+
+
+def test_top1_among_some_is_the_mean_over_all_choices_of_them():
+    correlation = RNG.normal(size=(7, 7)) + np.eye(7)
+    hits = []
+    for column in range(7):
+        for rivals in combinations([row for row in range(7) if row != column], 3):
+            hits.append(all(correlation[row, column] < correlation[column, column] for row in rivals))
+    assert metrics.top1_of(4, correlation)[0] == pytest.approx(np.mean(hits))
+    assert metrics.top1_of(7, correlation)[0] == pytest.approx(metrics.top_k(correlation)[0])
+    assert np.isnan(metrics.top1_of(8, correlation)[0])
+
+
+def test_pattern_correlation_is_pearson_r_over_voxels():
+    measured, predicted = RNG.normal(size=(2, 6, 50))
+    expected = [pearsonr(a, b)[0] for a, b in zip(measured, predicted, strict=True)]
+    np.testing.assert_allclose(metrics.pattern_correlation(measured, predicted), expected)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    measured, predicted = RNG.normal(size=(2, 6, 50))
+    figures = (metrics.cross_correlation, metrics.pattern_correlation, metrics.voxel_correlation, metrics.voxel_r2)
+    whole = [figure(measured, predicted) for figure in figures]
+    monkeypatch.setattr(metrics, "BLOCK", 100)
+    for figure, expected in zip(figures, whole, strict=True):
+        np.testing.assert_allclose(figure(measured, predicted), expected)
+
+
 def test_a_tie_fails():
     assert metrics.two_way(np.ones((4, 4))).tolist() == [0]
-    assert metrics.top1(np.ones((4, 4))).tolist() == [0]
+    assert metrics.top_k(np.ones((4, 4))).tolist() == [0]
 
 
 def test_chance_is_what_the_docstrings_say():
     random = RNG.normal(size=(400, 400))
     assert metrics.two_way(random)[0] == pytest.approx(0.5, abs=0.03)
-    assert metrics.top1(random)[0] == pytest.approx(1 / 400, abs=0.01)
+    assert metrics.top_k(random)[0] == pytest.approx(1 / 400, abs=0.01)
 
 
 def test_pairs_that_cannot_be_compared_do_not_count():
@@ -93,7 +127,7 @@ def test_weights_of_two_way_stand_for_repeated_items():
 def test_weights_of_top1_count_predictions_while_every_item_stays_a_candidate():
     correlation = RNG.normal(size=(5, 5)) + np.eye(5)
     hits = correlation.argmax(0) == np.arange(5)
-    assert metrics.top1(correlation, None, WEIGHTS[None])[0] == pytest.approx(np.average(hits, weights=WEIGHTS))
+    assert metrics.top_k(correlation, 1, None, WEIGHTS[None])[0] == pytest.approx(np.average(hits, weights=WEIGHTS))
 
 
 def test_voxel_figures_against_scipy_and_scikit_learn():

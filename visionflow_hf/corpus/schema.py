@@ -57,10 +57,9 @@ class Corpus:
         """The unit of `fmri`, as the importer stated it."""
         return next(iter(self.splits.values())).info.description
 
-    def noise_ceiling(self, subject: str) -> np.ndarray:
-        """Array of shape (voxels,), NaN where unknown."""
-        table = self.voxels[self.voxels["subject"] == subject].sort_values("voxel")
-        return table["noise_ceiling"].to_numpy(dtype=np.float64)
+    def voxels_of(self, subject: str) -> pd.DataFrame:
+        """The subject's rows of `voxels`, in the order of its responses."""
+        return self.voxels[self.voxels["subject"] == subject].sort_values("voxel")
 
 
 def pixel_hash(image: np.ndarray) -> str:

@@ -98,9 +98,9 @@ def run_fold(
 
 def standardised(part: dict[str, np.ndarray], processor) -> dict[str, np.ndarray]:
     """Responses and predictions in standard deviations from the mean of the fold's train rows."""
-    result = dict(part)
-    for name, values in part.items():
+    result = {name: values for name, values in part.items() if not name.startswith(("fmri_mean/", "fmri_std/"))}
+    for name, values in result.items():
         kind, _, subject = name.rpartition("/")
-        if kind.removeprefix("single_trial/").removeprefix("ridge/") in ("fmri", "fmri_predicted"):
+        if kind.rpartition("/")[2] in ("fmri", "fmri_predicted"):
             result[name] = (values - processor.fmri_mean[subject]) / processor.fmri_std[subject]
     return result

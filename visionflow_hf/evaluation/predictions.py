@@ -5,10 +5,13 @@ Rows are stimuli, subject by subject, each the average of its repeats; `S` stand
     stimulus_id, subject, trials    (rows,)                 trials is how many repeats were averaged
     fold                            (rows,)                 crossvalidate only
     image, reconstruction           (rows, height, width[, 3]) uint8; reconstruction is from measured fMRI
-    ridge/reconstruction, mean_image/reconstruction         the baselines'
+    B/reconstruction                                        a baseline's: B is ridge, nearest or mean_image
     round_trip/reconstruction                               from predicted fMRI: image, fMRI, image
-    fmri/S, fmri_predicted/S, ridge/fmri_predicted/S        (rows of S, voxels of S)
+    fmri/S, fmri_predicted/S, B/fmri_predicted/S            (rows of S, voxels of S)
+    fmri_mean/S, fmri_std/S                                 (voxels of S,), over train; evaluate only
     noise_ceiling/S                                         (voxels of S,), of a single corpus row, NaN where unknown
+    roi/S                                                   (voxels of S,), the names of a voxel's ROIs, with commas
+    xyz/S                                                   (voxels of S, 3), where the corpus knows coordinates
     latent/image, latent/fmri                               (rows, latent_dim), means of the two posteriors
 
 Where stimuli have repeats, `single_trial/` stands before the same names with a row for each trial; what depends on the
@@ -24,10 +27,11 @@ from tqdm import tqdm
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import Corpus
 from visionflow_hf.errors import UserError
-from visionflow_hf.evaluation.baselines import RidgeBaseline
+from visionflow_hf.evaluation.baselines import NearestBaseline, RidgeBaseline
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 
 BATCH = 64
+OF_VOXELS = ("noise_ceiling", "roi", "xyz", "fmri_mean", "fmri_std")
 
 
 def predict(
@@ -67,7 +71,11 @@ def _predict_subject(
     seen = responses_of(train, subject)
     seen_ids = list(dict.fromkeys(seen.stimulus_ids))
     seen_images = to_array(images_of(train, seen_ids), processor, size)
-    ridge = RidgeBaseline(seen, seen_ids, seen_images, processor, subject)
+    baselines = {
+        "ridge": RidgeBaseline(seen, seen_ids, seen_images, processor, subject),
+        "nearest": NearestBaseline(seen, seen_ids, seen_images, processor, subject),
+    }
+    voxels = corpus.voxels_of(subject)
 
     predicted, image_latents = encode_images(model, processor, pictures, subject)
     part = {
@@ -78,10 +86,16 @@ def _predict_subject(
         "mean_image/reconstruction": np.repeat(np.rint(seen_images.mean(0))[None].astype(np.uint8), len(counts), 0),
         "round_trip/reconstruction": decode_fmri(model, processor, predicted, subject, size)[0],
         f"fmri_predicted/{subject}": predicted,
-        f"ridge/fmri_predicted/{subject}": ridge.predict_fmri(images),
-        f"noise_ceiling/{subject}": corpus.noise_ceiling(subject),
+        f"fmri_mean/{subject}": processor.fmri_mean[subject],
+        f"fmri_std/{subject}": processor.fmri_std[subject],
+        f"noise_ceiling/{subject}": voxels["noise_ceiling"].to_numpy(dtype=np.float64),
+        f"roi/{subject}": np.array([",".join(names) for names in voxels["roi"]]),
         "latent/image": image_latents,
     }
+    if voxels[["x", "y", "z"]].notna().all(axis=None):
+        part[f"xyz/{subject}"] = voxels[["x", "y", "z"]].to_numpy(dtype=np.float32)
+    for name, baseline in baselines.items():
+        part[f"{name}/fmri_predicted/{subject}"] = baseline.predict_fmri(images)
     measured = {"": average.fmri}
     if counts.max() > 1:
         measured["single_trial/"] = trials.fmri
@@ -90,7 +104,8 @@ def _predict_subject(
     for prefix, fmri in measured.items():
         reconstruction, latents = decode_fmri(model, processor, fmri, subject, size)
         part[f"{prefix}reconstruction"] = reconstruction
-        part[f"{prefix}ridge/reconstruction"] = ridge.reconstruct(fmri)
+        for name, baseline in baselines.items():
+            part[f"{prefix}{name}/reconstruction"] = baseline.reconstruct(fmri)
         part[f"{prefix}latent/fmri"] = latents
         part[f"{prefix}fmri/{subject}"] = fmri
     return part
@@ -142,12 +157,12 @@ def to_array(pictures: list[Image.Image], processor: VisionFlowProcessor, size: 
 
 
 def concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Lay the arrays of the same name one above the other; `single_trial/row` counts on."""
+    """Lay the arrays of the same name one above the other; `single_trial/row` counts on, what is of voxels stays."""
     together: dict[str, list[np.ndarray]] = {}
     rows = 0
     for part in parts:
         for name, values in part.items():
-            if name.startswith("noise_ceiling/") and name in together:
+            if name.partition("/")[0] in OF_VOXELS and name in together:
                 continue  # one a subject, however many folds
             together.setdefault(name, []).append(values + rows if name == "single_trial/row" else values)
         rows += len(part["stimulus_id"])

@@ -1,23 +1,34 @@
-"""From the arrays of `predictions.npz` to the blocks of metrics.json, with bootstrap intervals over stimuli.
+"""From the arrays of `predictions.npz` to the blocks of metrics.json, with intervals and tests over stimuli.
 
 Every figure is a function of row weights: for the figure itself each row counts once, for a bootstrap draw as often as
 its stimulus was drawn with replacement. A stimulus is drawn together with all subjects that saw it.
+
+    decoding    pixcorr, ssim, mse; two_way, and top1 and top5: each reconstruction ranks the stimuli
+    encoding    voxel_r_mean, voxel_r_median, r2_median, ceiling_normalised: over stimuli, then over voxels
+                pattern_r: over voxels in units of train, then over stimuli
+    latent      cosine of the two posteriors' means of a stimulus
+                retrieval_image_top*: each response's latent ranks the stimuli's; retrieval_fmri_top*: the reverse
 """
 
+from collections.abc import Iterator
+
 import numpy as np
+from scipy.stats import rankdata
+from scipy.stats import t as student_t
 
 from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_ceiling
 from visionflow_hf.evaluation import metrics
-from visionflow_hf.evaluation.perceptual import perceptual_figures
+from visionflow_hf.evaluation.perceptual import DISTANCE, IDENTIFICATION, perceptual_figures
+from visionflow_hf.evaluation.predictions import OF_VOXELS
 
-DECODERS = {"model": "", "ridge": "ridge/", "mean_image": "mean_image/"}
-ENCODERS = {"model": "", "ridge": "ridge/"}
 DRAWS = 1000
-INTERVAL = (2.5, 97.5)  # percent
+LEVEL = 0.95
+PERMUTATIONS = 1999
+AMONG = 300  # the field's number of candidates for retrieval
 
 
 def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0, perceptual: bool = False) -> dict:
-    """The blocks `decoding`, `encoding`, `latent`, `single_trial`, `intervals` and `subjects` of metrics.json.
+    """The blocks `decoding`, `encoding`, `latent`, `single_trial`, `intervals`, `p_values`, `subjects` of metrics.json.
 
     The first three are means over subjects and score each stimulus once; figures without meaning (one stimulus, no
     known ceiling) are None.
@@ -31,104 +42,218 @@ def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0,
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(stimuli), np.full(len(stimuli), 1 / len(stimuli)), size=draws)
     weights = np.concatenate([np.ones((1, len(stimuli))), drawn])[:, position]  # (1 + draws, rows)
-    blocks, single_trial = {}, {}
+    subjects, single_trial, rois, identified = {}, {}, {}, {}
     for subject in dict.fromkeys(predictions["subject"].tolist()):
         rows = predictions["subject"] == subject
         average, trials = _of_subject(predictions, subject)
-        blocks[subject] = _blocks(average, weights[:, rows])
+        subjects[subject], rois[subject], identified[subject] = _blocks(average, weights[:, rows])
         if trials:
-            single_trial[subject] = _blocks(trials, np.ones((1, len(trials["stimulus_id"]))))
+            single_trial[subject], _, _ = _blocks(trials, np.ones((1, len(trials["stimulus_id"]))))
     for subject, decoders in perceptual_figures(predictions, weights).items() if perceptual else ():
         for decoder, figures in decoders.items():
-            blocks[subject]["decoding"][decoder] |= figures
-    mean = _mean(list(blocks.values()))
-    main = _pick(mean, lambda values: _finite(values[0]))
-    main["single_trial"] = None
-    if single_trial:
-        main["single_trial"] = _pick(_mean(list(single_trial.values())), lambda values: _finite(values[0]))
-    intervals = _flat(_pick(mean, lambda values: _interval(values[1:])))
-    main["intervals"] = {name: interval for name, interval in intervals.items() if interval is not None}
-    main["subjects"] = {}
-    for subject, block in blocks.items():
-        main["subjects"][subject] = _pick(block, lambda values: _finite(values[0]))
-        if subject in single_trial:
-            main["subjects"][subject]["single_trial"] = _pick(single_trial[subject], lambda values: _finite(values[0]))
-    return main
+            subjects[subject]["decoding"][decoder] |= figures
+    mean = _mean(list(subjects.values()))
+    counts = {subject: int((predictions["subject"] == subject).sum()) for subject in subjects}
+    return {
+        **_figures(mean),
+        "single_trial": _figures(_mean(list(single_trial.values()))) if single_trial else None,
+        "intervals": _intervals(mean, len(stimuli)),
+        "p_values": _p_values(list(identified.values()), rng),
+        "subjects": {
+            subject: {
+                **_figures(block),
+                **({"single_trial": _figures(single_trial[subject])} if subject in single_trial else {}),
+                "intervals": _intervals(block, counts[subject]),
+                "rois": {
+                    roi: _figures(part)
+                    | {"n_voxels": int(part["n_voxels"][0]), "intervals": _intervals(part, counts[subject])}
+                    for roi, part in rois[subject].items()
+                },
+            }
+            for subject, block in subjects.items()
+        },
+    }
+
+
+def methods(predictions: dict[str, np.ndarray], kind: str) -> dict[str, str]:
+    """The prefix of each method whose arrays of this kind (`reconstruction`, `fmri_predicted`) there are.
+
+    The model has none, baselines have their name and a slash.
+    """
+    prefixes = {"model": ""}
+    for name in predictions:
+        method, _, rest = name.partition("/")
+        if (rest == kind or rest.startswith(f"{kind}/")) and method not in ("single_trial", "round_trip"):
+            prefixes[method] = f"{method}/"
+    return prefixes
 
 
 def _of_subject(predictions: dict[str, np.ndarray], subject: str) -> tuple[dict, dict | None]:
     """The subject's arrays under names without the subject: of averages, and of single trials where there are any."""
     rows = np.flatnonzero(predictions["subject"] == subject)
-    by_row = ("stimulus_id", "trials", "fold", "image", "latent/image", "mean_image/reconstruction")
-    average = {name: predictions[name][rows] for name in by_row if name in predictions}
-    for name in ("fmri_predicted", "ridge/fmri_predicted", "noise_ceiling"):
-        average[name] = predictions[f"{name}/{subject}"]
-    by_trial = ("reconstruction", "ridge/reconstruction", "latent/fmri")
     trial_row = predictions.get("single_trial/row", np.zeros(0, dtype=int))
     of_subject = np.isin(trial_row, rows)
-    trials = None
-    if of_subject.any():
-        place = np.searchsorted(rows, trial_row[of_subject])
-        trials = {name: values if name == "noise_ceiling" else values[place] for name, values in average.items()}
-        trials["trials"] = np.ones(len(place))
-        trials |= {name: predictions[f"single_trial/{name}"][of_subject] for name in by_trial}
-        trials["fmri"] = predictions[f"single_trial/fmri/{subject}"]
-    average |= {name: predictions[name][rows] for name in by_trial}
-    average["fmri"] = predictions[f"fmri/{subject}"]
-    return average, trials
+    place = np.searchsorted(rows, trial_row[of_subject])
+    average, trials, of_voxels = {}, {}, {}
+    for name, values in predictions.items():
+        kind, _, owner = name.rpartition("/")
+        if name.startswith("single_trial/"):
+            short = name.removeprefix("single_trial/")
+            if short == f"fmri/{subject}":
+                trials["fmri"] = values
+            elif not short.startswith("fmri/") and short != "row":
+                trials[short] = values[of_subject]
+        elif kind in OF_VOXELS:
+            of_voxels |= {kind: values} if owner == subject else {}
+        elif kind.rpartition("/")[2] in ("fmri", "fmri_predicted"):
+            average |= {kind: values} if owner == subject else {}
+        else:
+            average[name] = values[rows]
+    if not len(place):
+        return average | of_voxels, None
+    trials = {name: values[place] for name, values in average.items()} | trials | {"trials": np.ones(len(place))}
+    return average | of_voxels, trials | of_voxels
 
 
-def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> dict:
-    """The three blocks of one subject, each figure an array of shape (draws,)."""
+def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, dict, dict]:
+    """The three blocks of one subject and those of its ROIs, each figure an array of shape (draws,).
+
+    And for `_p_values` the stimulus of each row, and for each method the correlations that identify it.
+    """
     stimulus = arrays["stimulus_id"]
     fold = arrays.get("fold", np.zeros(len(stimulus)))
     other = stimulus[:, None] != stimulus[None, :]
-    images = arrays["image"] / 255.0
-    decoding = {
-        name: _decoding(images, arrays[f"{prefix}reconstruction"] / 255.0, other, weights)
-        for name, prefix in DECODERS.items()
-    }
+    decoding, identified = {}, {}
+    for name, prefix in methods(arrays, "reconstruction").items():
+        reconstructions = arrays[f"{prefix}reconstruction"]
+        identified[name] = metrics.cross_correlation(arrays["image"], reconstructions)
+        decoding[name] = _decoding(arrays["image"], reconstructions, identified[name], other, weights)
     ceiling = ceiling_of_average(ncsnr_of_ceiling(arrays["noise_ceiling"]), arrays["trials"])
-    encoding = {
-        name: _encoding(arrays["fmri"], arrays[f"{prefix}fmri_predicted"], ceiling, weights)
-        for name, prefix in ENCODERS.items()
-    }
+    regions = {roi: voxels for roi, voxels in _regions(arrays.get("roi")) if voxels.any()}
+    encoding, rois = {}, {roi: {} for roi in regions}
+    for name, prefix in methods(arrays, "fmri_predicted").items():
+        encoding[name], by_region = _encoding(arrays, arrays[f"{prefix}fmri_predicted"], ceiling, regions, weights)
+        for roi, figures in by_region.items():
+            rois[roi][name] = figures
+    encoding["noise_ceiling"] = _reachable(ceiling)
+    for roi, voxels in regions.items():
+        rois[roi]["n_voxels"] = np.array([voxels.sum()])
+        rois[roi]["noise_ceiling"] = _reachable(ceiling[voxels])
     # Each fold of a cross-validation has a latent space of its own: only within it can latents be compared.
     comparable = other & (fold[:, None] == fold[None, :])
     similarity = metrics.cosine_similarity(arrays["latent/image"], arrays["latent/fmri"])
-    latent = {
-        "cosine": weights @ np.diag(similarity) / weights.sum(1),
-        "retrieval_image_top1": metrics.top1(similarity, comparable, weights),
-        "retrieval_fmri_top1": metrics.top1(similarity.T, comparable, weights),
-    }
-    return {"decoding": decoding, "encoding": encoding, "latent": latent}
+    latent = {"cosine": weights @ np.diag(similarity) / weights.sum(1)}
+    for ranked, ranking in (("image", similarity), ("fmri", similarity.T)):
+        for k in (1, 5):
+            latent[f"retrieval_{ranked}_top{k}"] = metrics.top_k(ranking, k, comparable, weights)
+        latent[f"retrieval_{ranked}_top1_of_{AMONG}"] = metrics.top1_of(AMONG, ranking, comparable, weights)
+    return {"decoding": decoding, "encoding": encoding, "latent": latent}, rois, {"stimulus": stimulus, **identified}
 
 
-def _decoding(images: np.ndarray, reconstructions: np.ndarray, other: np.ndarray, weights: np.ndarray) -> dict:
-    correlation = metrics.cross_correlation(images, reconstructions)
+def _decoding(
+    images: np.ndarray, reconstructions: np.ndarray, correlation: np.ndarray, other: np.ndarray, weights: np.ndarray
+) -> dict:
     by_image = {
         "pixcorr": np.diag(correlation),
-        "ssim": metrics.ssim(images, reconstructions),
-        "mse": metrics.mean_squared_error(images, reconstructions),
+        "ssim": np.concatenate([metrics.ssim(*pair) for pair in _pairs(images, reconstructions)]),
+        "mse": np.concatenate([metrics.mean_squared_error(*pair) for pair in _pairs(images, reconstructions)]),
     }
     figures = {name: weights @ values / weights.sum(1) for name, values in by_image.items()}
     figures["two_way"] = metrics.two_way(correlation, other, weights)
-    figures["top1"] = metrics.top1(correlation, other, weights)
+    for k in (1, 5):
+        figures[f"top{k}"] = metrics.top_k(correlation, k, other, weights)
     return figures
 
 
-def _encoding(measured: np.ndarray, predicted: np.ndarray, ceiling: np.ndarray, weights: np.ndarray) -> dict:
-    figures: dict[str, list[np.ndarray]] = {}
-    for some in np.array_split(weights, max(1, len(weights) * measured.shape[1] // 10_000_000)):  # bounds the memory
-        r = metrics.voxel_correlation(measured, predicted, some)
-        for name, values in (
-            ("voxel_r_mean", metrics.nan_reduce(np.mean, r)),
-            ("voxel_r_median", metrics.nan_reduce(np.median, r)),
-            ("r2_median", metrics.nan_reduce(np.median, metrics.voxel_r2(measured, predicted, some))),
-            ("ceiling_normalised", metrics.ceiling_normalised(r, ceiling)),
-        ):
-            figures.setdefault(name, []).append(values)
-    return {name: np.concatenate(values) for name, values in figures.items()}
+def _pairs(images: np.ndarray, reconstructions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Both on a 0..1 scale, some at a time."""
+    for start in range(0, len(images), 64):
+        yield images[start : start + 64] / 255.0, reconstructions[start : start + 64] / 255.0
+
+
+def _encoding(
+    arrays: dict[str, np.ndarray],
+    predicted: np.ndarray,
+    ceiling: np.ndarray,
+    regions: dict[str, np.ndarray],
+    weights: np.ndarray,
+) -> tuple[dict, dict[str, dict]]:
+    """The figures over all voxels, and over those of each region."""
+    measured = arrays["fmri"]
+    mean, spread = arrays.get("fmri_mean", 0), arrays.get("fmri_std", 1)
+    pattern_r = metrics.pattern_correlation((measured - mean) / spread, (predicted - mean) / spread)
+    parts = []
+    for some in np.array_split(weights, max(1, len(weights) * measured.shape[1] // 4_000_000)):  # bounds the memory
+        r, r2 = metrics.voxel_correlation_and_r2(measured, predicted, some)
+        parts.append(_over_voxels(r, r2, ceiling))
+        for roi, voxels in regions.items():
+            parts[-1][roi] = _over_voxels(r[:, voxels], r2[:, voxels], ceiling[voxels])
+    names = ("voxel_r_mean", "voxel_r_median", "r2_median", "ceiling_normalised")
+    figures = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    figures["pattern_r"] = weights @ pattern_r / weights.sum(1)
+    by_region = {roi: {name: np.concatenate([part[roi][name] for part in parts]) for name in names} for roi in regions}
+    return figures, by_region
+
+
+def _over_voxels(r: np.ndarray, r2: np.ndarray, ceiling: np.ndarray) -> dict:
+    return {
+        "voxel_r_mean": metrics.nan_reduce(np.mean, r),
+        "voxel_r_median": metrics.nan_reduce(np.median, r),
+        "r2_median": metrics.nan_reduce(np.median, r2),
+        "ceiling_normalised": metrics.ceiling_normalised(r, ceiling),
+    }
+
+
+def _reachable(ceiling: np.ndarray) -> dict[str, np.ndarray]:
+    """The figures of a prediction that knows all that the stimulus explains: r = sqrt(ceiling), R2 = ceiling."""
+    r = np.sqrt(ceiling)[None]
+    return {
+        "voxel_r_mean": metrics.nan_reduce(np.mean, r),
+        "voxel_r_median": metrics.nan_reduce(np.median, r),
+        "r2_median": metrics.nan_reduce(np.median, r**2),
+    }
+
+
+def _regions(roi: np.ndarray | None) -> Iterator[tuple[str, np.ndarray]]:
+    """Each ROI and its voxels, a bool array; `roi` holds the names of each voxel's, joined by commas."""
+    names = [] if roi is None else [voxel.split(",") if voxel else [] for voxel in roi.tolist()]
+    for region in sorted({name for voxel in names for name in voxel}):
+        yield region, np.array([region in voxel for voxel in names])
+
+
+def _p_values(identified: list[dict[str, np.ndarray]], rng: np.random.Generator) -> dict[str, float]:
+    """How often stimuli dealt to the reconstructions at random are identified as well: (1 + as often) / (1 + dealt).
+
+    A deal is one order of all stimuli, the same for every subject. What is dealt are stimuli, since the n (n - 1)
+    pairs of an identification are not independent.
+
+    Source: Phipson & Smyth 2010 (why one is added).
+    """
+    stimuli = np.unique(np.concatenate([subject["stimulus"] for subject in identified]))
+    places = [np.searchsorted(stimuli, subject["stimulus"]) for subject in identified]
+    below = [  # the share of the other stimuli that each reconstruction (column) ranks below each (row)
+        {
+            name: (rankdata(r, "min", axis=0) - 1) / max(1, len(r) - 1)
+            for name, r in subject.items()
+            if name != "stimulus"
+        }
+        for subject in identified
+    ]
+    found: dict[str, list[float]] = {}
+    for deal in range(1 + PERMUTATIONS):
+        order = rng.permutation(len(stimuli)) if deal else np.arange(len(stimuli))
+        drawn: dict[str, list[float]] = {}
+        for subject, place in zip(below, places, strict=True):
+            own = np.empty(len(place), dtype=int)  # the row of the stimulus that each reconstruction is dealt
+            own[np.argsort(place)] = np.argsort(order[place])
+            for name, shares in subject.items():
+                share = shares[own, np.arange(len(own))]
+                drawn.setdefault(f"decoding.{name}.two_way", []).append(share.mean())
+                drawn.setdefault(f"decoding.{name}.top1", []).append((share == 1).mean())
+        for name, values in drawn.items():
+            found.setdefault(name, []).append(float(np.mean(values)))
+    dealt = {name: np.array(values) for name, values in found.items()}
+    return {name: float((1 + (values[1:] >= values[0] - 1e-12).sum()) / len(values)) for name, values in dealt.items()}
 
 
 def _mean(blocks: list[dict]) -> dict:
@@ -141,9 +266,52 @@ def _mean(blocks: list[dict]) -> dict:
     }
 
 
-def _pick(block: dict, choose) -> dict:
-    """`choose` applied to every figure of nested blocks."""
-    return {name: _pick(value, choose) if isinstance(value, dict) else choose(value) for name, value in block.items()}
+def _figures(block: dict) -> dict:
+    """The figures themselves: the first draw."""
+    return {
+        name: _figures(values) if isinstance(values, dict) else float(values[0]) if np.isfinite(values[0]) else None
+        for name, values in block.items()
+    }
+
+
+def _intervals(block: dict, stimuli: int) -> dict[str, list[float]]:
+    """The interval of every figure that has one, by its dotted name."""
+    found = {name: interval(name.rpartition(".")[2], values, stimuli) for name, values in _flat(block).items()}
+    return {name: both for name, both in found.items() if both is not None}
+
+
+def interval(figure: str, values: np.ndarray, stimuli: int) -> list[float] | None:
+    """The 95 % interval of a figure over stimuli; None where it has none (one stimulus, or a constant).
+
+        figure +- t se      se = standard deviation of the draws sqrt(n / (n - 1)); t of n - 1 degrees of freedom
+
+    For shares (two_way, top1, ...) Wilson's interval of n' = share (1 - share) / se^2 independent trials, of n where
+    all stimuli agree: near 1 a share is skewed, and a bootstrap in which nobody fails has no spread. Percentiles of
+    the draws would not do: stimuli that are drawn twice shift some figures, so that they can exclude the figure.
+    ceiling_normalised is cut off at 0 and 1, so that its draws vary too little; its interval reaches as far around
+    their mean as well. How often each kind holds the truth stands in tests/test_intervals.py.
+
+    Sources: Wilson 1927; Kish 1965 for n' (the effective size of a sample); Efron & Tibshirani 1993, chapter 12.
+
+    Args:
+        figure: its name in metrics.json.
+        values: the figure, then its bootstrap draws; array of shape (1 + draws,).
+        stimuli: n, how many were drawn from.
+    """
+    share, drawn = float(values[0]), values[1:][np.isfinite(values[1:])]
+    if stimuli < 2 or not len(drawn) or not np.isfinite(share):
+        return None
+    error = np.std(drawn) * np.sqrt(stimuli / (stimuli - 1))
+    quantile = student_t.ppf(1 - (1 - LEVEL) / 2, stimuli - 1)
+    if figure not in ("two_way", *IDENTIFICATION) and "top" not in figure:
+        centres = [share, drawn.mean()] if figure == "ceiling_normalised" else [share]
+        low, high = min(centres) - quantile * error, max(centres) + quantile * error
+        distance = figure in ("mse", *DISTANCE)
+        return [float(max(low, 0.0) if distance else low), float(high if distance else min(high, 1.0))]
+    trials = share * (1 - share) / error**2 if error > 0 and 0 < share < 1 else stimuli
+    scale = quantile**2 / trials
+    half = np.sqrt(scale * share * (1 - share) + scale**2 / 4)
+    return [float((share + scale / 2 - half) / (1 + scale)), float((share + scale / 2 + half) / (1 + scale))]
 
 
 def _flat(block: dict, prefix: str = "") -> dict:
@@ -151,12 +319,3 @@ def _flat(block: dict, prefix: str = "") -> dict:
     for name, value in block.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _interval(draws: np.ndarray) -> list[float] | None:
-    kept = draws[np.isfinite(draws)]
-    return np.percentile(kept, INTERVAL).tolist() if len(kept) else None
