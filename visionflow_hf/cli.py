@@ -139,6 +139,7 @@ def parser() -> Parser:
     one.add_argument("--split", default="test", help="(test)")
     one.add_argument("--overwrite", action="store_true", help="replace an existing report")
     add_leakage_flag(one)
+    add_perceptual_flag(one)
     commands.add_parser(
         "crossvalidate", help="Train and evaluate in folds: visionflow crossvalidate CORPUS OUT [flags]."
     )
@@ -192,6 +193,12 @@ def add_prepare_flags(one: Parser, test_fraction: float | None) -> None:
 def add_leakage_flag(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--allow-leakage", action="store_true", help="go on where a stimulus is in two splits, and record it"
+    )
+
+
+def add_perceptual_flag(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--perceptual", action="store_true", help="also by AlexNet, Inception, CLIP, EfficientNet and SwAV"
     )
 
 
@@ -312,8 +319,11 @@ def crossvalidate(argv: list[str]) -> None:
     flags.add_argument(
         "--num-proc", type=int, metavar="N", help="folds trained side by side (one a core if the encoder is small)"
     )
+    add_perceptual_flag(flags)
     model_args, training_args, rest = flags.parse(argv)
-    crossvalidate.crossvalidate(rest.corpus, rest.out, model_args, training_args, rest.folds, rest.num_proc)
+    crossvalidate.crossvalidate(
+        rest.corpus, rest.out, model_args, training_args, rest.folds, rest.num_proc, perceptual=rest.perceptual
+    )
     print(f"wrote {rest.out}")
 
 

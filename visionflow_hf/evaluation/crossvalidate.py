@@ -14,6 +14,7 @@ from visionflow_hf.corpus.leakage import renamed, second_names, together
 from visionflow_hf.corpus.responses import pairs_of, unpaired_of, without
 from visionflow_hf.corpus.schema import Corpus, open_corpus
 from visionflow_hf.corpus.splits import stimulus_folds
+from visionflow_hf.evaluation.perceptual import require_networks
 from visionflow_hf.evaluation.predictions import concatenate, predict
 from visionflow_hf.evaluation.report import MARKER, write_report
 from visionflow_hf.folders import refuse_existing
@@ -31,6 +32,7 @@ def crossvalidate(
     folds: int = 10,
     num_proc: int | None = 1,
     overwrite: bool = False,
+    perceptual: bool = False,
 ) -> dict:
     """Train once a fold on all other stimuli of all splits, and write one report over all stimuli to the folder `out`.
 
@@ -43,8 +45,11 @@ def crossvalidate(
     Args:
         num_proc: folds that are trained side by side, in new processes. None: as many as there are cores if nothing
             but these compute and the encoder is so small that memory holds several, else one.
+        perceptual: as in `evaluate`.
     """
     refuse_existing(out, overwrite, MARKER)
+    if perceptual:
+        require_networks()
     opened = open_corpus(corpus, allow_leakage=True)
     names = second_names(together(list(opened.pictures.values())))
     everything = concatenate_datasets(list(opened.splits.values()))
@@ -66,7 +71,7 @@ def crossvalidate(
         parts.append(part | {"fold": np.full(len(part["stimulus_id"]), len(parts))})
         histories.append(history)
     header = {"split": f"{folds} folds by stimulus", "n_folds": folds, "seed": seed}
-    return write_report(out, concatenate(parts), histories, header, overwrite)
+    return write_report(out, concatenate(parts), histories, header, overwrite, perceptual)
 
 
 def run_fold(

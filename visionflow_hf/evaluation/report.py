@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from visionflow_hf.evaluation.perceptual import FIGURES
 from visionflow_hf.evaluation.pictures import draw_losses, draw_reconstructions, draw_voxels
 from visionflow_hf.evaluation.scores import score
 from visionflow_hf.folders import new_folder
@@ -22,19 +23,21 @@ def write_report(
     histories: list[list[dict]],
     header: dict,
     overwrite: bool = False,
+    perceptual: bool = False,
 ) -> dict:
     """Score the predictions, write the report folder, print the table, and return what metrics.json holds.
 
     Args:
         histories: Trainer log histories for the loss curves; none leaves the picture out.
         header: what stands at the top of metrics.json beside the counts, such as the split.
+        perceptual: add the figures of `visionflow_hf.evaluation.perceptual`.
     """
     trials = int(predictions["trials"].sum())
     metrics = {
         **header,
         "n_stimuli": len(np.unique(predictions["stimulus_id"])),
         "n_trials": trials,
-        **score(predictions),
+        **score(predictions, perceptual=perceptual),
     }
     with new_folder(out, overwrite, marker=MARKER) as folder:
         np.savez_compressed(folder / "predictions.npz", **predictions)
@@ -58,7 +61,7 @@ def print_table(metrics: dict) -> None:
         ("encoding", ENCODING, "encoding (image to fMRI)"),
     ):
         block = metrics[direction]
-        for name in names:
+        for name in (*names, *(name for name in FIGURES if name in block["model"])):
             low_high = metrics["intervals"].get(f"{direction}.model.{name}")
             table.add_row(
                 title,

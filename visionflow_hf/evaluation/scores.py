@@ -18,6 +18,7 @@ from scipy.stats import t as student_t
 
 from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_ceiling
 from visionflow_hf.evaluation import metrics
+from visionflow_hf.evaluation.perceptual import DISTANCE, IDENTIFICATION, perceptual_figures
 from visionflow_hf.evaluation.predictions import OF_VOXELS
 
 DRAWS = 1000
@@ -26,7 +27,7 @@ PERMUTATIONS = 1999
 AMONG = 300  # the field's number of candidates for retrieval
 
 
-def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0) -> dict:
+def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0, perceptual: bool = False) -> dict:
     """The blocks `decoding`, `encoding`, `latent`, `single_trial`, `intervals`, `p_values`, `subjects` of metrics.json.
 
     The first three are means over subjects and score each stimulus once; figures without meaning (one stimulus, no
@@ -35,6 +36,7 @@ def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0)
     Args:
         predictions: the arrays named in `visionflow_hf.evaluation.predictions`.
         draws: bootstrap draws behind the 95 % intervals.
+        perceptual: add the figures of `visionflow_hf.evaluation.perceptual` to those of the decoding.
     """
     stimuli, position = np.unique(predictions["stimulus_id"], return_inverse=True)
     rng = np.random.default_rng(seed)
@@ -47,6 +49,9 @@ def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0)
         subjects[subject], rois[subject], identified[subject] = _blocks(average, weights[:, rows])
         if trials:
             single_trial[subject], _, _ = _blocks(trials, np.ones((1, len(trials["stimulus_id"]))))
+    for subject, decoders in perceptual_figures(predictions, weights).items() if perceptual else ():
+        for decoder, figures in decoders.items():
+            subjects[subject]["decoding"][decoder] |= figures
     mean = _mean(list(subjects.values()))
     counts = {subject: int((predictions["subject"] == subject).sum()) for subject in subjects}
     return {
@@ -303,10 +308,11 @@ def interval(figure: str, values: np.ndarray, stimuli: int) -> list[float] | Non
         return None
     error = np.std(drawn) * np.sqrt(stimuli / (stimuli - 1))
     quantile = student_t.ppf(1 - (1 - LEVEL) / 2, stimuli - 1)
-    if figure != "two_way" and "top" not in figure:
+    if figure not in ("two_way", *IDENTIFICATION) and "top" not in figure:
         centres = [share, drawn.mean()] if figure == "ceiling_normalised" else [share]
         low, high = min(centres) - quantile * error, max(centres) + quantile * error
-        return [float(max(low, 0.0) if figure == "mse" else low), float(high if figure == "mse" else min(high, 1.0))]
+        distance = figure in ("mse", *DISTANCE)
+        return [float(max(low, 0.0) if distance else low), float(high if distance else min(high, 1.0))]
     trials = share * (1 - share) / error**2 if error > 0 and 0 < share < 1 else stimuli
     scale = quantile**2 / trials
     half = np.sqrt(scale * share * (1 - share) + scale**2 / 4)
