@@ -10,7 +10,8 @@ from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.predictions import predict
 from visionflow_hf.evaluation.report import MARKER, write_report
 from visionflow_hf.folders import refuse_existing
-from visionflow_hf.hub import load_model
+from visionflow_hf.hub import add_result, load_model
+from visionflow_hf.results import result_of
 
 
 def evaluate(
@@ -23,7 +24,8 @@ def evaluate(
 ) -> dict:
     """Write the report of `run` on `split` of `corpus` to the folder `out`; returns what metrics.json holds.
 
-    The baselines are fitted on the pairs of the corpus's train split.
+    The baselines are fitted on the pairs of the corpus's train split. The card of a `run` that is a folder here takes
+    the figures up.
 
     Args:
         corpus: folder, or ORG/NAME on the Hub.
@@ -39,4 +41,6 @@ def evaluate(
     state = Path(run) / "trainer_state.json"
     histories = [json.loads(state.read_text())["log_history"]] if state.is_file() else []
     header = {"split": split} | ({"leakage": opened.leakage} if opened.leakage else {})
-    return write_report(out, predictions, histories, header, overwrite)
+    metrics = write_report(out, predictions, histories, header, overwrite)
+    add_result(run, result_of(metrics, corpus, opened.license))
+    return metrics
