@@ -5,7 +5,7 @@ Rows are stimuli, subject by subject, each the average of its repeats; `S` stand
     stimulus_id, subject, trials    (rows,)                 trials is how many repeats were averaged
     fold                            (rows,)                 crossvalidate only
     image, reconstruction           (rows, height, width[, 3]) uint8; reconstruction is from measured fMRI
-    B/reconstruction                                        a baseline's: B is ridge, nearest, mean_image or, if asked for, forerunner
+    B/reconstruction                                        a baseline's: B is ridge, nearest, mean_image or forerunner
     round_trip/reconstruction                               from predicted fMRI: image, fMRI, image
     fmri/S, fmri_predicted/S, B/fmri_predicted/S            (rows of S, voxels of S)
     fmri_mean/S, fmri_std/S                                 (voxels of S,), over train; evaluate only
