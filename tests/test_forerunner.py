@@ -13,7 +13,11 @@ from visionflow_hf.modeling import VisionFlowProcessor
 from visionflow_hf.cli import main
 from visionflow_hf.evaluation import forerunner
 from visionflow_hf.evaluation.forerunner import Forerunner, baseline_encoder, train_forerunner
+from visionflow_hf.evaluation.report import print_table
 from visionflow_hf.evaluation.scores import score
+from visionflow_hf.hub import load_model
+from visionflow_hf.training.arguments import ModelArguments
+from visionflow_hf.training.build import build_model
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -102,7 +106,7 @@ def beside(run, corpus, vit, tmp_path_factory):
     return out
 
 
-def test_its_figures_stand_beside_the_others(beside, report, capsys):
+def test_its_figures_stand_beside_the_others(beside, report):
     metrics, without = (json.loads((folder / "metrics.json").read_text()) for folder in (beside, report))
     with np.load(beside / "predictions.npz") as arrays:
         arrays = dict(arrays)
@@ -127,8 +131,6 @@ def test_its_figures_stand_beside_the_others(beside, report, capsys):
 
 
 def test_the_terminal_and_the_card_show_it(beside, run, capsys):
-    from visionflow_hf.evaluation.report import print_table
-
     metrics = json.loads((beside / "metrics.json").read_text())
     print_table(metrics)
     shown = capsys.readouterr().out
@@ -151,8 +153,6 @@ def test_in_folds_it_is_in_units_of_their_train_rows(colour_corpus, vit, tmp_pat
 
 
 def test_scratch_is_the_runs_own_vit_with_new_weights(run):
-    from visionflow_hf.hub import load_model
-
     model, _ = load_model(run)
     drawn = baseline_encoder("scratch", model.config.vision_config, seed=1)
     assert drawn.config.hidden_size == model.config.vision_config.hidden_size
@@ -163,11 +163,16 @@ def test_scratch_is_the_runs_own_vit_with_new_weights(run):
     assert network.encode(torch.rand(2, 3, 224, 224))[0].shape == (2, 256)
 
 
-def test_by_default_it_begins_with_the_encoder_that_the_run_began_with(vit):
-    config = ViTConfig(**TINY)
-    config._name_or_path = str(vit)
+def test_by_default_it_begins_with_the_encoder_that_the_run_began_with(vit, tmp_path, monkeypatch):
+    processor = VisionFlowProcessor(image_size=[32, 32], num_channels=3)
+    processor.add_subject("s", np.zeros(2, np.float32), np.ones(2, np.float32))
+    model = build_model(processor, ModelArguments(encoder=str(vit)))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model, _ = load_model(tmp_path)
     source = ViTModel.from_pretrained(vit).state_dict()
-    found = baseline_encoder(None, config).state_dict()
+    monkeypatch.chdir(vit.parent)  # the run names no folder but by its last part, as it would a model of the Hub
+    found = baseline_encoder(None, model.config.vision_config).state_dict()
     assert all(torch.equal(values, found[name]) for name, values in source.items())
 
 

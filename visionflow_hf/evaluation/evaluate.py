@@ -45,7 +45,7 @@ def evaluate(
     train, asked = (pairs_of(opened.splits[name]) for name in ("train", split))
     predictions = predict(model, processor, opened, train, asked)
     if begin is not None:
-        predictions |= forerunner_predictions(begin, processor, train, predictions, model.device)
+        predictions |= forerunner_predictions(begin, processor, train, predictions)
     state = Path(run) / "trainer_state.json"
     histories = [json.loads(state.read_text())["log_history"]] if state.is_file() else []
     header = {"split": split} | ({"leakage": opened.leakage} if opened.leakage else {})

@@ -126,18 +126,20 @@ def forerunner_predictions(
     processor: VisionFlowProcessor,
     train: Dataset,
     predictions: dict[str, np.ndarray],
-    device: torch.device | str = "cpu",
+    device: torch.device | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Train the forerunner on the pairs of `train`, and predict the rows of `predictions` in both directions.
 
     Args:
         predictions: the arrays of `visionflow_hf.evaluation.predictions`.
+        device: where to train; the accelerator, if there is one.
 
     Returns:
         `forerunner/reconstruction`, `single_trial/forerunner/reconstruction` where there are single trials, and
         `forerunner/fmri_predicted/S`, laid out as the model's own.
     """
+    device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     subjects = list(dict.fromkeys(predictions["subject"].tolist()))
     torch.manual_seed(seed)
     model = Forerunner(encoder, {subject: len(processor.fmri_mean[subject]) for subject in subjects}).to(device)
