@@ -77,8 +77,11 @@ def test_evaluation_fills_head_and_table(fresh, corpus, tmp_path):
     assert "Licence of these data: not stated by the corpus" in text
     (row,) = cells(card, "pixcorr")
     low, high = metrics["intervals"]["decoding.model.pixcorr"]
-    values = [metrics["decoding"][method]["pixcorr"] for method in ("model", "ridge")]
-    assert row[2:5] == [f"{values[0]:.3f}", f"{low:.3f} to {high:.3f}", f"{values[1]:.3f}"]
+    (header,) = cells(card, "figure")
+    shown = dict(zip(header, row, strict=True))
+    assert shown["95 % interval"] == f"{low:.3f} to {high:.3f}"
+    for method, figures in metrics["decoding"].items():
+        assert shown[method.replace("_", " ")] == f"{figures['pixcorr']:.3f}"
     assert list(fresh.glob(".*")) == []  # nothing half-written is left behind
 
 
