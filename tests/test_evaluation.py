@@ -14,7 +14,7 @@ from visionflow_hf.cli import main
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.corpus.splits import stimulus_folds
-from visionflow_hf.evaluation.predictions import decode_fmri, encode_images
+from visionflow_hf.evaluation.predictions import concatenate, decode_fmri, encode_images
 from visionflow_hf.evaluation.scores import score
 from visionflow_hf.hub import load_model
 
@@ -189,3 +189,13 @@ def test_latents_are_compared_within_their_fold():
     assert figures["latent"]["retrieval_image_top1"] == 1
     del arrays["fold"]
     assert score(arrays, draws=10)["latent"]["retrieval_image_top1"] == 0
+
+
+def test_folds_of_different_latent_dimensions_are_pooled():
+    parts = [
+        {"stimulus_id": np.array(["a", "b"]), "latent/image": np.ones((2, 3)), "latent/fmri": np.ones((2, 3))},
+        {"stimulus_id": np.array(["c"]), "latent/image": np.full((1, 2), 2.0), "latent/fmri": np.ones((1, 2))},
+    ]
+    pooled = concatenate(parts)
+    assert pooled["stimulus_id"].tolist() == ["a", "b", "c"]
+    assert pooled["latent/image"].tolist() == [[1, 1, 1], [1, 1, 1], [2, 2, 0]]

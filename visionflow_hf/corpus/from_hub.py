@@ -103,8 +103,10 @@ def load_parquet(folder: Path) -> DatasetDict:
 
 
 def describe(corpus: DatasetDict, folder: Path) -> None:
-    """Each split's description is the unit, which stands in the head of the card."""
+    """Each split's description is the unit, and its licence the data's, as they stand in the head of the card."""
     card = folder / "README.md"
     about = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
+    license = about.get("license", "unknown")
     for split in corpus.values():
         split.info.description = about.get("visionflow", {}).get("unit", "")
+        split.info.license = "" if license == "unknown" else str(license)

@@ -57,6 +57,11 @@ class Corpus:
         """The unit of `fmri`, as the importer stated it."""
         return next(iter(self.splits.values())).info.description
 
+    @property
+    def license(self) -> str:
+        """The licence of the data, as the card of a pushed corpus states it; empty where nobody has."""
+        return next(iter(self.splits.values())).info.license
+
     def voxels_of(self, subject: str) -> pd.DataFrame:
         """The subject's rows of `voxels`, in the order of its responses."""
         return self.voxels[self.voxels["subject"] == subject].sort_values("voxel")

@@ -14,12 +14,13 @@ from visionflow_hf.corpus.leakage import renamed, second_names, together
 from visionflow_hf.corpus.responses import pairs_of, unpaired_of, without
 from visionflow_hf.corpus.schema import Corpus, open_corpus
 from visionflow_hf.corpus.splits import stimulus_folds
+from visionflow_hf.evaluation.forerunner import baseline_encoder, forerunner_predictions
 from visionflow_hf.evaluation.perceptual import require_networks
 from visionflow_hf.evaluation.predictions import concatenate, predict
 from visionflow_hf.evaluation.report import MARKER, write_report
 from visionflow_hf.folders import refuse_existing
 from visionflow_hf.processes import cores, run
-from visionflow_hf.training.arguments import SCRATCH, ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training.arguments import PRETRAINED, SCRATCH, ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import encoder_name, image_format
 from visionflow_hf.training.train import train_on
 
@@ -33,6 +34,8 @@ def crossvalidate(
     num_proc: int | None = 1,
     overwrite: bool = False,
     perceptual: bool = False,
+    baseline: str | None = None,
+    encoder: str | None = None,
 ) -> dict:
     """Train once a fold on all other stimuli of all splits, and write one report over all stimuli to the folder `out`.
 
@@ -46,10 +49,16 @@ def crossvalidate(
         num_proc: folds that are trained side by side, in new processes. None: as many as there are cores if nothing
             but these compute and the encoder is so small that memory holds several, else one.
         perceptual: as in `evaluate`.
+        baseline: `forerunner` to train that baseline in each fold, too.
+        encoder: the forerunner's, see `visionflow_hf.evaluation.forerunner`.
     """
     refuse_existing(out, overwrite, MARKER)
     if perceptual:
         require_networks()
+    if baseline is not None:
+        encoder = encoder or (None if model_args.encoder == SCRATCH else model_args.encoder) or PRETRAINED
+        if encoder != SCRATCH:
+            baseline_encoder(encoder, None)  # what cannot be had is refused here, not after the first fold
     opened = open_corpus(corpus, allow_leakage=True)
     names = second_names(together(list(opened.pictures.values())))
     everything = concatenate_datasets(list(opened.splits.values()))
@@ -59,11 +68,14 @@ def crossvalidate(
     unpaired = unpaired if len(unpaired) else None  # a table without rows cannot be sent to another process
     if num_proc is None:
         size, _ = image_format(rows, model_args.image_size)
-        alone = training_args.device.type != "cpu" or encoder_name(size, model_args) != SCRATCH
+        encoders = {encoder_name(size, model_args), encoder or SCRATCH}
+        alone = training_args.device.type != "cpu" or encoders != {SCRATCH}
         num_proc = 1 if alone else cores()
     seed = training_args.seed
     tasks = [
-        partial(run_fold, opened, rows, unpaired, *parts, f"fold {fold + 1} of {folds}", model_args, training_args)
+        partial(
+            run_fold, opened, rows, unpaired, *parts, f"fold {fold + 1} of {folds}", model_args, training_args, encoder
+        )
         for fold, parts in enumerate(stimulus_folds(rows["stimulus_id"], folds, seed))
     ]
     parts, histories = [], []
@@ -83,8 +95,13 @@ def run_fold(
     name: str,
     model_args: ModelArguments,
     training_args: VisionFlowTrainingArguments,
+    encoder: str | None = None,
 ) -> tuple[dict[str, np.ndarray], list[dict]]:
-    """What a model that learns from `train_rows` makes of those held out, and the log history of its training."""
+    """What a model that learns from `train_rows` makes of those held out, and the log history of its training.
+
+    Args:
+        encoder: that of the forerunner, if it is to be trained, too.
+    """
     print(f"{name}: {len(train_rows)} rows to train on, {len(held_out)} held out", flush=True)
     train, test = rows.select(train_rows), rows.select(held_out)
     more = [] if unpaired is None else [without(unpaired, test)]
@@ -93,6 +110,10 @@ def run_fold(
         splits = DatasetDict(train=concatenate_datasets([train, *more]))
         trained = train_on(splits, run_folder, model_args, training_args)
         part = predict(trained.model, trained.processor, opened, train, test)
+        if encoder is not None:
+            begin = baseline_encoder(encoder, trained.model.config.vision_config, training_args.seed)
+            device = trained.model.device
+            part |= forerunner_predictions(begin, trained.processor, train, part, device, training_args.seed)
     return standardised(part, trained.processor), trained.history
 
 

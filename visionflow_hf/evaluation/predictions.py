@@ -5,7 +5,7 @@ Rows are stimuli, subject by subject, each the average of its repeats; `S` stand
     stimulus_id, subject, trials    (rows,)                 trials is how many repeats were averaged
     fold                            (rows,)                 crossvalidate only
     image, reconstruction           (rows, height, width[, 3]) uint8; reconstruction is from measured fMRI
-    B/reconstruction                                        a baseline's: B is ridge, nearest or mean_image
+    B/reconstruction                                        a baseline's: B is ridge, nearest, mean_image or forerunner
     round_trip/reconstruction                               from predicted fMRI: image, fMRI, image
     fmri/S, fmri_predicted/S, B/fmri_predicted/S            (rows of S, voxels of S)
     fmri_mean/S, fmri_std/S                                 (voxels of S,), over train; evaluate only
@@ -157,7 +157,10 @@ def to_array(pictures: list[Image.Image], processor: VisionFlowProcessor, size: 
 
 
 def concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Lay the arrays of the same name one above the other; `single_trial/row` counts on, what is of voxels stays."""
+    """Lay the arrays of the same name one above the other; `single_trial/row` counts on, what is of voxels stays.
+
+    Folds may differ in latent dimensions: zeros fill the narrower ones up, which changes no cosine within a fold.
+    """
     together: dict[str, list[np.ndarray]] = {}
     rows = 0
     for part in parts:
@@ -166,4 +169,8 @@ def concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
                 continue  # one a subject, however many folds
             together.setdefault(name, []).append(values + rows if name == "single_trial/row" else values)
         rows += len(part["stimulus_id"])
+    for name in ("latent/image", "latent/fmri", "single_trial/latent/fmri"):
+        if name in together:
+            widest = max(values.shape[1] for values in together[name])
+            together[name] = [np.pad(values, ((0, 0), (0, widest - values.shape[1]))) for values in together[name]]
     return {name: np.concatenate(values) for name, values in together.items()}

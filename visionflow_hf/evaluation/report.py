@@ -52,9 +52,10 @@ def write_report(
 
 def print_table(metrics: dict) -> None:
     """Both directions with their baselines, and the 95 % interval of the model's figures."""
-    console = Console(width=100)
     table = Table(title=f"{metrics['n_stimuli']} stimuli, {metrics['n_trials']} trials, split {metrics['split']}")
-    for column in ("", "figure", "model", "95 % interval", "ridge", "mean image"):
+    more = [name for name in ("forerunner",) if name in metrics["decoding"]]
+    console = Console(width=100 + 13 * len(more))
+    for column in ("", "figure", "model", "95 % interval", "ridge", "mean image", *more):
         table.add_column(column, justify="left" if column in ("", "figure") else "right")
     for direction, names, title in (
         ("decoding", DECODING, "decoding (fMRI to image)"),
@@ -70,11 +71,12 @@ def print_table(metrics: dict) -> None:
                 " to ".join(map(_figure, low_high)) if low_high else "-",
                 _figure(block["ridge"][name]),
                 _figure(block.get("mean_image", {}).get(name)),
+                *(_figure(block[method][name]) for method in more),
             )
             title = ""
         table.add_section()
     for name, value in metrics["latent"].items():
-        table.add_row("latent" if name == "cosine" else "", name, _figure(value), "", "", "")
+        table.add_row("latent" if name == "cosine" else "", name, _figure(value))
     console.print(table)
 
 

@@ -180,12 +180,26 @@ def small_vit(image_size: list[int], channels: int) -> ViTConfig:
 def load_encoder(name: str):
     """A pretrained vision model, and what its image processor says of its input.
 
-    Of a model of images and text, as CLIP's and SigLIP's are, it is the part that sees.
-
     Returns:
         The encoder in float32, and `image_mean`, `image_std` and `encoder_image_size` for the config where the encoder
         comes with an image processor.
     """
+    encoder = load_vision_model(name)
+    try:
+        images = AutoImageProcessor.from_pretrained(name)
+    except OSError:
+        logger.warning(f"encoder {name} has no image processor: its pixels are normalised with mean 0.5 and std 0.5")
+        return encoder, {}
+    size = images.crop_size if getattr(images, "do_center_crop", False) else images.size
+    return encoder, {
+        "image_mean": images.image_mean if images.do_normalize else [0.0] * 3,
+        "image_std": images.image_std if images.do_normalize else [1.0] * 3,
+        "encoder_image_size": [size.height or size.shortest_edge, size.width or size.shortest_edge],
+    }
+
+
+def load_vision_model(name: str):
+    """A pretrained vision model in float32; of a model of images and text, as CLIP is, the part that sees."""
     try:
         config = AutoConfig.from_pretrained(name)
         config = getattr(config, "vision_config", config)
@@ -199,17 +213,7 @@ def load_encoder(name: str):
             f"encoder {name} is a {type(encoder).__name__}: a vision model that takes pixel_values is needed"
         )
     encoder.config._name_or_path = Path(name).name if Path(name).is_dir() else name  # what is shared names no folder
-    try:
-        images = AutoImageProcessor.from_pretrained(name)
-    except OSError:
-        logger.warning(f"encoder {name} has no image processor: its pixels are normalised with mean 0.5 and std 0.5")
-        return encoder, {}
-    size = images.crop_size if getattr(images, "do_center_crop", False) else images.size
-    return encoder, {
-        "image_mean": images.image_mean if images.do_normalize else [0.0] * 3,
-        "image_std": images.image_std if images.do_normalize else [1.0] * 3,
-        "encoder_image_size": [size.height or size.shortest_edge, size.width or size.shortest_edge],
-    }
+    return encoder
 
 
 def load_autoencoder(name: str):

@@ -86,6 +86,7 @@ def train(
             "n_trials": len(seen),
             "n_images_alone": len(set(images["stimulus_id"])),
             "leakage": opened.leakage,
+            "data_license": opened.license,
             "steps": trained.history[-1]["step"] if trained.history else 0,
             "seed": training_args.seed,
         },

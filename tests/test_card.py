@@ -1,0 +1,178 @@
+"""The model card: the figures of metrics.json in its head and tables, and nothing that was not measured."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from loopback_hub import LoopbackHub, environment
+from test_hub import visionflow
+from visionflow_hf.modeling import VisionFlowConfig
+
+from visionflow_hf.cli import main
+from visionflow_hf.hub import add_result, make_card
+from visionflow_hf.results import result_of
+
+
+@pytest.fixture
+def fresh(corpus, run, tmp_path) -> Path:
+    """The model folder of `run` as `train` left it: with a card, and no evaluation in it."""
+    folder = tmp_path / "model"
+    shutil.copytree(run, folder)
+    card = ModelCard.load(folder / "README.md")
+    training = {name: value for name, value in card.data.to_dict()["visionflow"].items() if name != "results"}
+    make_card(str(folder), VisionFlowConfig.from_pretrained(folder), training).save(folder / "README.md")
+    return folder
+
+
+def evaluate(*words) -> dict:
+    assert main(["evaluate", *map(str, words)]) == 0
+    return json.loads((Path(words[2]) / "metrics.json").read_text())
+
+
+def measured(metrics: dict) -> dict[tuple[str, str], float]:
+    """The model's figures by task and name, without those that are null."""
+    blocks = {
+        "fmri-to-image": metrics["decoding"]["model"],
+        "image-to-fmri": metrics["encoding"]["model"],
+        "latent-alignment": metrics["latent"],
+    }
+    return {
+        (task, name): value for task, figures in blocks.items() for name, value in figures.items() if value is not None
+    }
+
+
+def in_head(card: ModelCard, dataset: str, split: str = "test") -> dict[tuple[str, str], float]:
+    return {
+        (one.task_type, one.metric_type): one.metric_value
+        for one in card.data.eval_results or []
+        if (one.dataset_name, one.dataset_split) == (dataset, split)
+    }
+
+
+def cells(card: ModelCard, figure: str) -> list[list[str]]:
+    """The rows of all tables that give a figure."""
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in card.text.splitlines() if "|" in line]
+    return [row for row in rows if len(row) > 3 and row[1] == figure]
+
+
+def test_before_any_evaluation_the_card_has_no_figure(fresh):
+    card = ModelCard.load(fresh / "README.md")
+    assert card.data.eval_results is None and "model-index" not in card.data.to_dict()
+    (line,) = [line for line in card.text.splitlines() if "Not evaluated yet" in line]
+    assert "`visionflow evaluate RUN CORPUS REPORT`" in line
+    assert "pixcorr" not in card.text
+
+
+def test_evaluation_fills_head_and_table(fresh, corpus, tmp_path):
+    metrics = evaluate(fresh, corpus, tmp_path / "report")
+    card = ModelCard.load(fresh / "README.md")
+    assert in_head(card, "simulated") == measured(metrics)
+    assert card.data.model_name == "model" and len(card.data.eval_results) == len(measured(metrics))
+    text = " ".join(card.text.split())
+    assert "### simulated, split test" in text and "Not evaluated" not in text
+    assert "4 stimuli, 24 trials. No stimulus is in two splits of this corpus." in text
+    assert "Licence of these data: not stated by the corpus" in text
+    (row,) = cells(card, "pixcorr")
+    low, high = metrics["intervals"]["decoding.model.pixcorr"]
+    (header,) = cells(card, "figure")
+    shown = dict(zip(header, row, strict=True))
+    assert shown["95 % interval"] == f"{low:.3f} to {high:.3f}"
+    for method, figures in metrics["decoding"].items():
+        assert shown[method.replace("_", " ")] == f"{figures['pixcorr']:.3f}"
+    assert list(fresh.glob(".*")) == []  # nothing half-written is left behind
+
+
+def test_other_splits_stand_beside_and_the_same_is_replaced(fresh, corpus, tmp_path):
+    evaluate(fresh, corpus, tmp_path / "test")
+    train = evaluate(fresh, corpus, tmp_path / "train", "--split", "train")
+    card = ModelCard.load(fresh / "README.md")
+    result = card.data.to_dict()["visionflow"]["results"][0]
+    result["decoding"]["model"]["pixcorr"] = 0.123456
+    add_result(fresh, result)
+    assert in_head(ModelCard.load(fresh / "README.md"), "simulated")["fmri-to-image", "pixcorr"] == 0.123456
+    test = evaluate(fresh, corpus, tmp_path / "again")
+    card = ModelCard.load(fresh / "README.md")
+    assert in_head(card, "simulated") == measured(test)
+    assert in_head(card, "simulated", "train") == measured(train)
+    assert len(cells(card, "pixcorr")) == 2 and card.text.count("it has seen them") == 1
+
+
+def test_what_was_not_measured_does_not_appear(fresh, report, tmp_path):
+    metrics = json.loads((report / "metrics.json").read_text())
+    metrics["encoding"]["model"]["ceiling_normalised"] = None
+    metrics["encoding"]["noise_ceiling"] = None
+    add_result(fresh, result_of(metrics, tmp_path, ""))
+    card = ModelCard.load(fresh / "README.md")
+    assert ("image-to-fmri", "ceiling_normalised") not in in_head(card, tmp_path.name)
+    assert "ceiling_normalised" not in card.text and "null" not in card.content.split("---\n")[1]
+    assert "| noise ceiling |" not in card.text
+    metrics["encoding"]["noise_ceiling"] = {"voxel_r_mean": 0.875, "r2_median": None}
+    metrics["leakage"] = "1 stimulus (s1) in train and test"
+    add_result(fresh, result_of(metrics, tmp_path, "cc-by-4.0"))
+    card = ModelCard.load(fresh / "README.md")
+    assert "| noise ceiling |" in card.text
+    assert [cells(card, name)[0][-1] for name in ("voxel_r_mean", "r2_median", "pixcorr")] == ["0.875", "-", "-"]
+    text = " ".join(card.text.split())
+    assert "**Leakage.** The corpus has 1 stimulus (s1) in train and test." in text
+    assert "Licence of these data: cc-by-4.0, as their card states." in text
+
+
+def test_names_of_others_stay_names(fresh, report, tmp_path):
+    metrics = json.loads((report / "metrics.json").read_text())
+    odd = tmp_path / "a | b\n---\n<img src=x> [c](d)\\"
+    odd.mkdir()
+    add_result(fresh, result_of(metrics, odd, "") | {"split": "te|st\n"})
+    card = ModelCard.load(fresh / "README.md")
+    assert {one.dataset_name for one in card.data.eval_results} == {"a | b --- <img src=x> [c](d)\\"}
+    assert {one.dataset_type for one in card.data.eval_results} == {"a-b-----img-src-x-c-d-"}
+    (heading,) = [line for line in card.text.splitlines() if line.startswith("### ")]
+    assert heading == r"### a \| b --- \<img src=x\> \[c\](d)\\, split te\|st"
+    training = card.data.to_dict()["visionflow"] | {"unit": "a | b\n| c | d |", "encoder": "<b>"}
+    config = VisionFlowConfig.from_pretrained(fresh)
+    config.subjects = ['x"|\n', "subj02"]
+    text = make_card("lab/digits", config, training).text
+    assert r"| fMRI, raw in and out | a \| b \| c \| d \| |" in text and r"| image encoder | \<b\> |" in text
+    assert r'subject="x\"|\n"' in text and r'| x"\| | 30 voxels |' in text
+
+
+def test_a_card_that_cannot_be_written_is_left_and_named(fresh, report, tmp_path, monkeypatch, caplog):
+    result = result_of(json.loads((report / "metrics.json").read_text()), "lab/data", "")
+    caplog.set_level("INFO")
+    add_result("lab/digits", result)
+    assert "lab/digits is on the Hub: its card stays as it is" in caplog.text
+    before = (fresh / "README.md").read_bytes()
+
+    def read_only(*args):
+        raise OSError(30, os.strerror(30))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", read_only)
+        add_result(fresh, result)
+    assert "README.md cannot be written (Read-only file system)" in caplog.text
+    assert (fresh / "README.md").read_bytes() == before and list(fresh.glob(".*")) == []
+    (fresh / "README.md").write_text("---\nkey: [\n---\nmine\n")
+    add_result(fresh, result)
+    assert "is no card that `train` wrote" in caplog.text
+    assert (fresh / "README.md").read_text().endswith("mine\n")
+
+
+def test_push_carries_the_figures_and_the_corpus_its_licence(fresh, corpus, tmp_path):
+    with LoopbackHub() as hub:
+        env = environment(hub, tmp_path / "home", HF_HUB_OFFLINE="0")
+        pushed = visionflow("push-corpus", corpus, "lab/data", "--license", "cc-by-4.0", env=env)
+        assert pushed.returncode == 0, pushed.stderr
+        result = visionflow("evaluate", fresh, "lab/data", tmp_path / "report", env=env)
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert visionflow("push", fresh, "lab/digits", env=env).returncode == 0
+        card = ModelCard(hub.files("lab/digits")["README.md"].decode())
+        metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+        assert in_head(card, "lab/data") == measured(metrics)
+        assert card.data.model_name == "digits" and {one.dataset_type for one in card.data.eval_results} == {"lab/data"}
+        assert "Licence of these data: cc-by-4.0, as their card states." in " ".join(card.text.split())
+        assert str(tmp_path) not in card.content
+        result = visionflow("evaluate", "lab/digits", "lab/data", tmp_path / "by name", env=env)
+        assert "lab/digits is on the Hub: its card stays as it is" in result.stderr
+        assert not (tmp_path / "lab").exists()
