@@ -46,6 +46,7 @@ def test_the_report_is_complete(report):
     assert {file.name for file in report.iterdir()} == {
         "metrics.json",
         "predictions.npz",
+        "report.html",
         "reconstructions.png",
         "voxel_r.png",
         "losses.png",
