@@ -188,10 +188,10 @@ def brains(predictions: dict[str, np.ndarray], voxels: VoxelScores, absent: dict
     if vertices:
         values, subjects = brain.on_surface(predictions, voxels)
         if np.isfinite(values).any():
+            whose = subjects[0] if len(subjects) == 1 else f"the mean of {len(subjects)} subjects"
             what = (
-                f"Voxel r of the model on fsaverage5, inflated: the mean of {len(subjects)} "
-                f"subject{'s' if len(subjects) != 1 else ''}, at the {np.isfinite(values).sum()} of the vertices that "
-                "fsaverage5 shares with fsaverage. Negative r is drawn as 0; what was not measured is grey."
+                f"Voxel r of the model on fsaverage5, inflated: {whose}, at the {np.isfinite(values).sum()} measured "
+                "vertices that it shares with fsaverage. Negative r is drawn as 0; what was not measured is grey."
             )
             maps.append({"picture": png(brain.draw_surface(values), "Voxel r on the cortical surface"), "what": what})
     for subject, xyz in list(places.items())[:MOST_BRAINS]:

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from visionflow_hf.evaluation.figures import in_words
 from visionflow_hf.evaluation.quality import VoxelScores
@@ -134,7 +134,7 @@ def draw_ceiling(voxels: VoxelScores) -> Figure:
     axis.plot(grid, np.sqrt(grid), color=INK, linewidth=1.2, linestyle="--", label="√ceiling")
     axis.set(xlim=(0, 1), ylim=(low, 1.05), xlabel="noise ceiling, share of variance", ylabel="voxel r, model")
     axis.legend(loc="lower right")
-    figure.colorbar(cells, ax=axis, label="voxels", pad=0.02).outline.set_visible(False)
+    figure.colorbar(cells, ax=axis, label="voxels", pad=0.02, format="{x:g}").outline.set_visible(False)
     return figure
 
 
@@ -209,7 +209,7 @@ def draw_losses(histories: list[list[dict]]) -> Figure:
 
 def draw_loss(histories: list[list[dict]], name: str) -> Figure:
     """One loss over training steps."""
-    figure, axis = plt.subplots(figsize=(4, 2.8), layout="constrained")
+    figure, axis = plt.subplots(figsize=(3.2, 2.5), layout="constrained")
     plot_loss(axis, histories, name)
     return figure
 
@@ -228,9 +228,11 @@ def plot_loss(axis: Axes, histories: list[list[dict]], name: str) -> None:
         axis.axvline(alone[-1], color=GREY, linestyle=":", linewidth=1)
     axis.set(title=name.removeprefix("loss_"), xlabel="step", yscale="log", ylabel="mean per element")
     axis.set_xlim(0, histories[0][-1]["step"])
-    axis.yaxis.set_major_formatter("{x:g}")
     low, high = axis.get_ylim()
-    axis.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
+    ticks = range(1, 10) if high < 4 * low else (1, 2, 5) if high < 50 * low else (1,)
+    axis.yaxis.set_major_locator(LogLocator(subs=ticks))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.plot([], [], color=MODEL, label="train")
     if any(f"eval_{name}" in entry for history in histories for entry in history):
         axis.plot([], [], color=RIDGE, marker="o", markersize=3, label="validation")
