@@ -175,7 +175,7 @@ def regions(metrics: dict, absent: dict[str, str]) -> dict | None:
 
 
 def brains(predictions: dict[str, np.ndarray], voxels: VoxelScores, absent: dict[str, str]) -> list[dict]:
-    """Maps on the surface where vertices are known, else of the voxels where they lie; each with what it is."""
+    """Maps on the surface where vertices are known, and in space where coordinates are; each with what it is."""
     places = {subject: predictions[f"xyz/{subject}"] for subject in voxels.r if f"xyz/{subject}" in predictions}
     vertices = any(f"vertex/{subject}" in predictions for subject in voxels.r)
     if not places and not vertices:
@@ -207,13 +207,15 @@ def brains(predictions: dict[str, np.ndarray], voxels: VoxelScores, absent: dict
             else "Coordinates as they stand in the corpus; they are not MNI millimetres, so no outline is drawn."
         )
         maps.append({"picture": png(brain.draw_volume(xyz, r), f"Voxel r of {subject} in three views"), "what": what})
+    if not maps:
+        absent["Brain maps"] = "no voxel with a known r lies where one could be drawn"
     if len(places) > MOST_BRAINS:
         absent["Brain maps of further subjects"] = f"the page shows the first {MOST_BRAINS} of {len(places)}"
     return maps
 
 
 def per_subject(metrics: dict, predictions: dict[str, np.ndarray]) -> dict | None:
-    """Every figure of the model, a column a subject, beside the first baseline's; None where there is one subject."""
+    """What is known of each subject, for a table beside one another; None where there is one subject."""
     blocks = metrics.get("subjects", {})
     if len(blocks) < 2:
         return None
@@ -228,7 +230,7 @@ def per_subject(metrics: dict, predictions: dict[str, np.ndarray]) -> dict | Non
 
 
 def single_trial(metrics: dict, absent: dict[str, str]) -> list[dict] | None:
-    """Each figure of averaged repeats beside that of single trials, of the model and of the first baseline."""
+    """Each figure of averaged repeats beside that of single trials."""
     if not metrics.get("single_trial"):
         absent["Single trials"] = "no stimulus has repeats"
         return None

@@ -147,7 +147,8 @@ def draw_regions(subjects: dict[str, dict[str, dict]], figure_name: str = "voxel
     names = regions_of(subjects)
     blocks = {name: [rois[name] for rois in subjects.values() if name in rois] for name in names}
     first = next(iter(blocks.values()))[0]
-    methods = [name for name, part in first.items() if isinstance(part, dict) and name != "noise_ceiling"]
+    methods = [name for name, part in first.items() if isinstance(part, dict) and figure_name in part]
+    methods = [name for name in methods if name != "noise_ceiling"]
     figure, axis = plt.subplots(figsize=(5, 0.9 + 0.13 * len(names) * (len(methods) + 1)), layout="constrained")
     thick = 1 / (len(methods) + 0.8)
     keys, line_of_ceiling = {}, None
