@@ -23,6 +23,8 @@ MEANING = {
     "cosine": "of the latents of an image and of the response to it",
     "retrieval_image_top1": "how often the latent of a response is nearest to that of its own image",
     "retrieval_fmri_top1": "how often the latent of an image is nearest to that of its own response",
+    "retrieval_image_top1_of_300": "the same among 300 images, as the field has it",
+    "retrieval_fmri_top1_of_300": "the same among 300 responses, as the field has it",
     "retrieval_image_top5": "how often its own image is among the five nearest to the latent of a response",
     "retrieval_fmri_top5": "how often its own response is among the five nearest to the latent of an image",
 }
@@ -50,20 +52,21 @@ class Row:
 
 
 def rows_of(metrics: dict) -> list[Row]:
-    """Every figure of the blocks `decoding`, `encoding` and `latent` that are there, in their order."""
+    """Every figure of the blocks `decoding`, `encoding` and `latent` that any method has, in their order."""
     rows = []
     for direction in DIRECTIONS:
         block = metrics.get(direction) or {}
         methods = {"model": block} if direction == "latent" else {name: part or {} for name, part in block.items()}
         for name, value in methods.get("model", {}).items():
-            if isinstance(value, dict):
+            values = {method: part.get(name) for method, part in methods.items()}
+            if isinstance(value, dict) or set(values.values()) == {None}:
                 continue
             dotted = f"latent.{name}" if direction == "latent" else f"{direction}.model.{name}"
             rows.append(
                 Row(
                     direction,
                     name,
-                    {method: part.get(name) for method, part in methods.items()},
+                    values,
                     metrics.get("intervals", {}).get(dotted),
                     metrics.get("p_values", {}).get(dotted),
                 )
@@ -72,10 +75,10 @@ def rows_of(metrics: dict) -> list[Row]:
 
 
 def methods_of(rows: list[Row]) -> list[str]:
-    """The columns: the model, then the baselines in their order, the noise ceiling last; none that is empty."""
+    """The columns that hold a figure: the model, the baselines, of them the mean image last, and the noise ceiling."""
     known = dict.fromkeys(method for row in rows for method, value in row.values.items() if value is not None)
-    names = [method for method in known if method not in ("model", CEILING)]
-    return ["model", *names, *([CEILING] if CEILING in known else [])]
+    last = [method for method in ("mean_image", CEILING) if method in known]
+    return ["model", *(method for method in known if method not in ("model", *last)), *last]
 
 
 def in_words(name: str) -> str:

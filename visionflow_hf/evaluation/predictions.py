@@ -12,6 +12,7 @@ Rows are stimuli, subject by subject, each the average of its repeats; `S` stand
     noise_ceiling/S                                         (voxels of S,), of a single corpus row, NaN where unknown
     roi/S                                                   (voxels of S,), the names of a voxel's ROIs, with commas
     xyz/S                                                   (voxels of S, 3), where the corpus knows coordinates
+    vertex/S                                                (voxels of S,), of a hemisphere of fsaverage, where known
     latent/image, latent/fmri                               (rows, latent_dim), means of the two posteriors
 
 Where stimuli have repeats, `single_trial/` stands before the same names with a row for each trial; what depends on the
@@ -31,7 +32,7 @@ from visionflow_hf.evaluation.baselines import NearestBaseline, RidgeBaseline
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 
 BATCH = 64
-OF_VOXELS = ("noise_ceiling", "roi", "xyz", "fmri_mean", "fmri_std")
+OF_VOXELS = ("noise_ceiling", "roi", "xyz", "vertex", "fmri_mean", "fmri_std")
 
 
 def predict(
@@ -94,6 +95,8 @@ def _predict_subject(
     }
     if voxels[["x", "y", "z"]].notna().all(axis=None):
         part[f"xyz/{subject}"] = voxels[["x", "y", "z"]].to_numpy(dtype=np.float32)
+    if "vertex" in voxels and voxels["vertex"].notna().all():
+        part[f"vertex/{subject}"] = voxels["vertex"].to_numpy(dtype=np.int32)
     for name, baseline in baselines.items():
         part[f"{name}/fmri_predicted/{subject}"] = baseline.predict_fmri(images)
     measured = {"": average.fmri}

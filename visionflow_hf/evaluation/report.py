@@ -54,7 +54,7 @@ def write_report(
 
 def print_table(metrics: dict) -> None:
     """Both directions with their baselines and the noise ceiling, and the 95 % interval of the model's figures."""
-    console = Console(width=100)
+    console = Console(width=110)
     table = Table(title=f"{metrics['n_stimuli']} stimuli, {metrics['n_trials']} trials, split {metrics['split']}")
     rows = rows_of(metrics)
     baselines = methods_of(rows)[1:]
