@@ -128,7 +128,9 @@ def reconstructions(predictions: dict[str, np.ndarray], quality: np.ndarray) -> 
         "worst": order[len(order) - count :],
     }
     if len(order) < 3 * count:  # too few for three groups: all of them
-        groups = {"all, from best to worst": order}
+        parts = np.array_split(order, -(-len(order) // SHOWN))
+        ends = np.cumsum([len(part) for part in parts])
+        groups = {f"rank {end - len(part) + 1} to {end}": part for part, end in zip(parts, ends, strict=True)}
     return {
         "lines": list(lines),
         "count": len(order),
