@@ -9,4 +9,4 @@ visionflow simulate demo/corpus --overwrite
 visionflow train demo/corpus demo/model --overwrite
 visionflow evaluate demo/model demo/corpus demo/report --overwrite
 
-echo "Stimuli and their reconstructions: demo/report/reconstructions.png"
+echo "Figures, stimuli and their reconstructions: demo/report/report.html"

@@ -164,6 +164,13 @@ SPOILED = {
         lambda s: np.save(training(s) / "training_fmri" / "lh_training_fmri.npy", np.zeros((12, 7))),
         "type float64: float32 .* is expected",
     ),
+    "challenge with another subject's vertices": (
+        "algonauts_challenge",
+        lambda s: shutil.copy(
+            s / "subj06" / "roi_masks" / "lh.all-vertices_fsaverage_space.npy", s / "subj01" / "roi_masks"
+        ),
+        r"marks 6 vertices: numbers of shape \(163842,\) that mark the 7 vertices of the responses are expected",
+    ),
     "challenge from 0": (
         "algonauts_challenge",
         lambda s: next((training(s) / "training_images").glob("train-0001_*")).rename(

@@ -46,6 +46,7 @@ def test_the_report_is_complete(report):
     assert {file.name for file in report.iterdir()} == {
         "metrics.json",
         "predictions.npz",
+        "report.html",
         "reconstructions.png",
         "voxel_r.png",
         "losses.png",
@@ -167,6 +168,15 @@ def test_crossvalidate_holds_every_stimulus_out_once(folds_report, corpus, tmp_p
     refused(lambda: main(["crossvalidate", str(corpus), str(tmp_path / "x"), "--num-proc", "0"]), "at least 1")
     refused(lambda: main(["crossvalidate", str(corpus), str(tmp_path / "x"), "--folds", "1"]), "--folds between 2 and")
     assert not (tmp_path / "x").exists()
+
+
+def test_names_of_arrays_tell_their_subject():
+    assert owner("fmri/ann") == ("fmri", "ann")
+    assert owner("single_trial/fmri/a/b") == ("single_trial/fmri", "a/b")
+    assert owner("ridge/fmri_predicted/image") == ("ridge/fmri_predicted", "image")
+    assert owner("fmri_mean/latent/fmri") == ("fmri_mean", "latent/fmri")
+    for name in ("latent/fmri", "single_trial/latent/fmri", "ridge/reconstruction", "stimulus_id"):
+        assert owner(name) == (name, None)
 
 
 def test_latents_are_compared_within_their_fold():

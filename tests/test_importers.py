@@ -50,7 +50,14 @@ def test_algonauts_challenge(source, tmp_path, capsys):
     for place, label in enumerate(labels):
         regions = set(table["roi"].iloc[6 + place])
         assert "rh" in regions and regions & set(names) == ({names[label]} if label else set())
+    for name, sides in (("subj01", {"lh": 7, "rh": 8}), ("subj06", {"lh": 6, "rh": 7})):
+        masks = [np.load(source / name / "roi_masks" / f"{side}.all-vertices_fsaverage_space.npy") for side in sides]
+        places = [place for mask in masks for place, known in enumerate(mask) if known]
+        assert voxels_of(tmp_path / "out", name)["vertex"].tolist() == places
     assert "regions without 4 masks" in capsys.readouterr().out
+    table = pd.read_parquet(tmp_path / "out" / "voxels.parquet")
+    table.drop(columns="vertex").to_parquet(tmp_path / "out" / "voxels.parquet")  # as corpora were before
+    assert open_corpus(tmp_path / "out").subjects == {"subj01": 15, "subj06": 13}
 
 
 @of("algonauts_challenge")
@@ -59,8 +66,12 @@ def test_algonauts_challenge_in_part(source, tmp_path, capsys, refused):
     for file in sorted(images.iterdir())[:3]:
         file.unlink()
     (source / "subj06" / "training_split" / "training_fmri" / "rh_training_fmri.npy").unlink()
+    (source / "subj01" / "roi_masks" / "rh.all-vertices_fsaverage_space.npy").unlink()
     assert prepare("algonauts23", source, tmp_path / "out") == 0
+    vertex = voxels_of(tmp_path / "out", "subj01")["vertex"]
+    assert vertex[:7].notna().all() and vertex[7:].isna().all()
     printed = capsys.readouterr().out
+    assert "no place on the cortical surface, rh.all-vertices_fsaverage_space.npy absent" in printed
     assert "3 of 12 training images are absent" in printed and "subj06: left out" in printed
     assert {key[:2] for key in rows_of(tmp_path / "out")} == {
         ("subj01", f"nsd-{number:05d}") for number in (103, *range(8))

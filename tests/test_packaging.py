@@ -34,6 +34,10 @@ def test_the_wheel_holds_the_templates_of_the_cards(wheel):
     assert ROOT / "model_card.md" == TEMPLATE  # of this checkout
 
 
+def test_the_wheel_holds_the_page_of_a_report(wheel):
+    assert "visionflow_hf/evaluation/report.html" in wheel
+
+
 def test_help_does_not_wait_for_torch():
     code = "import sys; from visionflow_hf.cli import main\n"
     code += "try: main(['--help'])\nexcept SystemExit: pass\n"

@@ -6,7 +6,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from threading import Thread
-from unittest.mock import patch
 
 from visionflow_hf.errors import UserError
 
@@ -28,10 +27,15 @@ def run(tasks: list[Callable], num_proc: int) -> Iterator:
         return
     context = get_context("spawn")  # a fork would copy the locks of the libraries' threads
     pool = ProcessPoolExecutor(num_proc, mp_context=context, initializer=end_with_parent)
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // num_proc)))
+    before = dict(os.environ)
     try:
-        with patch.dict(os.environ, TQDM_DISABLE="1", OMP_NUM_THREADS=threads):
-            futures = [pool.submit(task) for task in tasks]
+        os.environ["TQDM_DISABLE"] = "1"
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // num_proc)))
+        try:
+            futures = [pool.submit(task) for task in tasks]  # which starts the processes
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
         for future in futures:
             yield future.result()
     except BrokenProcessPool as error:

@@ -26,6 +26,7 @@ UNIT = "response z-scored within each session, repeats averaged (Algonauts 2023)
 HEMISPHERES = ("lh", "rh")
 PROCESSED_SPLITS = {"train": "train", "val": "validation", "testval": "test"}
 GROUP_VERTICES = (19004, 20544)  # left and right, of all subjects together
+FSAVERAGE = 163842  # vertices of a hemisphere
 
 
 def read_algonauts23(
@@ -82,7 +83,7 @@ def challenge(source: Path, names: list[str], report: Callable[[str], None]) -> 
                 parts=[
                     partial(read_rows, files, rows[start : start + step], start) for start in range(0, len(rows), step)
                 ],
-                voxels={"roi": regions(source / name / "roi_masks", [shape[1] for shape in shapes], name, report)},
+                voxels=where(source / name / "roi_masks", [shape[1] for shape in shapes], name, report),
             )
         )
     return Source(subjects, image_parts(subjects, images), UNIT)
@@ -123,6 +124,30 @@ def read_rows(files: list[Path], rows: np.ndarray, start: int) -> Iterator[Block
             values = np.array(responses(file)[rows])
         yield np.arange(start, start + len(rows)), first, values
         first += values.shape[1]
+
+
+def where(folder: Path, vertices: list[int], subject: str, report: Callable[[str], None]) -> dict[str, list]:
+    """The columns `roi` and `vertex` of the voxel table, the left hemisphere first."""
+    vertex: list[int | None] = []
+    absent = []
+    for side, number in zip(HEMISPHERES, vertices, strict=True):
+        file = folder / f"{side}.all-vertices_fsaverage_space.npy"
+        if not file.is_file():
+            absent.append(file.name)
+            vertex += [None] * number
+            continue
+        mask = open_npy(file)
+        marks = mask.shape == (FSAVERAGE,) and mask.dtype.kind in "iufb"
+        places = np.flatnonzero(mask).tolist() if marks else []
+        if len(places) != number:
+            raise UserError(
+                f"{file} has shape {mask.shape}, type {mask.dtype} and marks {len(places)} vertices: "
+                f"numbers of shape ({FSAVERAGE},) that mark the {number} vertices of the responses are expected"
+            )
+        vertex += places
+    if absent:
+        report(f"{subject}: no place on the cortical surface, {' and '.join(absent)} absent")
+    return {"roi": regions(folder, vertices, subject, report), "vertex": vertex}
 
 
 def regions(folder: Path, vertices: list[int], subject: str, report: Callable[[str], None]) -> list[list[str]]:

@@ -29,12 +29,12 @@ def prepare(
     source: str | os.PathLike,
     out: str | os.PathLike,
     *,
+    overwrite: bool = False,
+    report: Callable[[str], None] = print,
     test_fraction: float | None = None,
     average: bool = False,
     seed: int = 0,
-    overwrite: bool = False,
     num_proc: int = 1,
-    report: Callable[[str], None] = print,
     **own,
 ) -> None:
     """Write the corpus `out` from the folder `source`; the arguments are the flags of `visionflow prepare`.
@@ -46,22 +46,12 @@ def prepare(
     """
     refuse_existing(out, overwrite, MARKER)
     found = read(Path(source), report=report, **own)
-    write_source(
-        found,
-        out,
-        test_fraction=test_fraction,
-        average=average,
-        seed=seed,
-        overwrite=overwrite,
-        num_proc=num_proc,
-        report=report,
-    )
+    write_source(found, out, test_fraction, average, seed, overwrite, num_proc, report)
 
 
 def write_source(
     source: Source,
     out: str | os.PathLike,
-    *,
     test_fraction: float | None,
     average: bool,
     seed: int = 0,

@@ -77,13 +77,15 @@ def voxel_table(subject: str, num_voxels: int, **columns) -> pd.DataFrame:
 
     Args:
         columns: what is known of `roi` (list of names a voxel), `noise_ceiling` (share of the variance of one corpus
-            row, be it a trial or an average, that the stimulus explains) and the coordinates `x`, `y`, `z`, each of
-            shape (voxels,). What is not given is empty, or null.
+            row, be it a trial or an average, that the stimulus explains), the coordinates `x`, `y`, `z`, and `vertex`
+            (index in its hemisphere of fsaverage, which `roi` names as lh or rh), each of shape (voxels,). What is not
+            given is empty, or null.
     """
     table = pd.DataFrame({"subject": subject, "voxel": np.arange(num_voxels, dtype=np.int32)})
     table["roi"] = columns.get("roi", [[] for _ in range(num_voxels)])
     for name in ("noise_ceiling", "x", "y", "z"):
         table[name] = np.asarray(columns.get(name, np.full(num_voxels, np.nan)), dtype=np.float64)
+    table["vertex"] = pd.array(columns.get("vertex", [None] * num_voxels), dtype="Int32")
     return table
 
 

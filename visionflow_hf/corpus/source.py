@@ -23,7 +23,7 @@ class Subject:
         splits: the split that the source puts each trial in, or None where it leaves that open.
         num_voxels: length of a response.
         parts: functions that yield the responses in blocks; all of them together cover every trial and voxel.
-        voxels: columns of `voxel_table`: `roi`, `x`, `y`, `z`.
+        voxels: columns of `voxel_table`: `roi`, `x`, `y`, `z`, `vertex`.
         ncsnr: noise-ceiling signal-to-noise ratio of one trial, array of shape (voxels,), where the source has it.
     """
 

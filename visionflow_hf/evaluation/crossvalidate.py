@@ -16,7 +16,7 @@ from visionflow_hf.corpus.schema import Corpus, open_corpus
 from visionflow_hf.corpus.splits import stimulus_folds
 from visionflow_hf.evaluation.forerunner import baseline_encoder, forerunner_predictions
 from visionflow_hf.evaluation.perceptual import require_networks
-from visionflow_hf.evaluation.predictions import concatenate, predict
+from visionflow_hf.evaluation.predictions import OF_VOXELS, concatenate, owner, predict
 from visionflow_hf.evaluation.report import MARKER, write_report
 from visionflow_hf.folders import refuse_existing
 from visionflow_hf.processes import cores, run
@@ -121,7 +121,7 @@ def standardised(part: dict[str, np.ndarray], processor) -> dict[str, np.ndarray
     """Responses and predictions in standard deviations from the mean of the fold's train rows."""
     result = {name: values for name, values in part.items() if not name.startswith(("fmri_mean/", "fmri_std/"))}
     for name, values in result.items():
-        kind, _, subject = name.rpartition("/")
-        if kind.rpartition("/")[2] in ("fmri", "fmri_predicted"):
+        kind, subject = owner(name)
+        if subject is not None and kind not in OF_VOXELS:
             result[name] = (values - processor.fmri_mean[subject]) / processor.fmri_std[subject]
     return result

@@ -1,5 +1,11 @@
-"""The pictures of a report: what was seen and what was read, how training went, how well each voxel is predicted."""
+"""The pictures of a report: what was seen and what was read, how training went, how well each voxel is predicted.
 
+Each function returns a matplotlib figure, drawn in `STYLE`; `save` writes it as a file, `to_svg` for a page.
+"""
+
+import io
+import re
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import matplotlib
@@ -7,24 +13,49 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-from matplotlib.ticker import NullFormatter
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
-MODEL, RIDGE, GREY = "#0b6e99", "#d9822b", "#777777"
+from visionflow_hf.evaluation.figures import in_words
+from visionflow_hf.evaluation.quality import VoxelScores
+
+INK, MODEL, RIDGE, NEAREST, GREY = "#1f2328", "#0b6e99", "#d9822b", "#8a5aa8", "#777777"
+COLORS = {"model": MODEL, "ridge": RIDGE, "nearest": NEAREST}
+PAGE_COLORS = {  # a page has its own for each, by day and by night
+    INK: "currentColor",
+    MODEL: "var(--model)",
+    RIDGE: "var(--ridge)",
+    NEAREST: "var(--nearest)",
+    GREY: "var(--grey)",
+}
+STYLE = {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # the name of a subject may hold a dollar sign
+}
 COLUMNS = 12
+REGIONS = 40
+LOSSES = ("loss_image", "loss_kl", "loss_alignment", "loss_fmri")
 
 
-def draw_reconstructions(predictions: dict[str, np.ndarray], path: Path) -> None:
-    """Stimulus above its reconstruction from measured fMRI, from predicted fMRI, and by ridge.
+def draw_reconstructions(predictions: dict[str, np.ndarray], quality: np.ndarray) -> Figure:
+    """Stimulus above its reconstruction from measured fMRI, from predicted fMRI, and by the baselines.
 
     The columns are stimuli of the first subject at even steps of pixel correlation, the best on the left and the worst
     on the right, so that nobody sees the best alone.
-    """
-    from visionflow_hf.evaluation.metrics import pixel_correlation
 
+    Args:
+        quality: pixel correlation of each row, array of shape (rows,).
+    """
     subject = predictions["subject"][0]
     rows = np.flatnonzero(predictions["subject"] == subject)
-    quality = pixel_correlation(predictions["image"][rows], predictions["reconstruction"][rows])
-    order = rows[np.argsort(-quality)]
+    order = rows[np.argsort(-quality[rows])]
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(COLUMNS, len(order))).round().astype(int))]
     lines = {
         "stimulus": "image",
@@ -53,80 +84,198 @@ def draw_reconstructions(predictions: dict[str, np.ndarray], path: Path) -> None
         y=0.89 + 0.14 / figure.get_figheight(),  # the axes end at 0.88
         va="bottom",
     )
-    _save(figure, path)
+    return figure
 
 
-def draw_voxels(predictions: dict[str, np.ndarray], path: Path) -> None:
-    """Histogram of voxel r over all subjects: the model's, ridge's, and what the noise lets any model reach."""
-    from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_ceiling
-    from visionflow_hf.evaluation.metrics import voxel_correlation
-
-    model, ridge, reachable = [], [], []
-    for subject in dict.fromkeys(predictions["subject"].tolist()):
-        measured = predictions[f"fmri/{subject}"]
-        model.append(voxel_correlation(measured, predictions[f"fmri_predicted/{subject}"])[0])
-        ridge.append(voxel_correlation(measured, predictions[f"ridge/fmri_predicted/{subject}"])[0])
-        trials = predictions["trials"][predictions["subject"] == subject]
-        single = predictions[f"noise_ceiling/{subject}"]
-        reachable.append(np.sqrt(ceiling_of_average(ncsnr_of_ceiling(single), trials)))
-    figure, axis = plt.subplots(figsize=(6.4, 3.6))
+def draw_voxels(voxels: VoxelScores) -> Figure:
+    """Histogram of voxel r over all subjects: each method's, and what the noise lets any model reach."""
+    figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
     bins = np.linspace(-1, 1, 61)
-    for values, label, color in (
-        (np.concatenate(model), "model", MODEL),
-        (np.concatenate(ridge), "ridge on pixels", RIDGE),
-    ):
+    lowest = 1.0
+    for method in next(iter(voxels.r.values())):
+        values = voxels.together(method)
         values = values[np.isfinite(values)]
-        axis.hist(values, bins, histtype="stepfilled", alpha=0.25, color=color)
-        axis.hist(values, bins, histtype="step", color=color, linewidth=1.5, label=f"{label}, mean {values.mean():.3f}")
-    reachable = np.concatenate(reachable)
+        if not len(values):
+            continue
+        color = COLORS.get(method, GREY)
+        lowest = min(lowest, values.min())
+        axis.hist(values, bins, histtype="stepfilled", alpha=0.2, color=color)
+        label = f"{in_words(method)}, mean {values.mean():.3f}"
+        axis.hist(values, bins, histtype="step", color=color, linewidth=1.5, label=label)
+    reachable = np.sqrt(voxels.all_ceilings)
     if np.isfinite(reachable).any():
         best = np.nanmean(reachable)
         axis.axvline(best, color=GREY, linestyle="--", linewidth=1.2, label=f"noise ceiling, mean {best:.3f}")
-    seen = np.concatenate([*model, *ridge])
-    axis.set(
-        xlim=(max(-1, np.nanmin(seen) - 0.05), 1),
-        xlabel="voxel r over held-out stimuli, image to fMRI",
-        ylabel="voxels",
+    axis.set(xlim=(max(-1, lowest - 0.05), 1), xlabel="voxel r over held-out stimuli, image to fMRI", ylabel="voxels")
+    axis.margins(y=0.25)  # room for the legend
+    axis.legend(loc="upper left")
+    return figure
+
+
+def draw_ceiling(voxels: VoxelScores) -> Figure:
+    """The model's r of each voxel against the voxel's noise ceiling, and the r that this ceiling allows."""
+    figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    r, ceiling = voxels.together("model"), voxels.all_ceilings
+    known = np.isfinite(r) & np.isfinite(ceiling)
+    shades = LinearSegmentedColormap.from_list("model", [to_rgba(MODEL, 0.15), MODEL])
+    low = min(-0.1, r[known].min())
+    cells = axis.hexbin(
+        ceiling[known],
+        r[known],
+        gridsize=(45, 27),
+        extent=(0, 1, low, 1),
+        mincnt=1,
+        bins="log" if known.sum() > 2000 else None,
+        cmap=shades,
+        linewidths=0,
+        rasterized=True,
     )
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    grid = np.linspace(0, 1, 101)
+    axis.plot(grid, np.sqrt(grid), color=INK, linewidth=1.2, linestyle="--", label="√ceiling")
+    axis.set(xlim=(0, 1), ylim=(low, 1.05), xlabel="noise ceiling, share of variance", ylabel="voxel r, model")
+    axis.legend(loc="lower right")
+    figure.colorbar(cells, ax=axis, label="voxels", pad=0.02, format="{x:g}").outline.set_visible(False)
+    return figure
 
 
-def draw_losses(histories: list[list[dict]], path: Path) -> None:
-    """Each named loss over training steps, train as a line and validation as dots; one history a run or fold.
-
-    A dotted line stands where the image stage ends and the pair stage begins.
+def draw_regions(subjects: dict[str, dict[str, dict]], figure_name: str = "voxel_r_mean") -> Figure:
+    """A bar for each region and method, the mean over subjects; dots are subjects, a line is the noise ceiling.
 
     Args:
-        histories: `log_history` of each Trainer state.
+        subjects: by subject and region, the block of metrics.json: `n_voxels`, and the figures of each method.
     """
-    names = ["loss_image", "loss_kl", "loss_alignment", "loss_fmri"]
-    figure, axes = plt.subplots(1, len(names), figsize=(3.3 * len(names), 2.8), layout="constrained")
-    for axis, name in zip(axes, names, strict=True):
-        for history in histories:
-            faint = 1 if len(histories) == 1 else 0.5
-            for key, style in ((name, {"linestyle": "-"}), (f"eval_{name}", {"marker": "o", "markersize": 3})):
-                points = [(entry["step"], entry[key]) for entry in history if key in entry]
-                if points:
-                    color = RIDGE if key.startswith("eval") else MODEL
-                    axis.plot(*zip(*points, strict=True), color=color, alpha=faint, linewidth=1.2, **style)
-        alone = [entry["step"] for entry in histories[0] if "loss_image" in entry and "loss_alignment" not in entry]
-        if alone:
-            axis.axvline(alone[-1], color=GREY, linestyle=":", linewidth=1)
-        axis.set(title=name.removeprefix("loss_"), xlabel="step", yscale="log")
-        axis.set_xlim(0, histories[0][-1]["step"])
-        axis.yaxis.set_major_formatter("{x:g}")
-        low, high = axis.get_ylim()
-        axis.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].plot([], [], color=MODEL, label="train")
-    axes[0].plot([], [], color=RIDGE, marker="o", markersize=3, label="validation")
-    axes[0].legend(frameon=False, fontsize=8)
-    axes[0].set_ylabel("mean per element")
-    _save(figure, path)
+    names = regions_of(subjects)
+    blocks = {name: [rois[name] for rois in subjects.values() if name in rois] for name in names}
+    first = next(iter(blocks.values()))[0]
+    methods = [name for name, part in first.items() if isinstance(part, dict) and figure_name in part]
+    methods = [name for name in methods if name != "noise_ceiling"]
+    figure, axis = plt.subplots(figsize=(5, 0.9 + 0.13 * len(names) * (len(methods) + 1)), layout="constrained")
+    thick = 1 / (len(methods) + 0.8)
+    keys, line_of_ceiling = {}, None
+
+    def values_of(name, method):
+        values = [(block.get(method) or {}).get(figure_name) for block in blocks[name]]
+        return [value for value in values if value is not None]
+
+    for place, name in enumerate(names):
+        for line, method in enumerate(methods):
+            values, at = values_of(name, method), place + (line - (len(methods) - 1) / 2) * thick
+            if not values:
+                continue
+            color = COLORS.get(method, GREY)
+            keys[in_words(method)] = axis.barh(at, np.mean(values), thick * 0.9, color=color, alpha=0.75, linewidth=0)
+            if len(values) > 1:
+                axis.plot(values, [at] * len(values), "o", color=INK, markersize=2.2, alpha=0.7, markeredgewidth=0)
+        ceiling = values_of(name, "noise_ceiling")
+        if ceiling:
+            (line_of_ceiling,) = axis.plot(
+                [np.mean(ceiling)] * 2, [place - 0.45, place + 0.45], color=GREY, linewidth=1.6
+            )
+    counts = [np.mean([block["n_voxels"] for block in blocks[name]]) for name in names]
+    labels = [f"{shortened(name)} ({number:.0f})" for name, number in zip(names, counts, strict=True)]
+    axis.set(yticks=range(len(names)), yticklabels=labels, ylim=(len(names) - 0.4, -0.6), xlabel="voxel r, mean")
+    axis.axvline(0, color=INK, linewidth=0.8)
+    axis.tick_params(axis="y", length=0)
+    keys |= {"noise ceiling": line_of_ceiling} if line_of_ceiling else {}
+    figure.legend(keys.values(), keys, loc="outside upper right", ncols=2)
+    return figure
 
 
-def _save(figure, path: Path) -> None:
+def regions_of(subjects: dict[str, dict[str, dict]]) -> list[str]:
+    """The regions to draw, in their order; of more than `REGIONS` those with the most voxels."""
+    size: dict[str, int] = {}
+    for rois in subjects.values():
+        for name, block in rois.items():
+            size[name] = size.get(name, 0) + block["n_voxels"]
+    largest = sorted(size, key=size.get, reverse=True)[:REGIONS]
+    return [name for name in size if name in largest]
+
+
+def shortened(name: str, most: int = 24) -> str:
+    name = "".join(character for character in name if character.isprintable())  # XML takes no others
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def draw_losses(histories: list[list[dict]]) -> Figure:
+    """Each named loss over training steps, side by side.
+
+    Args:
+        histories: `log_history` of each Trainer state, one a run or fold.
+    """
+    figure, axes = plt.subplots(1, len(LOSSES), figsize=(3.3 * len(LOSSES), 2.8), layout="constrained")
+    for axis, name in zip(axes, LOSSES, strict=True):
+        plot_loss(axis, histories, name)
+    return figure
+
+
+def draw_loss(histories: list[list[dict]], name: str) -> Figure:
+    """One loss over training steps."""
+    figure, axis = plt.subplots(figsize=(3.2, 2.5), layout="constrained")
+    plot_loss(axis, histories, name)
+    return figure
+
+
+def plot_loss(axis: Axes, histories: list[list[dict]], name: str) -> None:
+    """Train as a line, validation as dots; a dotted line stands where the image stage ends and that of pairs begins."""
+    for history in histories:
+        faint = 1 if len(histories) == 1 else 0.5
+        for key, style in ((name, {"linestyle": "-"}), (f"eval_{name}", {"marker": "o", "markersize": 3})):
+            points = [(entry["step"], entry[key]) for entry in history if key in entry]
+            if points:
+                color = RIDGE if key.startswith("eval") else MODEL
+                axis.plot(*zip(*points, strict=True), color=color, alpha=faint, linewidth=1.2, **style)
+    alone = [entry["step"] for entry in histories[0] if "loss_image" in entry and "loss_alignment" not in entry]
+    if alone:
+        axis.axvline(alone[-1], color=GREY, linestyle=":", linewidth=1)
+    axis.set(title=name.removeprefix("loss_"), xlabel="step", yscale="log", ylabel="mean per element")
+    axis.set_xlim(0, histories[0][-1]["step"])
+    low, high = axis.get_ylim()
+    ticks = range(1, 10) if high < 4 * low else (1, 2, 5) if high < 50 * low else (1,)
+    axis.yaxis.set_major_locator(LogLocator(subs=ticks))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.plot([], [], color=MODEL, label="train")
+    if any(f"eval_{name}" in entry for history in histories for entry in history):
+        axis.plot([], [], color=RIDGE, marker="o", markersize=3, label="validation")
+    axis.legend(fontsize=8)
+
+
+def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
     plt.close(figure)
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """The figure as an `svg` element that takes the colours of the page it stands in.
+
+    Args:
+        name: made part of every id, so that figures of one page do not share any.
+    """
+    written = io.StringIO()
+    figure.savefig(
+        written, format="svg", dpi=150, transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    )
+    plt.close(figure)
+    root = ElementTree.fromstring(written.getvalue())
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]  # a page knows svg without its namespaces
+        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        element.attrib.clear()
+        for key, value in attributes.items():
+            if key == "id":
+                value = f"{name}-{value}"
+            elif key == "href" and value.startswith("#"):
+                value = f"#{name}-{value[1:]}"
+            elif key == "style":
+                for color, variable in PAGE_COLORS.items():
+                    value = value.replace(color, variable)
+            element.set(key, re.sub(r"url\(#", f"url(#{name}-", value))
+    for key in ("width", "height", "version"):
+        root.attrib.pop(key, None)
+    root.set("role", "img")
+    root.set("aria-labelledby", f"{name}-caption")
+    return ElementTree.tostring(root, encoding="unicode")

@@ -12,11 +12,14 @@ Rows are stimuli, subject by subject, each the average of its repeats; `S` stand
     noise_ceiling/S                                         (voxels of S,), of a single corpus row, NaN where unknown
     roi/S                                                   (voxels of S,), the names of a voxel's ROIs, with commas
     xyz/S                                                   (voxels of S, 3), where the corpus knows coordinates
+    vertex/S                                                (voxels of S,), of a hemisphere of fsaverage, where known
     latent/image, latent/fmri                               (rows, latent_dim), means of the two posteriors
 
 Where stimuli have repeats, `single_trial/` stands before the same names with a row for each trial; what depends on the
 stimulus alone (image, mean_image, latent/image, what is predicted from the image) is found by `single_trial/row`.
 """
+
+import re
 
 import numpy as np
 import torch
@@ -31,7 +34,8 @@ from visionflow_hf.evaluation.baselines import NearestBaseline, RidgeBaseline
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 
 BATCH = 64
-OF_VOXELS = ("noise_ceiling", "roi", "xyz", "fmri_mean", "fmri_std")
+OF_VOXELS = ("noise_ceiling", "roi", "xyz", "vertex", "fmri_mean", "fmri_std")
+OWNED = re.compile(rf"((?:\w+/)?(?:fmri_predicted|fmri)|{'|'.join(OF_VOXELS)})/(.+)", re.DOTALL)
 
 
 def predict(
@@ -94,6 +98,8 @@ def _predict_subject(
     }
     if voxels[["x", "y", "z"]].notna().all(axis=None):
         part[f"xyz/{subject}"] = voxels[["x", "y", "z"]].to_numpy(dtype=np.float32)
+    if "vertex" in voxels and voxels["vertex"].notna().all():
+        part[f"vertex/{subject}"] = voxels["vertex"].to_numpy(dtype=np.int32)
     for name, baseline in baselines.items():
         part[f"{name}/fmri_predicted/{subject}"] = baseline.predict_fmri(images)
     measured = {"": average.fmri}
@@ -154,6 +160,12 @@ def to_array(pictures: list[Image.Image], processor: VisionFlowProcessor, size: 
             for picture in pictures
         ]
     )
+
+
+def owner(name: str) -> tuple[str, str | None]:
+    """Kind and subject of an array that belongs to one subject, whose name may hold slashes; others have None."""
+    found = OWNED.fullmatch(name)
+    return (found[1], found[2]) if found else (name, None)
 
 
 def concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -1,20 +1,21 @@
-"""A report folder: metrics.json, predictions.npz, pictures, and the table on the terminal."""
+"""A report folder: metrics.json, predictions.npz, report.html, pictures, and the table on the terminal."""
 
 import json
 import os
 
 import numpy as np
+from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
-from visionflow_hf.evaluation.perceptual import FIGURES
-from visionflow_hf.evaluation.pictures import draw_losses, draw_reconstructions, draw_voxels
+from visionflow_hf.evaluation.figures import figure, interval, methods_of, p_value, rows_of
+from visionflow_hf.evaluation.page import page
+from visionflow_hf.evaluation.pictures import STYLE, draw_losses, draw_reconstructions, draw_voxels, save
+from visionflow_hf.evaluation.quality import VoxelScores, pixel_correlations
 from visionflow_hf.evaluation.scores import score
 from visionflow_hf.folders import new_folder
 
 MARKER = "metrics.json"
-DECODING = ("pixcorr", "ssim", "mse", "two_way", "top1")
-ENCODING = ("voxel_r_mean", "voxel_r_median", "r2_median", "ceiling_normalised")
 
 
 def write_report(
@@ -39,46 +40,43 @@ def write_report(
         "n_trials": trials,
         **score(predictions, perceptual=perceptual),
     }
-    with new_folder(out, overwrite, marker=MARKER) as folder:
+    quality = pixel_correlations(predictions)
+    voxels = VoxelScores.of(predictions)
+    with new_folder(out, overwrite, marker=MARKER) as folder, plt.rc_context(STYLE):
         np.savez_compressed(folder / "predictions.npz", **predictions)
-        draw_reconstructions(predictions, folder / "reconstructions.png")
-        draw_voxels(predictions, folder / "voxel_r.png")
+        save(draw_reconstructions(predictions, quality), folder / "reconstructions.png")
+        save(draw_voxels(voxels), folder / "voxel_r.png")
         if histories:
-            draw_losses(histories, folder / "losses.png")
+            save(draw_losses(histories), folder / "losses.png")
+        (folder / "report.html").write_text(page(predictions, metrics, histories, quality, voxels), encoding="utf-8")
         (folder / MARKER).write_text(json.dumps(metrics, indent=2) + "\n")
     print_table(metrics)
     return metrics
 
 
 def print_table(metrics: dict) -> None:
-    """Both directions with their baselines, and the 95 % interval of the model's figures."""
+    """Both directions with their baselines and the noise ceiling, and the 95 % interval of the model's figures."""
+    console = Console(width=110)
     table = Table(title=f"{metrics['n_stimuli']} stimuli, {metrics['n_trials']} trials, split {metrics['split']}")
-    more = [name for name in ("forerunner",) if name in metrics["decoding"]]
-    console = Console(width=100 + 13 * len(more))
-    for column in ("", "figure", "model", "95 % interval", "ridge", "mean image", *more):
-        table.add_column(column, justify="left" if column in ("", "figure") else "right")
-    for direction, names, title in (
-        ("decoding", DECODING, "decoding (fMRI to image)"),
-        ("encoding", ENCODING, "encoding (image to fMRI)"),
-    ):
-        block = metrics[direction]
-        for name in (*names, *(name for name in FIGURES if name in block["model"])):
-            low_high = metrics["intervals"].get(f"{direction}.model.{name}")
-            table.add_row(
-                title,
-                name,
-                _figure(block["model"][name]),
-                " to ".join(map(_figure, low_high)) if low_high else "-",
-                _figure(block["ridge"][name]),
-                _figure(block.get("mean_image", {}).get(name)),
-                *(_figure(block[method][name]) for method in more),
-            )
-            title = ""
-        table.add_section()
-    for name, value in metrics["latent"].items():
-        table.add_row("latent" if name == "cosine" else "", name, _figure(value))
+    rows = rows_of(metrics)
+    baselines = methods_of(rows)[1:]
+    with_p = any(row.p is not None for row in rows)
+    table.add_column("figure", no_wrap=True)
+    for column in ("model", "95 % interval", *(["p"] if with_p else [])):
+        table.add_column(column, justify="right", no_wrap=True)
+    for method in baselines:
+        table.add_column(method.replace("_", "\n"), justify="right")
+    direction = ""
+    for row in rows:
+        if row.direction != direction:
+            direction = row.direction
+            table.add_section()
+            table.add_row(f"[bold]{direction}[/bold]")
+        table.add_row(
+            row.name,
+            figure(row.values["model"]),
+            interval(row.interval),
+            *([p_value(row.p)] if with_p else []),
+            *(figure(row.values.get(method)) for method in baselines),
+        )
     console.print(table)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3f}"

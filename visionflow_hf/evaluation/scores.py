@@ -19,7 +19,7 @@ from scipy.stats import t as student_t
 from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_ceiling
 from visionflow_hf.evaluation import metrics
 from visionflow_hf.evaluation.perceptual import DISTANCE, IDENTIFICATION, perceptual_figures
-from visionflow_hf.evaluation.predictions import OF_VOXELS
+from visionflow_hf.evaluation.predictions import OF_VOXELS, owner
 
 DRAWS = 1000
 LEVEL = 0.95
@@ -96,19 +96,13 @@ def _of_subject(predictions: dict[str, np.ndarray], subject: str) -> tuple[dict,
     place = np.searchsorted(rows, trial_row[of_subject])
     average, trials, of_voxels = {}, {}, {}
     for name, values in predictions.items():
-        kind, _, owner = name.rpartition("/")
-        if name.startswith("single_trial/"):
-            short = name.removeprefix("single_trial/")
-            if short == f"fmri/{subject}":
-                trials["fmri"] = values
-            elif not short.startswith("fmri/") and short != "row":
-                trials[short] = values[of_subject]
-        elif kind in OF_VOXELS:
-            of_voxels |= {kind: values} if owner == subject else {}
-        elif kind.rpartition("/")[2] in ("fmri", "fmri_predicted"):
-            average |= {kind: values} if owner == subject else {}
-        else:
-            average[name] = values[rows]
+        kind, whose = owner(name)
+        into = trials if name.startswith("single_trial/") else of_voxels if kind in OF_VOXELS else average
+        short = kind.removeprefix("single_trial/")
+        if whose is None and short != "row":
+            into[short] = values[of_subject] if into is trials else values[rows]
+        elif whose == subject:
+            into[short] = values
     if not len(place):
         return average | of_voxels, None
     of_trial = ("stimulus_id", "fold", "latent/image")

@@ -165,9 +165,8 @@ def trial_noise(
     fmri = (trials.fmri[rows] - processor.fmri_mean[name]) / processor.fmri_std[name]
     residuals = torch.from_numpy(fmri) - predicted
     std = (model.latent_to_fmri.noise_logvar[subject, : residuals.shape[1]] / 2).exp().float().cpu()
-    residuals = residuals * (
-        std / residuals.square().mean(0).sqrt().clamp(min=1e-6)
-    )  # of these rows it fits the noise, too
+    fitted = residuals.square().mean(0).sqrt().clamp(min=1e-6)  # to these rows: less than what new ones would have
+    residuals = residuals * (std / fitted)
     inward = model.fmri_to_latent.voxel_maps[subject].weight.float().cpu().T
     shared, own = residuals @ inward / len(residuals) ** 0.5, std[:, None] * inward
     cov = SHARED * shared.T @ shared + (1 - SHARED) * own.T @ own

@@ -1,0 +1,117 @@
+"""Brain maps of a report: the model's r of each voxel where it lies, on the cortical surface or in three views.
+
+Drawn by nilearn (the extra `brain`), which holds the surface fsaverage5 and the outline of the MNI template.
+"""
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from visionflow_hf.evaluation.quality import VoxelScores
+
+HEMISPHERES = {"lh": "left", "rh": "right"}
+FSAVERAGE5 = 10242  # vertices of a hemisphere; they are the first of fsaverage's 163842
+VIEWS = ("lateral", "medial", "ventral")
+MNI_BOX = np.array([[-90, 90], [-126, 91], [-72, 109]])  # mm, what the template's outline is drawn for
+PLANES = ("yz", "xz", "xy")
+MOST_MARKERS = 20000
+SHADES = "viridis"
+
+
+def on_surface(predictions: dict[str, np.ndarray], voxels: VoxelScores) -> tuple[np.ndarray, list[str]]:
+    """r on the vertices of fsaverage5, the mean over the subjects whose vertices are known.
+
+    Returns:
+        Array of shape (2, 10242), left hemisphere first, NaN where nothing is known; and these subjects.
+    """
+    subjects = [subject for subject in voxels.r if f"vertex/{subject}" in predictions]
+    total, seen = np.zeros((2, 2, FSAVERAGE5))
+    for subject in subjects:
+        vertex, r = predictions[f"vertex/{subject}"], voxels.r[subject]["model"]
+        regions = [names.split(",") for names in predictions[f"roi/{subject}"].tolist()]
+        for hemisphere, side in enumerate(HEMISPHERES):
+            here = np.array([side in names for names in regions]) & (vertex >= 0) & (vertex < FSAVERAGE5)
+            here &= np.isfinite(r)
+            np.add.at(total[hemisphere], vertex[here].astype(np.int64), r[here])
+            np.add.at(seen[hemisphere], vertex[here].astype(np.int64), 1)
+    return np.divide(total, seen, out=np.full_like(total, np.nan), where=seen > 0), subjects
+
+
+def draw_surface(values: np.ndarray) -> Figure:
+    """The inflated fsaverage5 in three views a hemisphere; array of shape (2, 10242) as of `on_surface`."""
+    from nilearn import datasets, plotting
+
+    mesh = datasets.fetch_surf_fsaverage("fsaverage5")  # ships with nilearn
+    figure, axes = plt.subplots(
+        2, len(VIEWS), figsize=(7.2, 4.4), subplot_kw={"projection": "3d"}, gridspec_kw={"wspace": 0, "hspace": 0}
+    )
+    top = max(0.1, np.nanmax(values))
+    for row, side, shown in zip(axes, HEMISPHERES.values(), values, strict=True):
+        for axis, view in zip(row, VIEWS, strict=True):
+            plotting.plot_surf_stat_map(
+                mesh[f"infl_{side}"],
+                shown,
+                hemi=side,
+                view=view,
+                bg_map=mesh[f"sulc_{side}"],
+                cmap=SHADES,
+                vmin=0,
+                vmax=top,
+                colorbar=False,
+                axes=axis,
+                figure=figure,
+            )
+            axis.set_title(f"{side}, {view}", fontsize=9, y=0.92)
+    _shade_bar(figure, axes, top)
+    return figure
+
+
+def in_mni_box(places: np.ndarray) -> bool:
+    """Whether coordinates could be millimetres of the MNI template; array of shape (voxels, 3).
+
+    Voxel indices are not: they have no negative x.
+    """
+    low, high = np.nanmin(places, axis=0), np.nanmax(places, axis=0)
+    return bool((low >= MNI_BOX[:, 0]).all() and (high <= MNI_BOX[:, 1]).all() and low[0] < 0 < high[0])
+
+
+def draw_volume(places: np.ndarray, r: np.ndarray) -> Figure:
+    """Voxels as dots in three views, the best predicted in front; with the MNI outline where `in_mni_box`.
+
+    Args:
+        places: coordinates x, y, z, array of shape (voxels, 3).
+        r: array of shape (voxels,).
+    """
+    known = np.flatnonzero(np.isfinite(r) & np.isfinite(places).all(1))
+    order = known[np.argsort(r[known])][-MOST_MARKERS:]
+    top = max(0.1, r[order].max())
+    size = float(np.clip(20000 / len(order), 2, 30))
+    if in_mni_box(places[known]):
+        from nilearn import plotting
+
+        figure = plt.figure(figsize=(7.2, 2.9))
+        plotting.plot_markers(
+            r[order].clip(min=0),
+            places[order],
+            node_size=size,
+            node_cmap=SHADES,
+            node_vmin=0,
+            node_vmax=top,
+            display_mode="ortho",
+            figure=figure,
+            colorbar=True,
+        )
+        return figure
+    figure, axes = plt.subplots(1, len(PLANES), figsize=(7.2, 2.7), layout="constrained")
+    for axis, (across, up) in zip(axes, PLANES, strict=True):
+        columns = ["xyz".index(across), "xyz".index(up)]
+        axis.scatter(*places[order][:, columns].T, s=size, c=r[order].clip(min=0), cmap=SHADES, vmin=0, vmax=top, lw=0)
+        axis.set(xlabel=across, ylabel=up)
+        axis.set_aspect("equal", adjustable="datalim")
+    _shade_bar(figure, axes, top)
+    return figure
+
+
+def _shade_bar(figure: Figure, axes: np.ndarray, top: float) -> None:
+    shades = plt.cm.ScalarMappable(plt.Normalize(0, top), SHADES)
+    figure.colorbar(shades, ax=axes, label="voxel r, model", shrink=0.7, pad=0.02).outline.set_visible(False)

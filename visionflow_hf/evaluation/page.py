@@ -1,0 +1,333 @@
+"""report.html: the figures, pictures and curves of a report on one page that needs no other file, address or script.
+
+Names come from users' files: the template escapes all of them. What a report has no data for is not drawn, and named
+with the reason at the end of the page.
+"""
+
+import base64
+import io
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
+
+from visionflow_hf.evaluation import brain, pictures
+from visionflow_hf.evaluation.figures import DIRECTIONS, figure, in_words, interval, methods_of, p_value, rows_of
+from visionflow_hf.evaluation.metrics import cosine_similarity
+from visionflow_hf.evaluation.quality import VoxelScores, subjects_of
+from visionflow_hf.evaluation.quality import methods_of as methods_in
+
+TEMPLATE = "report.html"
+SHOWN = 4  # stimuli in each of best, median and worst
+RESPONSES, NEIGHBOURS = 6, 5
+MOST_SIDE, SHARP_SIDE = 128, 64  # px: larger pictures shrink to the one, and up to the other every pixel is kept
+MOST_BRAINS = 4
+HEADLINES = {
+    "decoding": ("pixcorr", "ssim", "two_way"),
+    "encoding": ("voxel_r_mean",),
+}
+
+
+@dataclass
+class Picture:
+    """An image of the page: its data address, and what it shows, in words."""
+
+    source: str
+    alt: str
+    sharp: bool  # few pixels, which stay squares when they are enlarged
+
+
+@dataclass
+class Column:
+    """One response of the reconstructions, top to bottom."""
+
+    title: str
+    r: float
+    pictures: list[Picture]
+
+
+@dataclass
+class Neighbour:
+    """A stimulus near the latent that was read from a response."""
+
+    picture: Picture
+    cosine: float
+    own: bool
+
+
+def page(
+    predictions: dict[str, np.ndarray],
+    metrics: dict,
+    histories: list[list[dict]],
+    quality: np.ndarray,
+    voxels: VoxelScores,
+) -> str:
+    """The whole page.
+
+    Args:
+        predictions: the arrays named in `visionflow_hf.evaluation.predictions`; those that are absent leave out a part.
+        metrics: what metrics.json holds.
+        histories: Trainer log histories, one a run or fold.
+        quality: pixel correlation of each row, array of shape (rows,).
+    """
+    rows = rows_of(metrics)
+    absent: dict[str, str] = {}
+    with plt.rc_context(pictures.STYLE):
+        context = {
+            "metrics": metrics,
+            "rows": rows,
+            "methods": methods_of(rows),
+            "headlines": [row for row in rows if row.name in HEADLINES.get(row.direction, ())],
+            "reconstructions": reconstructions(predictions, quality),
+            "histogram": svg(pictures.draw_voxels(voxels), "voxels"),
+            "ceiling": ceiling(voxels, absent),
+            "regions": regions(metrics, absent),
+            "brains": brains(predictions, voxels, absent),
+            "subjects": per_subject(metrics, predictions),
+            "single_trial": single_trial(metrics, absent),
+            "neighbours": neighbours(predictions, quality),
+            "losses": losses(histories, absent),
+            "facts": facts(metrics, predictions, voxels),
+            "absent": absent,
+            "leakage": metrics.get("leakage"),
+            "tested": any(row.p is not None for row in rows),
+            "directions": DIRECTIONS,
+        }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": figure, "interval": interval, "p_value": p_value, "in_words": in_words}
+    return environment.get_template(TEMPLATE).render(context)
+
+
+def reconstructions(predictions: dict[str, np.ndarray], quality: np.ndarray) -> dict:
+    """Best, median and worst by pixel correlation, of the responses of all subjects."""
+    names = methods_in(predictions, "reconstruction")
+    lines = {"stimulus": "image", "from measured fMRI": names.pop("model")}
+    if "round_trip" in names:
+        lines["from predicted fMRI"] = names.pop("round_trip")
+    lines |= {in_words(method): name for method, name in names.items()}
+    order = np.argsort(-quality, kind="stable")
+    count = min(SHOWN, len(order))
+    middle = (len(order) - count) // 2
+    groups = {
+        "best": order[:count],
+        "median": order[middle : middle + count],
+        "worst": order[len(order) - count :],
+    }
+    if len(order) < 3 * count:  # too few for three groups: all of them
+        parts = np.array_split(order, -(-len(order) // SHOWN))
+        ends = np.cumsum([len(part) for part in parts])
+        groups = {f"rank {end - len(part) + 1} to {end}": part for part, end in zip(parts, ends, strict=True)}
+    return {
+        "lines": list(lines),
+        "count": len(order),
+        "groups": {
+            group: [
+                Column(
+                    title=row_name(predictions, row),
+                    r=float(quality[row]),
+                    pictures=[
+                        picture(predictions[name][row], f"{label}: {row_name(predictions, row)}")
+                        for label, name in lines.items()
+                    ],
+                )
+                for row in chosen
+            ]
+            for group, chosen in groups.items()
+        },
+    }
+
+
+def row_name(predictions: dict[str, np.ndarray], row: int) -> str:
+    return f"{predictions['stimulus_id'][row]}, {predictions['subject'][row]}"
+
+
+def ceiling(voxels: VoxelScores, absent: dict[str, str]) -> Markup | None:
+    if not (np.isfinite(voxels.all_ceilings) & np.isfinite(voxels.together("model"))).any():
+        absent["Voxel r against the noise ceiling"] = "the corpus has no repeats that reveal a noise ceiling"
+        return None
+    return svg(pictures.draw_ceiling(voxels), "ceiling")
+
+
+def regions(metrics: dict, absent: dict[str, str]) -> dict | None:
+    rois = {subject: block["rois"] for subject, block in metrics.get("subjects", {}).items() if block.get("rois")}
+    if not rois:
+        absent["Regions"] = "the corpus names no region of its voxels"
+        return None
+    known = len({name for by_name in rois.values() for name in by_name})
+    return {
+        "svg": svg(pictures.draw_regions(rois), "regions"),
+        "known": known,
+        "drawn": len(pictures.regions_of(rois)),
+        "subjects": len(rois),
+    }
+
+
+def brains(predictions: dict[str, np.ndarray], voxels: VoxelScores, absent: dict[str, str]) -> list[dict]:
+    """Maps on the surface where vertices are known, and in space where coordinates are; each with what it is."""
+    places = {subject: predictions[f"xyz/{subject}"] for subject in voxels.r if f"xyz/{subject}" in predictions}
+    vertices = any(f"vertex/{subject}" in predictions for subject in voxels.r)
+    if not places and not vertices:
+        absent["Brain maps"] = "the corpus does not say where its voxels lie"
+        return []
+    if find_spec("nilearn") is None:
+        absent["Brain maps"] = "they need nilearn: pip install 'visionflow-hf[brain]'"
+        return []
+    maps = []
+    if vertices:
+        values, subjects = brain.on_surface(predictions, voxels)
+        if np.isfinite(values).any():
+            whose = subjects[0] if len(subjects) == 1 else f"the mean of {len(subjects)} subjects"
+            what = (
+                f"Voxel r of the model on fsaverage5, inflated: {whose}, at the {np.isfinite(values).sum()} measured "
+                "vertices that it shares with fsaverage. Negative r is drawn as 0; what was not measured is grey."
+            )
+            maps.append({"picture": png(brain.draw_surface(values), "Voxel r on the cortical surface"), "what": what})
+    for subject, xyz in list(places.items())[:MOST_BRAINS]:
+        r = voxels.r[subject]["model"]
+        known = np.isfinite(xyz).all(1) & np.isfinite(r)
+        if not known.any():
+            continue
+        what = f"{subject}: voxel r of the model, negative r drawn as 0, the best predicted voxels in front. "
+        what += (
+            "The outline is the MNI template's. The corpus does not say whether its coordinates are MNI millimetres: "
+            "where they are the subject's own, the outline is not that of this brain."
+            if brain.in_mni_box(xyz[known])
+            else "Coordinates as they stand in the corpus; they are not MNI millimetres, so no outline is drawn."
+        )
+        maps.append({"picture": png(brain.draw_volume(xyz, r), f"Voxel r of {subject} in three views"), "what": what})
+    if not maps:
+        absent["Brain maps"] = "no voxel with a known r lies where one could be drawn"
+    if len(places) > MOST_BRAINS:
+        absent["Brain maps of further subjects"] = f"the page shows the first {MOST_BRAINS} of {len(places)}"
+    return maps
+
+
+def per_subject(metrics: dict, predictions: dict[str, np.ndarray]) -> dict | None:
+    """What is known of each subject, for a table beside one another; None where there is one subject."""
+    blocks = metrics.get("subjects", {})
+    if len(blocks) < 2:
+        return None
+    return {
+        "names": list(blocks),
+        "rows": {name: rows_of(block) for name, block in blocks.items()},
+        "counts": {
+            "stimuli": {name: int((predictions["subject"] == name).sum()) for name in blocks},
+            "voxels": {name: predictions[f"fmri/{name}"].shape[1] for name in blocks},
+        },
+    }
+
+
+def single_trial(metrics: dict, absent: dict[str, str]) -> list[dict] | None:
+    """Each figure of averaged repeats beside that of single trials."""
+    if not metrics.get("single_trial"):
+        absent["Single trials"] = "no stimulus has repeats"
+        return None
+    alone = {(row.direction, row.name): row.values for row in rows_of(metrics["single_trial"])}
+    return [
+        {"row": row, "averaged": row.values, "alone": alone[row.direction, row.name]}
+        for row in rows_of(metrics)
+        if (row.direction, row.name) in alone
+    ]
+
+
+def neighbours(predictions: dict[str, np.ndarray], quality: np.ndarray) -> dict:
+    """For responses at even steps from the best to the worst: the stimuli nearest to the latent read from fMRI.
+
+    Candidates are the stimuli of the same subject, and of the same fold: each fold has a latent space of its own.
+    """
+    order = np.argsort(-quality, kind="stable")
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(RESPONSES, len(order))).round().astype(int))]
+    fold = predictions.get("fold", np.zeros(len(quality)))
+    lines = []
+    for row in chosen:
+        there = np.flatnonzero((predictions["subject"] == predictions["subject"][row]) & (fold == fold[row]))
+        near = cosine_similarity(predictions["latent/fmri"][[row]], predictions["latent/image"][there])[0]
+        nearest = np.argsort(-near, kind="stable")[:NEIGHBOURS]
+        own = int(np.flatnonzero(np.argsort(-near, kind="stable") == np.flatnonzero(there == row)[0])[0]) + 1
+        lines.append(
+            {
+                "seen": picture(predictions["image"][row], f"seen: {row_name(predictions, row)}"),
+                "rank": own,
+                "of": len(there),
+                "nearest": [
+                    Neighbour(
+                        picture(predictions["image"][there[place]], row_name(predictions, there[place])),
+                        float(near[place]),
+                        there[place] == row,
+                    )
+                    for place in nearest
+                ],
+            }
+        )
+    return {"lines": lines, "columns": max(len(line["nearest"]) for line in lines), "folds": "fold" in predictions}
+
+
+def losses(histories: list[list[dict]], absent: dict[str, str]) -> list[dict]:
+    if not histories:
+        absent["Training"] = "the model's folder holds no trainer_state.json"
+        return []
+    return [
+        {"id": name, "name": name.removeprefix("loss_"), "svg": svg(pictures.draw_loss(histories, name), name)}
+        for name in pictures.LOSSES
+    ]
+
+
+def facts(metrics: dict, predictions: dict[str, np.ndarray], voxels: VoxelScores) -> dict[str, str]:
+    """What was measured and how, by name; whatever stands at the top of metrics.json is there too."""
+    named = {"split": "Split", "n_stimuli": "Stimuli", "n_trials": "Trials", "n_folds": "Folds", "seed": "Seed"}
+    subjects = subjects_of(predictions)
+    found = {
+        named.get(name, in_words(name)): value
+        for name, value in metrics.items()
+        if isinstance(value, (str, int, float)) and name != "leakage"
+    }
+    height, width = predictions["image"].shape[1:3]
+    colour = "colour" if predictions["image"].ndim == 4 else "grey"
+    if "n_folds" in metrics:
+        found["Unit of the fMRI"] = "standard deviations from the mean of the train rows of each fold"
+    return found | {
+        "Subjects": ", ".join(f"{subject} ({len(voxels.ceiling[subject])} voxels)" for subject in subjects),
+        "Images": f"{width} x {height} px, {colour}",
+        "Latent dimensions": predictions["latent/image"].shape[1],
+        "Program": f"visionflow-hf {version('visionflow-hf')}",
+        "Date": date.today().isoformat(),
+    }
+
+
+def picture(pixels: np.ndarray, alt: str) -> Picture:
+    """uint8 pixels of shape (height, width[, 3]) as a data address; a large image is shrunken."""
+    image = Image.fromarray(pixels)
+    small = max(image.size) <= SHARP_SIDE
+    image.thumbnail((MOST_SIDE, MOST_SIDE))
+    written = io.BytesIO()
+    image.save(written, **({"format": "PNG", "optimize": True} if small else {"format": "JPEG", "quality": 85}))
+    return Picture(data_address(written, "image/png" if small else "image/jpeg"), alt, small)
+
+
+def png(drawn: Figure, alt: str) -> Picture:
+    written = io.BytesIO()
+    drawn.savefig(written, format="png", dpi=160, bbox_inches="tight", facecolor="white")
+    plt.close(drawn)
+    return Picture(data_address(written, "image/png"), alt, False)
+
+
+def svg(drawn: Figure, name: str) -> Markup:
+    return Markup(pictures.to_svg(drawn, name))
+
+
+def data_address(written: io.BytesIO, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(written.getvalue()).decode()}"

@@ -1,0 +1,84 @@
+"""What the pictures of a report are drawn from: how well each stimulus is read and each voxel is predicted."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_ceiling
+from visionflow_hf.evaluation.metrics import pixel_correlation, voxel_correlation
+
+IMAGES, VOXELS = 64, 2000  # at a time: the arrays of a large test set would be too much in double precision
+
+
+@dataclass
+class VoxelScores:
+    """r of each voxel over the held-out stimuli, image to fMRI.
+
+    Attributes:
+        r: by subject and method (model, ridge, ...), arrays of shape (voxels,), NaN for a constant voxel.
+        ceiling: by subject, the share of the variance of what r was computed on that the stimulus explains, array of
+            shape (voxels,), NaN where unknown. The square root of it is the r that the noise leaves to a perfect model.
+    """
+
+    r: dict[str, dict[str, np.ndarray]]
+    ceiling: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, predictions: dict[str, np.ndarray]) -> "VoxelScores":
+        r, ceiling = {}, {}
+        for subject in subjects_of(predictions):
+            measured = predictions[f"fmri/{subject}"]
+            r[subject] = {
+                method: correlations(measured, predictions[name])
+                for method, name in methods_of(predictions, f"fmri_predicted/{subject}").items()
+            }
+            trials = predictions["trials"][predictions["subject"] == subject]
+            ceiling[subject] = ceiling_of_average(ncsnr_of_ceiling(predictions[f"noise_ceiling/{subject}"]), trials)
+        return cls(r, ceiling)
+
+    def together(self, method: str) -> np.ndarray:
+        """r of the voxels of all subjects, one after the other; array of shape (voxels of all,)."""
+        return np.concatenate([by_method[method] for by_method in self.r.values()])
+
+    @property
+    def all_ceilings(self) -> np.ndarray:
+        """The ceilings of the voxels of all subjects, one after the other; array of shape (voxels of all,)."""
+        return np.concatenate(list(self.ceiling.values()))
+
+
+def subjects_of(predictions: dict[str, np.ndarray]) -> list[str]:
+    return list(dict.fromkeys(predictions["subject"].tolist()))
+
+
+def methods_of(predictions: dict[str, np.ndarray], kind: str) -> dict[str, str]:
+    """Who made a prediction of this kind from averaged repeats, and the name of the array.
+
+    The model comes first, the mean image last.
+
+    Args:
+        kind: `reconstruction`, or `fmri_predicted/S`.
+    """
+    names = [name for name in predictions if name.endswith(f"/{kind}") and not name.startswith("single_trial/")]
+    names.sort(key=lambda name: name.startswith("mean_image/"))
+    return {"model": kind} | {name.removesuffix(f"/{kind}"): name for name in names}
+
+
+def pixel_correlations(predictions: dict[str, np.ndarray]) -> np.ndarray:
+    """pixcorr of the model's reconstruction of each row; array of shape (rows,)."""
+    images, reconstructions = predictions["image"], predictions["reconstruction"]
+    return np.concatenate(
+        [
+            pixel_correlation(images[start : start + IMAGES] / 255.0, reconstructions[start : start + IMAGES] / 255.0)
+            for start in range(0, len(images), IMAGES)
+        ]
+    )
+
+
+def correlations(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """r of each voxel, NaN for a constant one; array of shape (voxels,)."""
+    return np.concatenate(
+        [
+            voxel_correlation(measured[:, start : start + VOXELS], predicted[:, start : start + VOXELS])[0]
+            for start in range(0, measured.shape[1], VOXELS)
+        ]
+    )
