@@ -14,7 +14,7 @@ from visionflow_hf.cli import main
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.corpus.splits import stimulus_folds
-from visionflow_hf.evaluation.predictions import concatenate, decode_fmri, encode_images
+from visionflow_hf.evaluation.predictions import concatenate, decode_fmri, encode_images, owner
 from visionflow_hf.evaluation.scores import score
 from visionflow_hf.hub import load_model
 

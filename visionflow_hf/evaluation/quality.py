@@ -7,8 +7,6 @@ import numpy as np
 from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_ceiling
 from visionflow_hf.evaluation.metrics import pixel_correlation, voxel_correlation
 
-IMAGES, VOXELS = 64, 2000  # at a time: the arrays of a large test set would be too much in double precision
-
 
 @dataclass
 class VoxelScores:
@@ -29,7 +27,7 @@ class VoxelScores:
         for subject in subjects_of(predictions):
             measured = predictions[f"fmri/{subject}"]
             r[subject] = {
-                method: correlations(measured, predictions[name])
+                method: voxel_correlation(measured, predictions[name])[0]
                 for method, name in methods_of(predictions, f"fmri_predicted/{subject}").items()
             }
             trials = predictions["trials"][predictions["subject"] == subject]
@@ -65,20 +63,4 @@ def methods_of(predictions: dict[str, np.ndarray], kind: str) -> dict[str, str]:
 
 def pixel_correlations(predictions: dict[str, np.ndarray]) -> np.ndarray:
     """pixcorr of the model's reconstruction of each row; array of shape (rows,)."""
-    images, reconstructions = predictions["image"], predictions["reconstruction"]
-    return np.concatenate(
-        [
-            pixel_correlation(images[start : start + IMAGES] / 255.0, reconstructions[start : start + IMAGES] / 255.0)
-            for start in range(0, len(images), IMAGES)
-        ]
-    )
-
-
-def correlations(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """r of each voxel, NaN for a constant one; array of shape (voxels,)."""
-    return np.concatenate(
-        [
-            voxel_correlation(measured[:, start : start + VOXELS], predicted[:, start : start + VOXELS])[0]
-            for start in range(0, measured.shape[1], VOXELS)
-        ]
-    )
+    return pixel_correlation(predictions["image"], predictions["reconstruction"])

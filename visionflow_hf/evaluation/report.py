@@ -43,7 +43,7 @@ def write_report(
     quality = pixel_correlations(predictions)
     voxels = VoxelScores.of(predictions)
     with new_folder(out, overwrite, marker=MARKER) as folder, plt.rc_context(STYLE):
-        np.savez_compressed(folder / "predictions.npz", **predictions)
+        np.savez(folder / "predictions.npz", **predictions)  # noise does not compress, and trying takes longest
         save(draw_reconstructions(predictions, quality), folder / "reconstructions.png")
         save(draw_voxels(voxels), folder / "voxel_r.png")
         if histories:
