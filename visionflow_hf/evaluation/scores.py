@@ -92,7 +92,7 @@ def _of_subject(predictions: dict[str, np.ndarray], subject: str) -> tuple[dict,
     """The subject's arrays under names without the subject: of averages, and of single trials where there are any."""
     rows = np.flatnonzero(predictions["subject"] == subject)
     trial_row = predictions.get("single_trial/row", np.zeros(0, dtype=int))
-    of_subject = np.isin(trial_row, rows)
+    of_subject = np.flatnonzero(np.isin(trial_row, rows))
     place = np.searchsorted(rows, trial_row[of_subject])
     average, trials, of_voxels = {}, {}, {}
     for name, values in predictions.items():
@@ -100,7 +100,8 @@ def _of_subject(predictions: dict[str, np.ndarray], subject: str) -> tuple[dict,
         into = trials if name.startswith("single_trial/") else of_voxels if kind in OF_VOXELS else average
         short = kind.removeprefix("single_trial/")
         if whose is None and short != "row":
-            into[short] = values[of_subject] if into is trials else values[rows]
+            asked = of_subject if into is trials else rows
+            into[short] = values if len(asked) == len(values) else values[asked]  # no copy of all of them
         elif whose == subject:
             into[short] = values
     if not len(place):
