@@ -174,3 +174,12 @@ def test_retrieval_is_named_by_what_is_ranked():
     assert latent["retrieval_image_top1"] == 0.75
     assert latent["retrieval_fmri_top1"] == 1
     assert latent["retrieval_image_top1_of_300"] is None
+
+
+def test_one_stimulus_has_nothing_to_be_compared_with():
+    metrics = score(observed(1, np.random.default_rng(7)), draws=5)
+    decoding, encoding = metrics["decoding"]["model"], metrics["encoding"]["model"]
+    assert all(decoding[figure] is None for figure in ("two_way", "top1", "top5"))
+    assert encoding["voxel_r_mean"] is None and encoding["r2_median"] is None
+    assert decoding["pixcorr"] is not None and metrics["latent"]["retrieval_image_top1"] is None
+    assert metrics["intervals"] == {} and metrics["p_values"] == {}

@@ -111,7 +111,11 @@ def test_pairs_that_cannot_be_compared_do_not_count():
     correlation = np.array([[0.5, 0.2, 0.1], [0.6, 0.9, 0.1], [0.4, 0.3, 0.0]])
     comparable = np.array([[0, 0, 1], [0, 0, 1], [1, 1, 0]], dtype=bool)
     assert metrics.two_way(correlation, comparable)[0] == pytest.approx(2 / 4)
-    assert np.isnan(metrics.two_way(correlation, np.zeros((3, 3), bool))[0])
+    assert metrics.top_k(correlation, 1, comparable)[0] == pytest.approx(2 / 3)
+    nothing = np.zeros((3, 3), bool)
+    assert np.isnan(metrics.two_way(correlation, nothing)[0]) and np.isnan(metrics.top_k(correlation, 1, nothing)[0])
+    nothing[0, 2] = True  # the last column alone has a rival, which is better
+    assert metrics.top_k(correlation, 1, nothing)[0] == 0
 
 
 WEIGHTS = np.array([2, 0, 1, 3, 1])

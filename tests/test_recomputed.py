@@ -47,7 +47,8 @@ def identified(r, stimulus, groups=None):
     for j in range(len(r)):
         others = [i for i in range(len(r)) if stimulus[i] != stimulus[j] and (groups is None or groups[i] == groups[j])]
         two_way += [r[i, j] < r[j, j] for i in others]
-        rivals.append((sum(r[i, j] >= r[j, j] for i in others), len(others)))
+        if others:
+            rivals.append((sum(r[i, j] >= r[j, j] for i in others), len(others)))
     shares = {f"top{k}": np.mean([count < k for count, _ in rivals]) for k in (1, 5)}
     if min(others for _, others in rivals) >= 299:
         shares["top1_of_300"] = np.mean([comb(n - count, 299) / comb(n, 299) for count, n in rivals])

@@ -90,10 +90,12 @@ def top_k(
     """Share of the columns j whose own row is among the k best: fewer than k rows i != j have r_ij >= r_jj.
 
     Each column ranks the rows. A tie fails; chance is k / n. Arguments and result as in `two_way`; whatever the
-    weights, every row stays a candidate once.
+    weights, every row stays a candidate once. A column that can be compared with no row does not count.
     """
     comparable, weights = _pairs(correlation, comparable, weights)
-    return weights @ (_rivals(correlation, comparable) < k) / weights.sum(1)
+    ranking = comparable.any(0)
+    hits, columns = weights @ (ranking & (_rivals(correlation, comparable) < k)), weights @ ranking
+    return np.divide(hits, columns, out=np.full_like(columns, np.nan), where=columns > 0)
 
 
 def top1_of(

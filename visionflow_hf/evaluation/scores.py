@@ -230,6 +230,8 @@ def _p_values(identified: list[dict[str, np.ndarray]], rng: np.random.Generator)
     Source: Phipson & Smyth 2010 (why one is added).
     """
     stimuli = np.unique(np.concatenate([subject["stimulus"] for subject in identified]))
+    if len(stimuli) < 2:
+        return {}
     places = [np.searchsorted(stimuli, subject["stimulus"]) for subject in identified]
     below = [  # the share of the other stimuli that each reconstruction (column) ranks below each (row)
         {
