@@ -12,6 +12,7 @@ from visionflow_hf.modeling import VisionFlowProcessor
 
 from visionflow_hf.cli import main
 from visionflow_hf.evaluation import forerunner
+from visionflow_hf.evaluation.figures import figure
 from visionflow_hf.evaluation.forerunner import Forerunner, baseline_encoder, train_forerunner
 from visionflow_hf.evaluation.report import print_table
 from visionflow_hf.evaluation.scores import score
@@ -134,7 +135,7 @@ def test_the_terminal_and_the_card_show_it(beside, run, capsys):
     metrics = json.loads((beside / "metrics.json").read_text())
     print_table(metrics)
     shown = capsys.readouterr().out
-    assert "forerunner" in shown and f"{metrics['decoding']['forerunner']['pixcorr']:.3f}"[:5] in shown
+    assert "forerunner" in shown and figure(metrics["decoding"]["forerunner"]["pixcorr"]) in shown
     assert "| forerunner |" in (run / "README.md").read_text()
 
 

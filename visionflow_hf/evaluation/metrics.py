@@ -13,7 +13,7 @@ from scipy.special import gammaln
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 
-BLOCK = 8_000_000  # numbers
+BLOCK = 2_000_000  # numbers
 
 
 def pixel_correlation(images: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def mean_squared_error(images: np.ndarray, reconstructions: np.ndarray) -> np.nd
 def cross_correlation(real: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """r_ij = Pearson r of real item i (rows) and predicted item j (columns), each flattened."""
     correlation = np.empty((len(real), len(predicted)))
-    for rows in _blocks(real, 4 * BLOCK):
+    for rows in _blocks(real, 8 * BLOCK):
         unit = _unit_rows(real[rows])
         for columns in _blocks(predicted):
             correlation[rows, columns] = unit @ _unit_rows(predicted[columns]).T
@@ -165,16 +165,20 @@ def voxel_correlation_and_r2(
     return correlation, explained
 
 
-def pattern_correlation(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Pearson r across voxels of each stimulus; array of shape (stimuli,).
+def pattern_correlation(
+    measured: np.ndarray, predicted: np.ndarray, mean: np.ndarray | float = 0.0, std: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """Pearson r across voxels of each stimulus, of (fmri - mean) / std; array of shape (stimuli,).
 
     Args:
-        measured, predicted: arrays of shape (stimuli, voxels), each voxel in units of the same kind (standardised by
-            its mean and standard deviation over train), or else the voxels' means alone correlate.
+        measured, predicted: arrays of shape (stimuli, voxels).
+        mean, std: of each voxel over train, arrays of shape (voxels,): in raw units the voxels' means alone correlate.
     """
-    return np.concatenate(
-        [(_unit_rows(measured[some]) * _unit_rows(predicted[some])).sum(1) for some in _blocks(measured)]
-    )
+    parts = []
+    for some in _blocks(measured):
+        unit = [_unit_rows((np.float64(values[some]) - mean) / std) for values in (measured, predicted)]
+        parts.append((unit[0] * unit[1]).sum(1))
+    return np.concatenate(parts)
 
 
 def ceiling_normalised(correlation: np.ndarray, noise_ceiling: np.ndarray) -> np.ndarray:
@@ -187,8 +191,10 @@ def ceiling_normalised(correlation: np.ndarray, noise_ceiling: np.ndarray) -> np
 
     Source: the Algonauts 2023 challenge (Gifford et al. 2023), where a ceiling of 0 becomes 1e-14.
     """
-    explained = correlation.clip(min=0) ** 2 / noise_ceiling.clip(min=1e-14)
-    return nan_reduce(np.mean, explained.clip(max=1))
+    explained = correlation.clip(min=0)
+    explained *= explained
+    explained /= noise_ceiling.clip(min=1e-14)
+    return nan_reduce(np.mean, explained.clip(max=1, out=explained))
 
 
 def cosine_similarity(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

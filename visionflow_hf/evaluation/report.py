@@ -56,7 +56,7 @@ def write_report(
 
 def print_table(metrics: dict) -> None:
     """Both directions with their baselines and the noise ceiling, and the 95 % interval of the model's figures."""
-    console = Console(width=110)
+    console = Console(width=120)
     table = Table(title=f"{metrics['n_stimuli']} stimuli, {metrics['n_trials']} trials, split {metrics['split']}")
     rows = rows_of(metrics)
     baselines = methods_of(rows)[1:]
@@ -65,7 +65,7 @@ def print_table(metrics: dict) -> None:
     for column in ("model", "95 % interval", *(["p"] if with_p else [])):
         table.add_column(column, justify="right", no_wrap=True)
     for method in baselines:
-        table.add_column(method.replace("_", "\n"), justify="right")
+        table.add_column(method.replace("_", "\n"), justify="right", no_wrap=True)
     direction = ""
     for row in rows:
         if row.direction != direction:

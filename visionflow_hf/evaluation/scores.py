@@ -115,7 +115,8 @@ def _of_subject(predictions: dict[str, np.ndarray], subject: str) -> tuple[dict,
 def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, dict, dict]:
     """The three blocks of one subject and those of its ROIs, each figure an array of shape (draws,).
 
-    And for `_p_values` the stimulus of each row, and for each method the correlations that identify it.
+    And for `_p_values` the stimulus of each row and the correlations that identify it by each method, but of single
+    trials.
     """
     stimulus = arrays["stimulus_id"]
     fold = arrays.get("fold", np.zeros(len(stimulus)))
@@ -125,9 +126,11 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
     for name, prefix in methods(arrays, "reconstruction").items():
         reconstructions = arrays[f"{prefix}reconstruction"]
         column = np.arange(len(row)) if len(reconstructions) == len(row) else row  # one a stimulus: the mean image
-        identified[name] = metrics.cross_correlation(arrays["image"], reconstructions)[np.ix_(row, column)]
+        correlation = metrics.cross_correlation(arrays["image"], reconstructions)[np.ix_(row, column)]
         pairs = arrays["image"], reconstructions, row, column
-        decoding[name] = _by_image(*pairs, weights) | _identification(identified[name], other, weights)
+        decoding[name] = _by_image(*pairs, weights) | _identification(correlation, other, weights)
+        if "row" not in arrays:
+            identified[name] = correlation
     ceiling = ceiling_of_average(ncsnr_of_ceiling(arrays["noise_ceiling"]), arrays["trials"])
     regions = {roi: voxels for roi, voxels in _regions(arrays.get("roi")) if voxels.any()}
     encoding, rois = {}, {roi: {} for roi in regions}
@@ -180,10 +183,10 @@ def _encoding(
 ) -> tuple[dict, dict[str, dict]]:
     """The figures over all voxels, and over those of each region."""
     measured = arrays["fmri"]
-    mean, spread = arrays.get("fmri_mean", 0), arrays.get("fmri_std", 1)
-    pattern_r = metrics.pattern_correlation((measured - mean) / spread, (predicted - mean) / spread)
+    of_train = arrays.get("fmri_mean", 0.0), arrays.get("fmri_std", 1.0)  # folds are in these units already
+    pattern_r = metrics.pattern_correlation(measured, predicted, *of_train)
     parts = []
-    for some in np.array_split(weights, max(1, len(weights) * measured.shape[1] // 16_000_000)):  # bounds the memory
+    for some in np.array_split(weights, max(1, len(weights) * measured.shape[1] // 4_000_000)):  # bounds the memory
         r, r2 = metrics.voxel_correlation_and_r2(measured, predicted, some)
         parts.append(_over_voxels(r, r2, ceiling))
         for roi, voxels in regions.items():
