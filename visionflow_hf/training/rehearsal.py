@@ -120,7 +120,8 @@ def quality_by_spread(unseen: Unseen, mlp: int, linear_share: float) -> np.ndarr
     model = unseen.model
     model.linear_decoder, model.config.linear_share = unseen.linear[mlp], linear_share
     quality = []
-    for model.config.decoding_spread in SPREADS:
+    for spread in SPREADS:
+        model.config.decoding_spread = float(spread)
         quality.append(unseen.quality(model.decode_mean(unseen.posteriors[mlp])))
     return np.array(quality)
 
