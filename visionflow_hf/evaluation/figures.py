@@ -74,7 +74,7 @@ def rows_of(metrics: dict) -> list[Row]:
     return rows
 
 
-def methods_of(rows: list[Row]) -> list[str]:
+def columns_of(rows: list[Row]) -> list[str]:
     """The columns that hold a figure: the model, the baselines, of them the mean image last, and the noise ceiling."""
     known = dict.fromkeys(method for row in rows for method, value in row.values.items() if value is not None)
     last = [method for method in ("mean_image", CEILING) if method in known]

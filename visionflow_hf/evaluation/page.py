@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from visionflow_hf.evaluation import brain, pictures
-from visionflow_hf.evaluation.figures import DIRECTIONS, figure, in_words, interval, methods_of, p_value, rows_of
+from visionflow_hf.evaluation.figures import DIRECTIONS, columns_of, figure, in_words, interval, p_value, rows_of
 from visionflow_hf.evaluation.metrics import cosine_similarity
+from visionflow_hf.evaluation.predictions import methods
 from visionflow_hf.evaluation.quality import VoxelScores, subjects_of
-from visionflow_hf.evaluation.quality import methods_of as methods_in
 
 TEMPLATE = "report.html"
 SHOWN = 4  # stimuli in each of best, median and worst
@@ -84,7 +84,7 @@ def page(
         context = {
             "metrics": metrics,
             "rows": rows,
-            "methods": methods_of(rows),
+            "methods": columns_of(rows),
             "headlines": [row for row in rows if row.name in HEADLINES.get(row.direction, ())],
             "reconstructions": reconstructions(predictions, quality),
             "histogram": svg(pictures.draw_voxels(voxels), "voxels"),
@@ -114,7 +114,7 @@ def page(
 
 def reconstructions(predictions: dict[str, np.ndarray], quality: np.ndarray) -> dict:
     """Best, median and worst by pixel correlation, of the responses of all subjects."""
-    names = methods_in(predictions, "reconstruction")
+    names = methods(predictions, "reconstruction")
     lines = {"stimulus": "image", "from measured fMRI": names.pop("model")}
     if "round_trip" in names:
         lines["from predicted fMRI"] = names.pop("round_trip")

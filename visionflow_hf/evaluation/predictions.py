@@ -93,7 +93,7 @@ def _predict_subject(
         f"fmri_mean/{subject}": processor.fmri_mean[subject],
         f"fmri_std/{subject}": processor.fmri_std[subject],
         f"noise_ceiling/{subject}": voxels["noise_ceiling"].to_numpy(dtype=np.float64),
-        f"roi/{subject}": np.array([",".join(names) for names in voxels["roi"]]),
+        f"roi/{subject}": np.array([",".join(name.replace(",", ";") for name in names) for names in voxels["roi"]]),
         "latent/image": image_latents,
     }
     if voxels[["x", "y", "z"]].notna().all(axis=None):
@@ -166,6 +166,19 @@ def owner(name: str) -> tuple[str, str | None]:
     """Kind and subject of an array that belongs to one subject, whose name may hold slashes; others have None."""
     found = OWNED.fullmatch(name)
     return (found[1], found[2]) if found else (name, None)
+
+
+def methods(predictions: dict[str, np.ndarray], kind: str) -> dict[str, str]:
+    """Who made a prediction of this kind from averaged repeats, and the name of the array.
+
+    The model comes first, the mean image last.
+
+    Args:
+        kind: `reconstruction`, or `fmri_predicted/S`.
+    """
+    names = [name for name in predictions if name.endswith(f"/{kind}") and not name.startswith("single_trial/")]
+    names.sort(key=lambda name: name.startswith("mean_image/"))
+    return {"model": kind} | {name.removesuffix(f"/{kind}"): name for name in names}
 
 
 def concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_ceiling
 from visionflow_hf.evaluation.metrics import pixel_correlation, voxel_correlation
+from visionflow_hf.evaluation.predictions import methods
 
 
 @dataclass
@@ -28,7 +29,7 @@ class VoxelScores:
             measured = predictions[f"fmri/{subject}"]
             r[subject] = {
                 method: voxel_correlation(measured, predictions[name])[0]
-                for method, name in methods_of(predictions, f"fmri_predicted/{subject}").items()
+                for method, name in methods(predictions, f"fmri_predicted/{subject}").items()
             }
             trials = predictions["trials"][predictions["subject"] == subject]
             ceiling[subject] = ceiling_of_average(ncsnr_of_ceiling(predictions[f"noise_ceiling/{subject}"]), trials)
@@ -46,19 +47,6 @@ class VoxelScores:
 
 def subjects_of(predictions: dict[str, np.ndarray]) -> list[str]:
     return list(dict.fromkeys(predictions["subject"].tolist()))
-
-
-def methods_of(predictions: dict[str, np.ndarray], kind: str) -> dict[str, str]:
-    """Who made a prediction of this kind from averaged repeats, and the name of the array.
-
-    The model comes first, the mean image last.
-
-    Args:
-        kind: `reconstruction`, or `fmri_predicted/S`.
-    """
-    names = [name for name in predictions if name.endswith(f"/{kind}") and not name.startswith("single_trial/")]
-    names.sort(key=lambda name: name.startswith("mean_image/"))
-    return {"model": kind} | {name.removesuffix(f"/{kind}"): name for name in names}
 
 
 def pixel_correlations(predictions: dict[str, np.ndarray]) -> np.ndarray:

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
-from visionflow_hf.evaluation.figures import figure, interval, methods_of, p_value, rows_of
+from visionflow_hf.evaluation.figures import columns_of, figure, interval, p_value, rows_of
 from visionflow_hf.evaluation.page import page
 from visionflow_hf.evaluation.pictures import STYLE, draw_losses, draw_reconstructions, draw_voxels, save
 from visionflow_hf.evaluation.quality import VoxelScores, pixel_correlations
@@ -59,7 +59,7 @@ def print_table(metrics: dict) -> None:
     console = Console(width=120)
     table = Table(title=f"{metrics['n_stimuli']} stimuli, {metrics['n_trials']} trials, split {metrics['split']}")
     rows = rows_of(metrics)
-    baselines = methods_of(rows)[1:]
+    baselines = columns_of(rows)[1:]
     with_p = any(row.p is not None for row in rows)
     table.add_column("figure", no_wrap=True)
     for column in ("model", "95 % interval", *(["p"] if with_p else [])):

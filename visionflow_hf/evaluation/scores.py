@@ -19,7 +19,7 @@ from scipy.stats import t as student_t
 from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_ceiling
 from visionflow_hf.evaluation import metrics
 from visionflow_hf.evaluation.perceptual import DISTANCE, IDENTIFICATION, perceptual_figures
-from visionflow_hf.evaluation.predictions import OF_VOXELS, owner
+from visionflow_hf.evaluation.predictions import OF_VOXELS, methods, owner
 
 DRAWS = 1000
 LEVEL = 0.95
@@ -75,19 +75,6 @@ def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0,
     }
 
 
-def methods(predictions: dict[str, np.ndarray], kind: str) -> dict[str, str]:
-    """The prefix of each method whose arrays of this kind (`reconstruction`, `fmri_predicted`) there are.
-
-    The model has none, baselines have their name and a slash.
-    """
-    prefixes = {"model": ""}
-    for name in predictions:
-        method, _, rest = name.partition("/")
-        if (rest == kind or rest.startswith(f"{kind}/")) and method not in ("single_trial", "round_trip"):
-            prefixes[method] = f"{method}/"
-    return prefixes
-
-
 def _of_subject(predictions: dict[str, np.ndarray], subject: str) -> tuple[dict, dict | None]:
     """The subject's arrays under names without the subject: of averages, and of single trials where there are any."""
     rows = np.flatnonzero(predictions["subject"] == subject)
@@ -123,8 +110,10 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
     other = stimulus[:, None] != stimulus[None, :]
     decoding, identified = {}, {}
     row = arrays.get("row", np.arange(len(stimulus)))  # the stimulus of each single trial
-    for name, prefix in methods(arrays, "reconstruction").items():
-        reconstructions = arrays[f"{prefix}reconstruction"]
+    for name, array in methods(arrays, "reconstruction").items():
+        if name == "round_trip":
+            continue
+        reconstructions = arrays[array]
         column = np.arange(len(row)) if len(reconstructions) == len(row) else row  # one a stimulus: the mean image
         correlation = metrics.cross_correlation(arrays["image"], reconstructions)[np.ix_(row, column)]
         pairs = arrays["image"], reconstructions, row, column
@@ -134,8 +123,8 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
     ceiling = ceiling_of_average(ncsnr_of_ceiling(arrays["noise_ceiling"]), arrays["trials"])
     regions = {roi: voxels for roi, voxels in _regions(arrays.get("roi")) if voxels.any()}
     encoding, rois = {}, {roi: {} for roi in regions}
-    for name, prefix in methods(arrays, "fmri_predicted").items():
-        predicted = arrays[f"{prefix}fmri_predicted"][row]
+    for name, array in methods(arrays, "fmri_predicted").items():
+        predicted = arrays[array][row]
         encoding[name], by_region = _encoding(arrays, predicted, ceiling, regions, weights)
         for roi, figures in by_region.items():
             rois[roi][name] = figures
@@ -303,16 +292,17 @@ def interval(figure: str, values: np.ndarray, stimuli: int) -> list[float] | Non
         values: the figure, then its bootstrap draws; array of shape (1 + draws,).
         stimuli: n, how many were drawn from.
     """
-    share, drawn = float(values[0]), values[1:][np.isfinite(values[1:])]
-    if stimuli < 2 or not len(drawn) or not np.isfinite(share):
+    found, drawn = float(values[0]), values[1:][np.isfinite(values[1:])]
+    if stimuli < 2 or not len(drawn) or not np.isfinite(found):
         return None
     error = np.std(drawn) * np.sqrt(stimuli / (stimuli - 1))
     quantile = student_t.ppf(1 - (1 - LEVEL) / 2, stimuli - 1)
     if figure not in ("two_way", *IDENTIFICATION) and "top" not in figure:
-        centres = [share, drawn.mean()] if figure == "ceiling_normalised" else [share]
+        centres = [found, drawn.mean()] if figure == "ceiling_normalised" else [found]
         low, high = min(centres) - quantile * error, max(centres) + quantile * error
         distance = figure in ("mse", *DISTANCE)
         return [float(max(low, 0.0) if distance else low), float(high if distance else min(high, 1.0))]
+    share = found
     trials = share * (1 - share) / error**2 if error > 0 and 0 < share < 1 else stimuli
     scale = quantile**2 / trials
     half = np.sqrt(scale * share * (1 - share) + scale**2 / 4)
