@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from .latent_gaussian import LatentGaussian
+from .row_noise import RowDropout
 
 
 class FmriToLatent(nn.Module):
@@ -26,8 +27,8 @@ class FmriToLatent(nn.Module):
         self.head = nn.Linear(config.bridge_hidden_size, 2 * config.learned_dim)
         self.mlp_share = nn.Parameter(torch.ones(len(config.num_voxels)))
         self.wavelet_logvar = nn.Parameter(torch.zeros(config.wavelet_dim)) if config.wavelet_dim else None
-        self.voxel_dropout = nn.Dropout(config.voxel_dropout)
-        self.dropout = nn.Dropout(config.bridge_dropout)
+        self.voxel_dropout = RowDropout(config.voxel_dropout)
+        self.dropout = RowDropout(config.bridge_dropout)
 
     def forward(self, fmri: torch.Tensor, rows_of_subject: dict[int, torch.Tensor | slice]) -> LatentGaussian:
         """q(z | fmri); the arguments are those of `linear`."""
@@ -51,11 +52,11 @@ class FmriToLatent(nn.Module):
         most = max(voxel_map.in_features for voxel_map in self.voxel_maps)
         if fmri.shape[1] > most:
             raise ValueError(f"fmri has {fmri.shape[1]} voxels a row, the subjects of this model have {most} at most")
-        fmri = nn.functional.pad(fmri, (0, most - fmri.shape[1]))
+        fmri = self.voxel_dropout(nn.functional.pad(fmri, (0, most - fmri.shape[1])))
         linear = fmri.new_zeros(fmri.shape[0], self.hidden.in_features)
         for subject, rows in rows_of_subject.items():
             voxel_map = self.voxel_maps[subject]
-            mapped = voxel_map(self.voxel_dropout(fmri[rows, : voxel_map.in_features]))
+            mapped = voxel_map(fmri[rows, : voxel_map.in_features])
             linear[rows] = mapped.to(linear.dtype)  # autocast computes in its own
         return linear
 
@@ -89,7 +90,7 @@ class LatentToFmri(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(config.learned_dim)
         self.hidden = nn.Linear(config.learned_dim, config.bridge_hidden_size)
-        self.dropout = nn.Dropout(config.bridge_dropout)
+        self.dropout = RowDropout(config.bridge_dropout)
         width = config.latent_dim + config.bridge_hidden_size
         self.voxel_maps = nn.ModuleList(nn.Linear(width, count) for count in config.num_voxels)
         self.noise_logvar = nn.Parameter(torch.zeros(len(config.num_voxels), max(config.num_voxels, default=0)))

@@ -42,8 +42,9 @@ class ConvTransposeDecoder(nn.Module):
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """`(batch, latent_dim)` to `(batch, num_channels, height, width)`, in the range of the last layer."""
-        seed = self.seed(latent[:, : self.seed.in_features])
-        return crop(self.layers(seed.unflatten(1, (-1, *self.grid))), self.image_size)
+        seed = self.seed(latent[:, : self.seed.in_features]).unflatten(1, (-1, *self.grid))
+        seed = seed.contiguous(memory_format=torch.channels_last)  # in which convolutions are fast, on CPU and GPU
+        return crop(self.layers(seed), self.image_size)
 
 
 class AutoencoderKLDecoder(nn.Module):

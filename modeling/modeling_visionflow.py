@@ -18,6 +18,7 @@ from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
 from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder, blend
 from .latent_gaussian import LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
+from .row_noise import draw_rows
 
 NARROW = -3.0  # logarithm of the variance with which posteriors begin
 DRAWS = 8  # of noise, each taken with both signs, that decoding averages over
@@ -164,6 +165,7 @@ class VisionFlowModel(PreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         fmri: torch.Tensor | None = None,
         subject_ids: torch.Tensor | None = None,
+        subject_rows: dict[int, torch.Tensor] | None = None,
         has_image: torch.Tensor | None = None,
         has_fmri: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
@@ -181,6 +183,9 @@ class VisionFlowModel(PreTrainedModel):
                 Responses, standardised on train; subjects with fewer voxels are padded on the right.
             subject_ids (`torch.Tensor` of shape `(batch,)`, *optional*):
                 Place of each row's subject in `config.subjects`, -1 for none. May be left out with a single subject.
+            subject_rows (`dict[int, torch.Tensor]`, *optional*):
+                The rows of each subject that occurs, by its place. They follow from `subject_ids`; but an accelerator
+                has to finish its work before they can be found there.
             has_image, has_fmri (`torch.Tensor` of shape `(batch,)`, bool, *optional*):
                 Which rows have an image, and which a response; all by default.
             noise (`torch.Tensor` of shape `(batch, latent_dim)`, *optional*):
@@ -201,7 +206,8 @@ class VisionFlowModel(PreTrainedModel):
         has_image = ~every_row if pixel_values is None else every_row if has_image is None else has_image
         has_fmri = ~every_row if fmri is None else every_row if has_fmri is None else has_fmri
         if self.training and noise is None:
-            noise = torch.randn(size, self.config.latent_dim, device=self.device, dtype=self.dtype)
+            shape = {"device": self.device, "dtype": self.dtype}
+            noise = draw_rows(lambda rows: torch.randn(rows, self.config.latent_dim, **shape), size)
 
         image_posterior = fmri_posterior = encoded = None
         if pixel_values is not None:
@@ -209,7 +215,8 @@ class VisionFlowModel(PreTrainedModel):
                 image_features, encoded = self.extract_image_features(pixel_values, **kwargs)
             image_posterior = self.encode_image(pixel_values, image_features)
         if fmri is not None:
-            fmri_posterior = self.fmri_to_latent(fmri.to(self.dtype), self._subject_rows(subject_ids, has_fmri))
+            with_fmri = subject_rows or self._subject_rows(subject_ids, has_fmri)
+            fmri_posterior = self.fmri_to_latent(fmri.to(self.dtype), with_fmri)
         if image_posterior is None or fmri_posterior is None:
             posterior = image_posterior or fmri_posterior
         else:
@@ -228,7 +235,8 @@ class VisionFlowModel(PreTrainedModel):
                 reconstructions.append((from_fmri, paired))
         predicted = None
         if subject_ids is not None or len(self.config.subjects) == 1:
-            predicted = self.latent_to_fmri(latent, self._subject_rows(subject_ids, every_row))
+            rows_of_subject = subject_rows or self._subject_rows(subject_ids, every_row)
+            predicted = self.latent_to_fmri(latent, rows_of_subject)
 
         losses = {
             "loss_image": None,
@@ -239,8 +247,9 @@ class VisionFlowModel(PreTrainedModel):
         if pixel_values is not None and decode_images:
             losses["loss_image"] = image_loss(reconstructions, pixel_values.to(self.dtype))
         if fmri is not None:
-            counts = torch.tensor(self.config.num_voxels, device=self.device)
-            counts = counts.expand(size) if subject_ids is None else counts[subject_ids]
+            counts = fmri.new_ones(size)
+            for subject, rows in rows_of_subject.items():
+                counts[rows] = self.config.num_voxels[subject]
             losses["loss_fmri"] = fmri_loss(predicted[:, : fmri.shape[1]], fmri.to(self.dtype), counts, has_fmri)
         weights = {name: getattr(self.config, name.removeprefix("loss_") + "_weight") for name in losses}
         return VisionFlowOutput(
@@ -450,8 +459,8 @@ class VisionFlowModel(PreTrainedModel):
         pixels = pixel_values.float()  # resizing is not defined for every dtype on every device
         if self.config.num_channels == 1 and vision.num_channels == 3:
             pixels = pixels.expand(-1, 3, -1, -1)
-        mean, std = (
-            torch.tensor(values[: pixels.shape[1]], device=pixels.device)[:, None, None]
+        mean, std = (  # filled in on the device: a copy to it would wait for all that it still has to do
+            torch.cat([pixels.new_full((1, 1, 1), value) for value in values[: pixels.shape[1]]])
             for values in (self.config.image_mean, self.config.image_std)
         )
         size = self.config.encoder_image_size

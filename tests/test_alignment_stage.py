@@ -12,6 +12,7 @@ from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
 from visionflow_hf.training.alignment_stage import CONTRASTIVE, align, image_posteriors, trial_noise
 from visionflow_hf.training.arguments import VisionFlowTrainingArguments
+from visionflow_hf.training.stimuli import Stimuli
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def read_of(model, processor, train):
     """What the map to voxels reads of each stimulus, and q(z | image) of these and of images made of them."""
     stimuli = list(dict.fromkeys(train["stimulus_id"]))
     with torch.no_grad():
-        images = image_posteriors(model, processor, train, stimuli, {})
+        images = image_posteriors(model, Stimuli(processor, [train]), stimuli)
         return dict(zip(stimuli, model.latent_to_fmri.read(images.mean), strict=False)), images
 
 
@@ -77,7 +78,7 @@ def test_the_mlp_learns_to_read_new_made_up_trials(parts, args):
         model.fmri_to_latent.mlp_share.fill_(1)
     before = {name: values.clone() for name, values in model.state_dict().items()}
     latents, variance, linear = made_up(model, processor, train)
-    align(model, processor, train, {}, 1.0, args)
+    align(model, processor, train, Stimuli(processor, [train]), 1.0, args)
     with torch.no_grad():
         posterior = model.fmri_to_latent.posterior(linear)
     learned = latents.shape[1]
@@ -94,8 +95,8 @@ def test_the_mlp_learns_to_read_new_made_up_trials(parts, args):
 def test_a_share_of_the_correction_counts_and_the_variance_knows(parts, args):
     model, processor, train = parts
     half = copy.deepcopy(model)
-    align(model, processor, train, {}, 1.0, args)
-    align(half, processor, train, {}, 0.25, args)
+    align(model, processor, train, Stimuli(processor, [train]), 1.0, args)
+    align(half, processor, train, Stimuli(processor, [train]), 0.25, args)
     assert torch.equal(half.fmri_to_latent.mlp_share, torch.full((2,), 0.25))
     fmri = torch.randn(5, 30, generator=torch.Generator().manual_seed(0))
     learned = model.config.learned_dim
@@ -117,9 +118,7 @@ def test_with_a_frozen_encoder_trials_are_made_of_the_stimuli_alone(parts):
     stimuli = list(dict.fromkeys(train["stimulus_id"]))
     pixels = processor(images=[train[stimuli.index(name)]["image"] for name in stimuli])["pixel_values"]
     with torch.no_grad():
-        width = model.posterior_head.in_features  # as before the wavelet dimensions came
-        features = dict(zip(stimuli, model.extract_image_features(pixels)[0][:, :width], strict=True))
-        posteriors = image_posteriors(model, processor, train, stimuli, features)
+        posteriors = image_posteriors(model, Stimuli(processor, [train], model), stimuli)
         torch.testing.assert_close(posteriors.mean, model.encode_image(pixels).mean)
     assert np.isfinite(posteriors.logvar.numpy()).all() and len(posteriors.mean) == len(stimuli)
 

@@ -24,6 +24,7 @@ from visionflow_hf.training.rehearsal import (
     read_unseen,
     remaining,
 )
+from visionflow_hf.training.stimuli import Stimuli
 
 HELD_OFF = (1 / 512, 511 / 512)
 
@@ -34,9 +35,14 @@ def parts(run, corpus):
     return model.eval(), processor, open_corpus(corpus).splits
 
 
+def stimuli_of(parts) -> Stimuli:
+    _, processor, splits = parts
+    return Stimuli(processor, splits.values())
+
+
 def test_it_makes_the_stimuli_of_train_out_of_their_latents(parts):
     model, processor, splits = parts
-    linear = fit_linear_decoder(model, processor, splits["train"], {}, gain=1.0)
+    linear = fit_linear_decoder(model, splits["train"], stimuli_of(parts), gain=1.0)
     stimuli = list(dict.fromkeys(splits["train"]["stimulus_id"]))
     pixels = processor(images=images_of(splits["train"], stimuli))["pixel_values"]
     with torch.no_grad():
@@ -46,9 +52,8 @@ def test_it_makes_the_stimuli_of_train_out_of_their_latents(parts):
 
 def test_behind_the_map_from_fmri_it_is_ridge_from_fmri_to_pixels(parts):
     model, processor, splits = parts
-    linear = fit_linear_decoder(
-        model, processor, splits["train"], {}, fit_bridges(model, processor, splits["train"], {})
-    )
+    gain = fit_bridges(model, processor, splits["train"], stimuli_of(parts))
+    linear = fit_linear_decoder(model, splits["train"], stimuli_of(parts), gain)
     subject = processor.subjects[0]
     seen, new = responses_of(splits["train"], subject), responses_of(splits["test"], subject)
     pictures = [
@@ -67,7 +72,7 @@ def test_it_carries_the_image_where_the_decoder_fails(parts):
     model, processor, splits = parts
     with torch.no_grad():
         model.image_decoder.seed.weight.zero_()  # the same image for every latent
-    unseen = read_unseen(model, processor, splits["train"], splits["test"], {}, gain=1.0)
+    unseen = read_unseen(model, processor, splits["train"], splits["test"], stimuli_of(parts), gain=1.0)
     quality = quality_by_share(unseen)
     assert quality.shape == (len(MLP_SHARES), len(LINEAR_SHARES))
     assert best_shares([unseen]).linear == 1
@@ -79,17 +84,23 @@ def test_the_mlp_counts_where_it_helps_and_not_where_it_harms(parts):
     head = model.fmri_to_latent.head
     with torch.no_grad():
         head.bias[: model.config.learned_dim] = 10.0  # whatever the fMRI, far away from all latents
-    assert best_shares([read_unseen(model, processor, splits["train"], splits["test"], {}, gain=1.0)]).mlp == 0
+    assert (
+        best_shares([read_unseen(model, processor, splits["train"], splits["test"], stimuli_of(parts), gain=1.0)]).mlp
+        == 0
+    )
     with torch.no_grad():
         head.bias[: model.config.learned_dim] = -10.0
         for voxel_map in model.fmri_to_latent.voxel_maps:
             voxel_map.bias[: model.config.learned_dim] += 10.0  # which the MLP alone takes back
-    assert best_shares([read_unseen(model, processor, splits["train"], splits["test"], {}, gain=1.0)]).mlp == 1
+    assert (
+        best_shares([read_unseen(model, processor, splits["train"], splits["test"], stimuli_of(parts), gain=1.0)]).mlp
+        == 1
+    )
 
 
 def test_decoding_spreads_where_the_latent_is_uncertain(parts):
     model, processor, splits = parts
-    unseen = read_unseen(model, processor, splits["train"], splits["test"], {}, gain=1.0)
+    unseen = read_unseen(model, processor, splits["train"], splits["test"], stimuli_of(parts), gain=1.0)
     mean, push = unseen.posteriors[0].mean, 3.0
     unseen.posteriors[0] = LatentGaussian(mean, torch.full_like(mean, -20.0))  # certain: any mean is the same image
     certain = quality_by_spread(unseen, 0, 0.0)
@@ -106,7 +117,7 @@ def test_the_mlp_takes_its_share_of_the_gain_back():
 
 def test_the_share_is_saved_with_the_model_and_blends_the_two(parts, tmp_path):
     model, processor, splits = parts
-    model.linear_decoder = fit_linear_decoder(model, processor, splits["train"], {}, gain=1.0)
+    model.linear_decoder = fit_linear_decoder(model, splits["train"], stimuli_of(parts), gain=1.0)
     model.config.linear_share = 0.25
     save_model(model, processor, tmp_path / "saved", facts(model))
     again, _ = load_model(tmp_path / "saved")

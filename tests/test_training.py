@@ -20,6 +20,7 @@ from visionflow_hf.training import fit_bridges as bridges
 from visionflow_hf.training.arguments import ModelArguments
 from visionflow_hf.training.augmentation import augment
 from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
+from visionflow_hf.training.stimuli import Stimuli
 
 SHORT = ["--max_steps", "20", "--disable_tqdm", "true"]
 VALIDATED = ["--validation_fraction", "0.1"]  # as `run` is
@@ -290,7 +291,7 @@ def test_latents_from_fmri_are_spread_like_those_from_images(run, corpus, monkey
     latents = {}
     for most in (1.0, 1.5):
         monkeypatch.setattr(bridges, "MOST_GAIN", most)
-        gain = bridges.fit_bridges(model, processor, seen, {})
+        gain = bridges.fit_bridges(model, processor, seen, Stimuli(processor, [seen]))
         assert 1 <= gain <= most
         with torch.no_grad():
             latents[most] = model.fmri_to_latent.voxel_maps[0](fmri / processor.fmri_std["subj01"])

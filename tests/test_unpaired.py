@@ -133,7 +133,7 @@ def test_what_would_leak_or_be_two_images_is_not_merged(corpus, folder, tmp_path
 def watched(monkeypatch):
     """What the image stage sees of each step, and what the trainer and the bridges are given."""
     seen = {"batches": [], "drawn": set(), "fitted": [], "pairs": []}
-    image_batch, collate = trainers.VisionFlowTrainer._image_batch, trainers.PairCollator.images
+    image_batch, collate = trainers.VisionFlowTrainer._image_batch, trainers.Pairs.images
     fit, run = finish.fit_bridges, training.run_trainer
 
     def watch_batch(self, inputs):
@@ -141,21 +141,21 @@ def watched(monkeypatch):
         seen["batches"].append((len(inputs["pixel_values"]), len(batch["pixel_values"])))
         return batch
 
-    def watch_images(self, rows):
-        seen["drawn"] |= {row["stimulus_id"] for row in rows}
-        return collate(self, rows)
+    def watch_images(self, stimulus_ids):
+        seen["drawn"] |= set(stimulus_ids) - set(self.stimulus_ids)
+        return collate(self, stimulus_ids)
 
-    def watch_fit(model, processor, train, features):
+    def watch_fit(model, processor, train, stimuli):
         seen["fitted"].append(unpaired_of(train).num_rows)
-        return fit(model, processor, train, features)
+        return fit(model, processor, train, stimuli)
 
-    def watch_run(model, processor, fitted, validation, features, args, checkpoint, images):
+    def watch_run(model, processor, fitted, validation, stimuli, args, checkpoint, images):
         seen["pairs"].append((unpaired_of(fitted).num_rows, set(images["stimulus_id"])))
         seen["validation"] = validation and set(validation["stimulus_id"])
-        return run(model, processor, fitted, validation, features, args, checkpoint, images)
+        return run(model, processor, fitted, validation, stimuli, args, checkpoint, images)
 
     monkeypatch.setattr(trainers.VisionFlowTrainer, "_image_batch", watch_batch)
-    monkeypatch.setattr(trainers.PairCollator, "images", watch_images)
+    monkeypatch.setattr(trainers.Pairs, "images", watch_images)
     monkeypatch.setattr(finish, "fit_bridges", watch_fit)
     monkeypatch.setattr(training, "run_trainer", watch_run)
     return seen

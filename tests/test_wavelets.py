@@ -20,6 +20,7 @@ from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.training import add_wavelets as adding
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.encoding_models import fit_fields, fit_pixels, fit_wavelets, shares, trust
+from visionflow_hf.training.stimuli import Stimuli
 from visionflow_hf.training.train import train_on
 
 
@@ -104,7 +105,7 @@ def small(corpus, tmp_path_factory):
 def test_a_grown_model_predicts_the_trusted_sum_and_reconstructs_as_before(small, monkeypatch):
     model, processor, train = small
     monkeypatch.setattr(adding, "trust", lambda *_: (np.array([0.25, 0.75, 0.0, 0.0]), 0.5))
-    larger = adding.add_wavelets(model, processor, train, {}, wavelet_dim=200, seed=0)
+    larger = adding.add_wavelets(model, processor, train, Stimuli(processor, [train]), wavelet_dim=200, seed=0)
     added = larger.config.wavelet_dim
     assert 0 < added <= 36 and larger.config.latent_dim == model.config.latent_dim + added
     stimuli = list(dict.fromkeys(train["stimulus_id"]))
@@ -128,19 +129,19 @@ def test_a_grown_model_predicts_the_trusted_sum_and_reconstructs_as_before(small
 
 def test_where_nothing_is_added(small, monkeypatch):
     model, processor, train = small
-    assert adding.add_wavelets(model, processor, train, {}, wavelet_dim=0, seed=0) is model
+    assert adding.add_wavelets(model, processor, train, Stimuli(processor, [train]), wavelet_dim=0, seed=0) is model
     few = train.select([row for row, name in enumerate(train["stimulus_id"]) if name in set(train["stimulus_id"][:5])])
-    assert adding.add_wavelets(model, processor, few, {}, wavelet_dim=8, seed=0) is model
+    assert adding.add_wavelets(model, processor, few, Stimuli(processor, [train]), wavelet_dim=8, seed=0) is model
     for nothing in ([1.0, 0.0, 0.0, 0.0], [0.0] * 4):
         monkeypatch.setattr(adding, "trust", lambda *_, weights=nothing: (np.array(weights), 1.0))
-        assert adding.add_wavelets(model, processor, train, {}, wavelet_dim=8, seed=0) is model
+        assert adding.add_wavelets(model, processor, train, Stimuli(processor, [train]), wavelet_dim=8, seed=0) is model
 
 
 def test_where_one_subject_is_trusted_and_another_is_not(small, monkeypatch):
     model, processor, train = small
     weights = iter([np.array([0.0, 0.0, 1.0, 0.0]), np.zeros(4)])
     monkeypatch.setattr(adding, "trust", lambda *_: (next(weights), 1.0))
-    larger = adding.add_wavelets(model, processor, train, {}, wavelet_dim=200, seed=0)
+    larger = adding.add_wavelets(model, processor, train, Stimuli(processor, [train]), wavelet_dim=200, seed=0)
     pixels = processor(images=images_of(train, train["stimulus_id"][:5]))["pixel_values"]
     for subject, equal in ((0, False), (1, True)):
         before, after = (one.predict_fmri(pixels, torch.full((5,), subject)) for one in (model, larger))

@@ -14,13 +14,14 @@ import torch
 from datasets import Dataset
 from transformers.utils import logging
 
-from visionflow_hf.corpus.responses import images_of, responses_of
+from visionflow_hf.corpus.responses import responses_of
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.gabor_wavelets import wavelet_maps
 from visionflow_hf.ridge import fit_ridge, linear_map
 from visionflow_hf.training.encoding_models import MODELS, trust
 from visionflow_hf.training.fit_bridges import put
-from visionflow_hf.training.image_latents import BATCH, image_latents
+from visionflow_hf.training.image_latents import image_latents
+from visionflow_hf.training.stimuli import BATCH, Stimuli
 
 logger = logging.get_logger("visionflow_hf")
 
@@ -33,7 +34,7 @@ def add_wavelets(
     model: VisionFlowModel,
     processor: VisionFlowProcessor,
     train: Dataset,
-    features: dict[str, torch.Tensor],
+    stimuli: Stimuli,
     wavelet_dim: int,
     seed: int,
 ) -> VisionFlowModel:
@@ -45,16 +46,16 @@ def add_wavelets(
     seen_by = [drawn(train, subject, most, seed) for subject in processor.subjects]
     if wavelet_dim == 0 or min(map(len, seen_by)) < FEWEST_STIMULI:
         return model
-    stimuli = list(dict.fromkeys(itertools.chain(*seen_by)))
-    latents = image_latents(model, processor, train, stimuli, features)
-    maps = stimulus_maps(model, processor, train, stimuli)
+    distinct = list(dict.fromkeys(itertools.chain(*seen_by)))
+    latents = image_latents(model, stimuli, distinct)
+    maps = stimulus_maps(model, stimuli, distinct)
     flat = maps.reshape(len(maps), -1)
-    place = {stimulus: row for row, stimulus in enumerate(stimuli)}
+    place = {stimulus: row for row, stimulus in enumerate(distinct)}
     trials = [trials_of(train, subject, place, processor) for subject in processor.subjects]
 
     trusted, linear, predicted, noise = [], [], [], []
     for subject, (fmri, rows) in zip(processor.subjects, trials, strict=True):
-        seen = [stimuli[row] for row in rows]
+        seen = [distinct[row] for row in rows]
         weights, left = trust(maps[rows], latents[rows], fmri, seen, seed)
         if not weights.any():  # nothing predicts new stimuli: what the latent reads stays
             weights[0], left = 1, 1.0
@@ -71,11 +72,11 @@ def add_wavelets(
     together = np.concatenate(predicted, axis=1)
     level = together.mean(0)
     scores, sizes, components = np.linalg.svd(together - level, full_matrices=False)
-    kept = min(wavelet_dim, int((sizes > 1e-6 * len(stimuli)).sum()))
+    kept = min(wavelet_dim, int((sizes > 1e-6 * len(distinct)).sum()))
     if kept == 0:  # nothing but the latent is trusted
         return model
-    scores = scores[:, :kept] * np.sqrt(len(stimuli))  # each of variance 1 over the stimuli
-    components = components[:kept] * (sizes[:kept, None] / np.sqrt(len(stimuli)))
+    scores = scores[:, :kept] * np.sqrt(len(distinct))  # each of variance 1 over the stimuli
+    components = components[:kept] * (sizes[:kept, None] / np.sqrt(len(distinct)))
     inverse = components.T / np.square(components).sum(1)
     head = sum(one @ part for one, part in zip(linear, np.split(inverse, edges), strict=True))
 
@@ -92,7 +93,7 @@ def add_wavelets(
             constant + levels[index],
         )
         targets = scores[rows]
-        more, more_constant = linear_map(fit_ridge(fmri, targets, [stimuli[row] for row in rows]), fmri)
+        more, more_constant = linear_map(fit_ridge(fmri, targets, [distinct[row] for row in rows]), fmri)
         weights, constant = both(model.fmri_to_latent.voxel_maps[index])
         put(
             larger.fmri_to_latent.voxel_maps[index],
@@ -123,11 +124,11 @@ def trials_of(
     return fmri, [place[trials.stimulus_ids[row]] for row in kept]
 
 
-def stimulus_maps(model, processor: VisionFlowProcessor, train: Dataset, stimuli: list[str]) -> np.ndarray:
+def stimulus_maps(model: VisionFlowModel, stimuli: Stimuli, stimulus_ids: list[str]) -> np.ndarray:
     """Wavelet maps of each stimulus, float32 array of shape (stimuli, channels, GRID * GRID)."""
     maps = []
-    for start in range(0, len(stimuli), BATCH):
-        pixels = processor(images=images_of(train, stimuli[start : start + BATCH]))["pixel_values"]
+    for start in range(0, len(stimulus_ids), BATCH):
+        pixels = stimuli.pixel_values(stimulus_ids[start : start + BATCH])
         maps.append(wavelet_maps(pixels.to(model.device)).flatten(2).cpu().numpy())
     return np.concatenate(maps)
 

@@ -20,15 +20,16 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 
-from visionflow_hf.corpus.responses import images_of, responses_of
+from visionflow_hf.corpus.responses import responses_of
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.latent_gaussian import LatentGaussian
 from visionflow_hf.modeling.losses import alignment_loss, contrastive_loss
 from visionflow_hf.training.arguments import VisionFlowTrainingArguments
 from visionflow_hf.training.augmentation import FEW_STIMULI, augment
-from visionflow_hf.training.image_latents import BATCH, posterior_of
+from visionflow_hf.training.image_latents import posterior_of
+from visionflow_hf.training.stimuli import BATCH, Stimuli
 
-IMAGES = 4000  # about as many as trials are made of
+IMAGES = 4000  # about as many as trials are made of, fewer where the stage is short
 STEPS, TRIALS = 2000, 256  # trials a step
 LEARNING_RATE = 1e-3
 CONTRASTIVE = 0.3  # weight of the contrastive loss beside the alignment loss
@@ -40,7 +41,7 @@ def align(
     model: VisionFlowModel,
     processor: VisionFlowProcessor,
     train: Dataset,
-    features: dict[str, torch.Tensor],
+    stimuli: Stimuli,
     share: float,
     args: VisionFlowTrainingArguments,
 ) -> None:
@@ -48,8 +49,8 @@ def align(
 
     Args:
         train: trials are made of its stimuli.
-        features: what a frozen encoder makes of the stimuli. Where they are given no other images are made, since the
-            encoder would have to look at them all.
+        stimuli: where they have features of a frozen encoder no other images are made, since the encoder would have
+            to look at them all.
         share: of the MLP's correction of the mean that is to count, from 0 to 1.
         args: complete; the stage has as many steps as STEPS says, or twice as many as the Trainer had if that is less.
     """
@@ -57,10 +58,10 @@ def align(
     steps = min(STEPS, 2 * args.max_steps)
     bridge, learned_dim = model.eval().fmri_to_latent, model.config.learned_dim
     with torch.no_grad():
-        stimuli = list(dict.fromkeys(train["stimulus_id"]))
-        images = image_posteriors(model, processor, train, stimuli, features)
+        distinct = list(dict.fromkeys(train["stimulus_id"]))
+        images = image_posteriors(model, stimuli, distinct, min(IMAGES, 2 * steps))
         read = model.latent_to_fmri.read(images.mean)
-        read_of = dict(zip(stimuli, read, strict=False))  # what follows are images made of them
+        read_of = dict(zip(distinct, read, strict=False))  # what follows are images made of them
         voxel_maps = zip(bridge.voxel_maps, model.latent_to_fmri.voxel_maps, strict=True)
         linear = [inward(outward(read)) for inward, outward in voxel_maps]
         noise = [trial_noise(model, processor, train, read_of, subject) for subject in processor.subjects]
@@ -120,22 +121,18 @@ def best_variance(bridge, share: float, trials: list[tuple[LatentGaussian, torch
 
 
 def image_posteriors(
-    model: VisionFlowModel,
-    processor: VisionFlowProcessor,
-    train: Dataset,
-    stimuli: list[str],
-    features: dict[str, torch.Tensor],
+    model: VisionFlowModel, stimuli: Stimuli, stimulus_ids: list[str], images: int = IMAGES
 ) -> LatentGaussian:
-    """q(z | image) of the stimuli, then of about IMAGES images made of them where there are no `features`."""
+    """q(z | image) of stimuli, then of about as many `images` made of them where the encoder is not frozen."""
     posteriors, made = [], []
-    for start in range(0, len(stimuli), BATCH):
-        names = stimuli[start : start + BATCH]
-        posteriors.append(posterior_of(model, processor, train, names, features))
-        if features:
+    for start in range(0, len(stimulus_ids), BATCH):
+        names = stimulus_ids[start : start + BATCH]
+        posteriors.append(posterior_of(model, stimuli, names))
+        if stimuli.features is not None:
             continue
-        pixels = processor(images=images_of(train, names))["pixel_values"].to(model.device)
-        for _ in range(IMAGES // len(stimuli)):
-            made.append(model.encode_image(augment(pixels, len(stimuli) < FEW_STIMULI)))
+        pixels = stimuli.pixel_values(names).to(model.device)
+        for _ in range(images // len(stimulus_ids)):
+            made.append(model.encode_image(augment(pixels, len(stimulus_ids) < FEW_STIMULI)))
     posteriors += made
     return LatentGaussian(
         torch.cat([one.mean for one in posteriors]).float(), torch.cat([one.logvar for one in posteriors]).float()

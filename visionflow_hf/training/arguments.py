@@ -118,6 +118,13 @@ class VisionFlowTrainingArguments(TrainingArguments):
             "Default: 0.1 of 300 stimuli or more, none of fewer, which the model cannot spare."
         },
     )
+    stimulus_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for the stimuli's pixels and a frozen encoder's features, which all runs share. "
+            "Default: visionflow/stimuli in HF_HOME."
+        },
+    )
     seed: int = field(default=0, metadata={"help": "One seed, one result: weights, order, sampling, held-out stimuli."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing RUN folder."})
 

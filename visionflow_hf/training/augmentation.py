@@ -5,6 +5,8 @@ import math
 import torch
 from torch.nn import functional as F
 
+from visionflow_hf.modeling.row_noise import draw_rows
+
 ROTATION, SHEAR, SCALE, SHIFT = math.radians(15), 0.15, 0.15, 0.1
 FEW_STIMULI = 50  # with fewer, half of the images are composed of two
 CELLS = 4  # a composed image takes each cell of a 4 x 4 grid from one of two images
@@ -28,7 +30,8 @@ def move(images: torch.Tensor, amount: float = 1.0) -> torch.Tensor:
     """Random rotation, shear, scale and shift of each image; what comes in at the border repeats the border."""
 
     def draw(limit: float) -> torch.Tensor:
-        return (torch.rand(len(images), device=images.device) * 2 - 1) * limit * amount
+        drawn = draw_rows(lambda rows: torch.rand(rows, device=images.device), len(images))
+        return (drawn * 2 - 1) * limit * amount
 
     angle, shear = draw(ROTATION), draw(SHEAR)
     wide, tall = draw(SCALE).exp(), draw(SCALE).exp()

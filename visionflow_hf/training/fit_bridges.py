@@ -24,6 +24,7 @@ from visionflow_hf.corpus.responses import responses_of
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.ridge import fit_ridge, linear_map, out_of_fold
 from visionflow_hf.training.image_latents import image_latents
+from visionflow_hf.training.stimuli import Stimuli
 from visionflow_hf.training.voxel_weights import voxel_weights
 
 MOST_GAIN = 1.5
@@ -31,19 +32,17 @@ LEAST_NOISE = 1e-3  # of a voxel's variance
 
 
 @torch.no_grad()
-def fit_bridges(
-    model: VisionFlowModel, processor: VisionFlowProcessor, train: Dataset, features: dict[str, torch.Tensor]
-) -> float:
+def fit_bridges(model: VisionFlowModel, processor: VisionFlowProcessor, train: Dataset, stimuli: Stimuli) -> float:
     """Fit the maps of every subject on all of its trials in `train`, into the latents that the image side has now.
 
     Returns:
         The mean gain over subjects.
     """
     gains = []
-    stimuli = list(dict.fromkeys(train["stimulus_id"]))
-    latents = torch.from_numpy(image_latents(model, processor, train, stimuli, features))
+    distinct = list(dict.fromkeys(train["stimulus_id"]))
+    latents = torch.from_numpy(image_latents(model, stimuli, distinct))
     read = model.latent_to_fmri.read(latents.to(model.device, model.dtype)).float().cpu().numpy()
-    position = {stimulus: row for row, stimulus in enumerate(stimuli)}
+    position = {stimulus: row for row, stimulus in enumerate(distinct)}
     for index, subject in enumerate(processor.subjects):
         trials = responses_of(train, subject)
         rows = [position[stimulus] for stimulus in trials.stimulus_ids]

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from visionflow_hf.corpus.responses import images_of
-from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.modeling import VisionFlowModel
 from visionflow_hf.modeling.image_decoder import LinearDecoder
-from visionflow_hf.training.image_latents import BATCH, image_latents
+from visionflow_hf.training.image_latents import image_latents
+from visionflow_hf.training.stimuli import BATCH, Stimuli
 
 PENALTY = 1e-3  # times the mean squared norm of a centred latent: next to none
 
@@ -22,16 +22,15 @@ PENALTY = 1e-3  # times the mean squared norm of a centred latent: next to none
 @torch.no_grad()
 def fit_linear_decoder(
     model: VisionFlowModel,
-    processor: VisionFlowProcessor,
     train: Dataset,
-    features: dict[str, torch.Tensor],
+    stimuli: Stimuli,
     gain: float,
 ) -> LinearDecoder:
     """The linear map from the latents of the stimuli in `train` to their pixels, for latents from fMRI with `gain`."""
-    stimuli = list(dict.fromkeys(train["stimulus_id"]))
-    latents = np.float64(image_latents(model, processor, train, stimuli, features)[:, : model.config.learned_dim])
+    distinct = list(dict.fromkeys(train["stimulus_id"]))
+    latents = np.float64(image_latents(model, stimuli, distinct)[:, : model.config.learned_dim])
     decoder = LinearDecoder(model.config)
-    targets = pixels_of(processor, train, stimuli, decoder.shape[1:]).flatten(1).double().numpy()
+    targets = pixels_of(stimuli, distinct, decoder.shape[1:]).flatten(1).double().numpy()
     mean, level = latents.mean(0), targets.mean(0)
     latents = (latents - mean) * gain
     penalty = PENALTY * np.square(latents).sum(1).mean()
@@ -41,11 +40,11 @@ def fit_linear_decoder(
     return decoder.to(model.device, model.dtype)
 
 
-def pixels_of(processor: VisionFlowProcessor, split: Dataset, stimuli: list[str], size: list[int]) -> torch.Tensor:
+def pixels_of(stimuli: Stimuli, stimulus_ids: list[str], size: list[int]) -> torch.Tensor:
     """`(stimuli, channels, *size)` on a 0..1 scale; shrunk batch by batch, since all at full size can fill memory."""
     pixels = []
-    for start in range(0, len(stimuli), BATCH):
-        batch = processor(images=images_of(split, stimuli[start : start + BATCH]))["pixel_values"]
+    for start in range(0, len(stimulus_ids), BATCH):
+        batch = stimuli.pixel_values(stimulus_ids[start : start + BATCH])
         if list(batch.shape[2:]) != size:
             batch = torch.nn.functional.interpolate(batch, size, mode="bilinear", antialias=True)
         pixels.append(batch)

@@ -38,7 +38,8 @@ from visionflow_hf.training.encoding_models import (
     solve,
 )
 from visionflow_hf.training.fit_bridges import LEAST_NOISE, put, put_noise
-from visionflow_hf.training.image_latents import BATCH, image_latents
+from visionflow_hf.training.image_latents import image_latents
+from visionflow_hf.training.stimuli import BATCH, Stimuli
 from visionflow_hf.training.voxel_weights import voxel_weights
 
 logger = logging.get_logger("visionflow_hf")
@@ -48,7 +49,9 @@ MOST_KNOWN = 2000  # voxels of the model that a new voxel is compared with, shar
 
 
 @torch.no_grad()
-def fit_new_subjects(model: VisionFlowModel, processor: VisionFlowProcessor, train: Dataset, seed: int) -> None:
+def fit_new_subjects(
+    model: VisionFlowModel, processor: VisionFlowProcessor, train: Dataset, seed: int, cache: str | None = None
+) -> None:
     """Teach a trained model the subjects of `train`; who has the name of a known subject takes that subject's place.
 
     Raises:
@@ -58,7 +61,8 @@ def fit_new_subjects(model: VisionFlowModel, processor: VisionFlowProcessor, tra
         raise UserError("the model knows no subject, of whose voxels those of a new one could be made: train it first")
     pairs = pairs_of(train)
     weights, levels = known_voxels(model, seed)
-    images = images_to_make_trials_of(model, processor, pairs, seed)
+    stimuli = Stimuli(processor, [pairs], cache=cache)
+    images = images_to_make_trials_of(model, stimuli, seed)
     made_up = images.cpu().numpy(), reads(model, images) @ weights + levels
     names = sorted(set(pairs["subject"]))
     for name in set(names) & set(processor.subjects):
@@ -74,7 +78,7 @@ def fit_new_subjects(model: VisionFlowModel, processor: VisionFlowProcessor, tra
                 f"{name} saw {count(distinct, 'stimulus')}: {FEWEST_STIMULI} distinct ones are needed at least"
             )
         fmri = (trials.fmri - processor.fmri_mean[name]) / processor.fmri_std[name]
-        latents = image_latents(model, processor, pairs, distinct, {})
+        latents = image_latents(model, stimuli, distinct)
         position = {stimulus: row for row, stimulus in enumerate(distinct)}
         latents = latents[[position[stimulus] for stimulus in trials.stimulus_ids]]
         known = reads(model, torch.from_numpy(latents)) @ weights + levels
@@ -87,13 +91,10 @@ def fit_new_subjects(model: VisionFlowModel, processor: VisionFlowProcessor, tra
         logger.info(f"{name}: {fmri.shape[1]} voxels fitted to {len(fmri)} trials of {len(distinct)} stimuli")
 
 
-def images_to_make_trials_of(
-    model: VisionFlowModel, processor: VisionFlowProcessor, train: Dataset, seed: int
-) -> torch.Tensor:
+def images_to_make_trials_of(model: VisionFlowModel, stimuli: Stimuli, seed: int) -> torch.Tensor:
     """Latents `(images, latent_dim)` of the stimuli, of images made of them, and of what the model takes for images."""
     torch.manual_seed(seed)
-    stimuli = list(dict.fromkeys(train["stimulus_id"]))
-    latents = [image_posteriors(model, processor, train, stimuli, {}).mean]
+    latents = [image_posteriors(model, stimuli, list(stimuli.keys)).mean]
     for _ in range(IMAGES // BATCH):
         dreamt = model.decode(torch.randn(BATCH, model.config.latent_dim, device=model.device, dtype=model.dtype))
         latents.append(model.encode_image(dreamt).mean.float())

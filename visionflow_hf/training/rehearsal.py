@@ -24,7 +24,8 @@ from visionflow_hf.modeling.image_decoder import LinearDecoder, blend
 from visionflow_hf.modeling.latent_gaussian import LatentGaussian
 from visionflow_hf.training.arguments import VisionFlowTrainingArguments
 from visionflow_hf.training.finish import finish
-from visionflow_hf.training.linear_path import fit_linear_decoder, pixels_of
+from visionflow_hf.training.linear_path import fit_linear_decoder
+from visionflow_hf.training.stimuli import Stimuli
 from visionflow_hf.training.trainer import run_trainer
 
 logger = logging.get_logger("visionflow_hf")
@@ -79,7 +80,7 @@ def read_unseen(
     processor: VisionFlowProcessor,
     seen: Dataset,
     unseen: Dataset,
-    features: dict[str, torch.Tensor],
+    stimuli: Stimuli,
     gain: float,
 ) -> Unseen:
     """What `model`, which must be finished and have learned from `seen` alone, reads from the fMRI in `unseen`."""
@@ -89,7 +90,7 @@ def read_unseen(
         average, _ = responses_of(unseen, subject).averaged()
         rows = np.random.default_rng(0).permutation(len(average.fmri))[: max(1, MOST_ASKED // len(subjects))]
         asked = [average.stimulus_ids[row] for row in rows]
-        images.append(as_array(pixels_of(processor, unseen, asked, model.config.image_size)))
+        images.append(as_array(stimuli.pixel_values(asked)))
         fmri = processor(fmri=average.fmri[rows], subject=subject)["fmri"].to(model.device, model.dtype)
         h = bridge.linear(fmri, {processor.subjects.index(subject): slice(None)})
         posteriors.append([bridge.posterior(h, share) for share in MLP_SHARES])
@@ -100,7 +101,7 @@ def read_unseen(
             LatentGaussian(torch.cat([one.mean for one in parts]), torch.cat([one.logvar for one in parts]))
             for parts in zip(*posteriors, strict=True)
         ],
-        [fit_linear_decoder(model, processor, seen, features, remaining(gain, share)) for share in MLP_SHARES],
+        [fit_linear_decoder(model, seen, stimuli, remaining(gain, share)) for share in MLP_SHARES],
     )
 
 
@@ -158,13 +159,13 @@ def validate(
     processor: VisionFlowProcessor,
     seen: Dataset,
     unseen: Dataset,
-    features: dict[str, torch.Tensor],
+    stimuli: Stimuli,
     wavelet_dim: int,
     args: VisionFlowTrainingArguments,
 ) -> Unseen:
     """What a copy of the model, finished on `seen`, reads from `unseen`."""
-    model, gain = finish(copy.deepcopy(model), processor, seen, features, wavelet_dim, 1.0, args)
-    return read_unseen(model, processor, seen, unseen, features, gain)
+    model, gain = finish(copy.deepcopy(model), processor, seen, stimuli, wavelet_dim, 1.0, args)
+    return read_unseen(model, processor, seen, unseen, stimuli, gain)
 
 
 def rehearse(
@@ -172,7 +173,7 @@ def rehearse(
     processor: VisionFlowProcessor,
     rows: Dataset,
     images: Dataset,
-    features: dict[str, torch.Tensor],
+    stimuli: Stimuli,
     wavelet_dim: int,
     args: VisionFlowTrainingArguments,
 ) -> Shares:
@@ -194,9 +195,9 @@ def rehearse(
         logger.info(f"rehearsal: the model learns without {held_out} of {distinct} stimuli")
         with tempfile.TemporaryDirectory(prefix="visionflow-rehearsal-") as image_stage.output_dir:
             more = without(images, unseen)
-            trainer = run_trainer(copy.deepcopy(model), processor, seen, None, features, image_stage, images=more)
+            trainer = run_trainer(copy.deepcopy(model), processor, seen, None, stimuli, image_stage, images=more)
         rehearsed = trainer.accelerator.unwrap_model(trainer.model)
-        rehearsals.append(validate(rehearsed, processor, seen, unseen, features, wavelet_dim, args))
+        rehearsals.append(validate(rehearsed, processor, seen, unseen, stimuli, wavelet_dim, args))
         asked += held_out
         if asked >= ENOUGH:
             break

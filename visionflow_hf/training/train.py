@@ -24,10 +24,10 @@ from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor, continue_model
 from visionflow_hf.training.finish import finish
-from visionflow_hf.training.image_latents import encoder_features
 from visionflow_hf.training.linear_path import fit_linear_decoder
 from visionflow_hf.training.new_subjects import fit_new_subjects
 from visionflow_hf.training.rehearsal import best_shares, rehearse, remaining, validate
+from visionflow_hf.training.stimuli import Stimuli
 from visionflow_hf.training.trainer import run_trainer
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,9 @@ def train_on(
     set_seed(training_args.seed)
     if model_args.freeze_shared:
         model, processor = load_model(model_args.from_model)
-        fit_new_subjects(model.to(training_args.device), processor, splits["train"], training_args.seed)
+        fit_new_subjects(
+            model.to(training_args.device), processor, splits["train"], training_args.seed, training_args.stimulus_cache
+        )
         begin(run, model_args, training_args)
         return Trained(model, processor, [])
     if model_args.from_model is None:
@@ -131,30 +133,23 @@ def train_on(
     if checkpoint is None:
         begin(run, model_args, training_args)
 
-    features = {}
-    if not any(parameter.requires_grad for parameter in model.encoder.parameters()):
-        features = encoder_features(
-            model.to(args.device), processor, everything, list(dict.fromkeys(everything["stimulus_id"]))
-        )
-        if "validation" in splits:
-            seen = list(dict.fromkeys(splits["validation"]["stimulus_id"]))
-            features |= encoder_features(model, processor, splits["validation"], seen)
-        if len(images):
-            features |= encoder_features(model, processor, images, list(dict.fromkeys(images["stimulus_id"])))
+    frozen = not any(parameter.requires_grad for parameter in model.to(args.device).encoder.parameters())
+    shown = [everything, images] + [splits[name] for name in ("validation",) if name in splits]
+    stimuli = Stimuli(processor, shown, model if frozen else None, args.stimulus_cache)
     wavelet_dim = model_args.wavelet_dim
     if validation is None:
-        shares = rehearse(model, processor, fitted, images, features, wavelet_dim, args)
+        shares = rehearse(model, processor, fitted, images, stimuli, wavelet_dim, args)
         set_seed(args.seed)
-    trainer = run_trainer(model, processor, fitted, validation, features, args, checkpoint, images)
+    trainer = run_trainer(model, processor, fitted, validation, stimuli, args, checkpoint, images)
     trainer.save_state()
     model = trainer.accelerator.unwrap_model(trainer.model)
     if validation is not None:
-        shares = best_shares([validate(model, processor, fitted, validation, features, wavelet_dim, args)])
+        shares = best_shares([validate(model, processor, fitted, validation, stimuli, wavelet_dim, args)])
     # The held-out stimuli have served: they may be seen.
-    model, gain = finish(model, processor, everything, features, wavelet_dim, shares.mlp, args)
+    model, gain = finish(model, processor, everything, stimuli, wavelet_dim, shares.mlp, args)
     if shares.linear:
         gain = remaining(gain, shares.mlp)
-        model.linear_decoder = fit_linear_decoder(model, processor, everything, features, gain)
+        model.linear_decoder = fit_linear_decoder(model, everything, stimuli, gain)
         model.config.linear_share = shares.linear
     model.config.decoding_spread = shares.spread
     return Trained(model, processor, trainer.state.log_history)

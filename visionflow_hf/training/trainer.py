@@ -8,16 +8,22 @@ pair stage    the linear maps between voxels and latent are fitted to the finish
 The MLP from fMRI to latent learns when all else is finished (see `alignment_stage`).
 """
 
+import math
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import Trainer
 from transformers.utils import logging
 
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.modeling.row_noise import draw_rows, part_of_batch
 from visionflow_hf.training.arguments import VisionFlowTrainingArguments
 from visionflow_hf.training.augmentation import FEW_STIMULI, augment
-from visionflow_hf.training.collator import PairCollator
 from visionflow_hf.training.fit_bridges import fit_bridges
+from visionflow_hf.training.pairs import Pairs
+from visionflow_hf.training.stimuli import Stimuli
 
 logger = logging.get_logger("visionflow_hf")
 
@@ -25,18 +31,19 @@ LOSSES = ("loss_image", "loss_kl", "loss_alignment", "loss_fmri")
 
 
 class VisionFlowTrainer(Trainer):
-    """Trainer for `VisionFlowModel`, with our processor and collator; its arguments name `max_steps`.
+    """Trainer for `VisionFlowModel`, with our processor; its arguments name `max_steps`, its datasets are `Pairs`.
+
+    Several processes draw the same random numbers for the same rows as one process with all the rows would.
 
     Args:
-        images: rows without fMRI, of which each step of the image stage draws as many as it has pairs.
+        images: stimuli without fMRI, of which each step of the image stage draws as many as it has pairs.
     """
 
-    def __init__(self, *args, images: Dataset | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.images = images if images is not None and len(images) else None
+    def __init__(self, *args, images: list[str], **kwargs):
+        super().__init__(*args, data_collator=dict, **kwargs)  # Pairs come as batches
+        self.images = images
         self.pair_stage_from = round(self.args.max_steps * self.args.image_stage)
-        distinct = set(self.train_dataset["stimulus_id"]) | set(self.images["stimulus_id"] if self.images else [])
-        self.few_stimuli = len(distinct) < FEW_STIMULI
+        self.few_stimuli = len({*self.train_dataset.stimulus_ids, *images}) < FEW_STIMULI
         self.stage = None
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -45,7 +52,8 @@ class VisionFlowTrainer(Trainer):
         stage = "image" if self.state.global_step < self.pair_stage_from else "pair"
         if stage != self.stage:
             self._enter(stage)
-        return super().training_step(model, inputs, num_items_in_batch)
+        with part_of_batch(self.args.process_index, self.args.world_size):
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def _enter(self, stage: str) -> None:
         self.stage = stage
@@ -53,7 +61,7 @@ class VisionFlowTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if stage == "pair":
             if self.state.global_step == self.pair_stage_from:  # later, a checkpoint has brought the fitted maps
-                fit_bridges(model, self.processing_class, self.train_dataset, self.data_collator.image_features)
+                fit_bridges(model, self.processing_class, self.train_dataset.rows, self.train_dataset.stimuli)
             held = [model.encoder, model.posterior_head, model.fmri_to_latent]
             if self.eval_dataset is None:
                 held.append(model.image_decoder)
@@ -61,28 +69,45 @@ class VisionFlowTrainer(Trainer):
                 part.requires_grad_(False)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if model.training:
-            if self.stage == "image":
-                inputs = self._image_batch(inputs)
-            elif self.eval_dataset is not None:
-                inputs = self._pair_batch(inputs)
-            else:  # nothing that images would teach learns any more
-                inputs = inputs | {"decode_images": False}
+        if self.stage == "image":
+            inputs = self._image_batch(inputs)
+        elif self.eval_dataset is not None:
+            inputs = self._pair_batch(inputs)
+        else:  # nothing that images would teach learns any more
+            inputs = inputs | {"decode_images": False}
         outputs = model(**inputs)
-        prefix = "" if model.training else "eval_"
         for name in LOSSES:
             if outputs.get(name) is not None:
-                key = prefix + name
-                self._sums[key] = self._sums.get(key, 0) + outputs[name].detach()
-                self._counts[key] = self._counts.get(key, 0) + 1
+                self._sums[name] = self._sums.get(name, 0) + outputs[name].detach()
+                self._counts[name] = self._counts.get(name, 0) + 1
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs, start_time=None):
-        prefix = "eval_" if any(name.startswith("eval_") for name in logs) else ""
-        for key in [prefix + name for name in LOSSES]:
-            if key in self._sums:
-                logs[key] = float(self._sums.pop(key)) / self._counts.pop(key)
+        if "loss" in logs:
+            for name in [name for name in LOSSES if name in self._sums]:
+                mean = self._sums.pop(name) / self._counts.pop(name)
+                logs[name] = self.accelerator.gather(mean).mean().item()
         super().log(logs, start_time)
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """The losses, means over all rows, of which each process reads its share."""
+        pairs, model = self.eval_dataset, self.model.eval()
+        sums = torch.zeros(1 + len(LOSSES), dtype=torch.float64)
+        mine = np.arange(self.args.process_index, len(pairs), self.args.world_size)
+        for start in range(0, len(mine), self.args.per_device_eval_batch_size):
+            rows = mine[start : start + self.args.per_device_eval_batch_size].tolist()
+            outputs = model(**self._prepare_inputs(pairs.__getitems__(rows)))
+            sums += len(rows) * torch.stack([outputs[name] for name in ("loss", *LOSSES)]).double().cpu()
+        means = self.accelerator.reduce(sums.to(self.args.device, torch.float32)) / len(pairs)
+        names = [f"{metric_key_prefix}_{name}" for name in ("loss", *LOSSES)]
+        metrics = dict(zip(names, means.tolist(), strict=True))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _get_train_sampler(self, train_dataset=None):
+        return FullBatches(len(self.train_dataset), self._train_batch_size * self.args.world_size, self.args.seed)
 
     def _save(self, output_dir=None, state_dict=None):
         shown = logging.is_progress_bar_enabled()  # ten bars of a blink each would tear the one of the training
@@ -95,25 +120,58 @@ class VisionFlowTrainer(Trainer):
         """The stimuli, as many images without fMRI where there are any, and as many as both made of them; no fMRI."""
         inputs = {name: inputs[name] for name in ("pixel_values", "image_features") if name in inputs}
         if self.images:
-            drawn = torch.randint(len(self.images), (len(inputs["pixel_values"]),)).tolist()
-            more = self._prepare_inputs(self.data_collator.images([self.images[row] for row in drawn]))
-            inputs = {name: torch.cat([values, more[name]]) for name, values in inputs.items()}
+            drawn = draw_rows(lambda rows: torch.randint(len(self.images), (rows,)), len(inputs["pixel_values"]))
+            more = self._prepare_inputs(self.train_dataset.images([self.images[row] for row in drawn.tolist()]))
+            inputs = {name: in_turns(values, more[name]) for name, values in inputs.items()}
         if "image_features" in inputs:
             return inputs
-        return {"pixel_values": torch.cat([inputs["pixel_values"], augment(inputs["pixel_values"], self.few_stimuli)])}
+        return {"pixel_values": in_turns(inputs["pixel_values"], self._augmented(inputs["pixel_values"]))}
 
     def _pair_batch(self, inputs: dict) -> dict:
         """The pairs, and as many images without fMRI that were made of them."""
         if "image_features" in inputs:
             return inputs
-        size = len(inputs["fmri"])
-        has_fmri = torch.arange(2 * size, device=inputs["fmri"].device) < size
+        no_fmri, no_subject = torch.zeros_like(inputs["fmri"]), torch.full_like(inputs["subject_ids"], -1)
         return {
-            "pixel_values": torch.cat([inputs["pixel_values"], augment(inputs["pixel_values"], self.few_stimuli)]),
-            "fmri": torch.cat([inputs["fmri"], torch.zeros_like(inputs["fmri"])]),
-            "subject_ids": torch.cat([inputs["subject_ids"], torch.full_like(inputs["subject_ids"], -1)]),
-            "has_fmri": has_fmri,
+            "pixel_values": in_turns(inputs["pixel_values"], self._augmented(inputs["pixel_values"])),
+            "fmri": in_turns(inputs["fmri"], no_fmri),
+            "subject_ids": in_turns(inputs["subject_ids"], no_subject),
+            "subject_rows": {subject: 2 * rows for subject, rows in inputs["subject_rows"].items()},
+            "has_fmri": in_turns(inputs["subject_ids"] >= 0, no_subject >= 0),
         }
+
+    def _augmented(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.few_stimuli or self.args.world_size == 1:
+            return augment(images, self.few_stimuli)
+        with part_of_batch(0, 1):  # images are composed of any two of the whole batch
+            made = augment(self.accelerator.gather(images), few=True)
+        return made[self.args.process_index * len(images) :][: len(images)]
+
+
+class FullBatches(torch.utils.data.Sampler):
+    """Row numbers in a random order, a new one each epoch, whose last batch is filled up from one more such order.
+
+    So that all steps weigh the same, and a batch can be cut into equal parts for several processes.
+    """
+
+    def __init__(self, rows: int, batch: int, seed: int):
+        self.rows, self.length, self.seed, self.epoch = rows, math.ceil(rows / batch) * batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        orders = [rng.permutation(self.rows) for _ in range(math.ceil(self.length / self.rows))]
+        return iter(np.concatenate(orders)[: self.length].tolist())
+
+
+def in_turns(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The rows of two batches of the same size in turns, so that what belongs together stays in one process."""
+    return torch.stack([one, other], dim=1).flatten(0, 1)
 
 
 def run_trainer(
@@ -121,7 +179,7 @@ def run_trainer(
     processor: VisionFlowProcessor,
     fitted: Dataset,
     validation: Dataset | None,
-    features: dict[str, torch.Tensor],
+    stimuli: Stimuli,
     args: VisionFlowTrainingArguments,
     checkpoint: str | None = None,
     images: Dataset | None = None,
@@ -130,16 +188,10 @@ def run_trainer(
     trainer = VisionFlowTrainer(
         model=model,
         args=args,
-        data_collator=PairCollator(processor, features),
-        train_dataset=as_arrays(fitted),
-        eval_dataset=None if validation is None else as_arrays(validation),
+        train_dataset=Pairs(fitted, processor, stimuli),
+        eval_dataset=None if validation is None else Pairs(validation, processor, stimuli),
         processing_class=processor,
-        images=images,
+        images=[] if images is None else list(images["stimulus_id"]),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
-
-
-def as_arrays(rows: Dataset) -> Dataset:
-    """Responses as arrays instead of lists of Python floats, images as pictures."""
-    return rows.with_format("numpy", columns=["fmri"], output_all_columns=True)

@@ -1,0 +1,170 @@
+"""The stimuli on disk: equal to what processor and encoder make, computed once, and never stale."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import concatenate_datasets
+from PIL import Image
+from transformers import ViTConfig, ViTModel
+
+from visionflow_hf.cli import main
+from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.errors import UserError
+from visionflow_hf.training import stimuli as module
+from visionflow_hf.training.arguments import ModelArguments
+from visionflow_hf.training.build import build_model, build_processor
+from visionflow_hf.training.kept_arrays import KeptArrays
+from visionflow_hf.training.pairs import Pairs
+from visionflow_hf.training.stimuli import Stimuli
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=32, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    return str(tmp_path / "vit")
+
+
+@pytest.fixture
+def parts(colour_corpus, encoder):
+    train = open_corpus(colour_corpus).splits["train"]
+    processor = build_processor(train, None)
+    return train, processor, build_model(processor, ModelArguments(encoder=encoder)).eval()
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """How many stimuli were read, and how many were encoded."""
+    seen = {"read": 0, "encoded": 0}
+    read, encode = module.read_pixels, Stimuli._encode
+
+    def watch_read(processor, where, keys):
+        seen["read"] += len(keys)
+        return read(processor, where, keys)
+
+    def watch_encode(self, model, keys):
+        seen["encoded"] += len(keys)
+        return encode(self, model, keys)
+
+    monkeypatch.setattr(module, "read_pixels", watch_read)
+    monkeypatch.setattr(Stimuli, "_encode", watch_encode)
+    return seen
+
+
+def test_they_are_what_processor_and_encoder_make(parts, tmp_path):
+    train, processor, model = parts
+    stimuli = Stimuli(processor, [train], model, tmp_path / "cache")
+    names = list(dict.fromkeys(train["stimulus_id"]))[::-1]
+    pictures = dict(zip(train["stimulus_id"], train["image"], strict=True))
+    pixels = processor(images=[pictures[name] for name in names])["pixel_values"]
+    assert torch.equal(stimuli.pixel_values(names), pixels)
+    with torch.no_grad():
+        features = model.extract_image_features(pixels)[0]
+    torch.testing.assert_close(stimuli.image_features(names), features, atol=1e-5, rtol=1e-4)
+    assert Stimuli(processor, [train], cache=tmp_path / "cache").image_features(names) is None
+
+
+def test_a_second_run_finds_them_and_more_stimuli_cost_what_is_new(parts, tmp_path, computed):
+    train, processor, model = parts
+    few = train.select([0, 1, 2])
+    first = Stimuli(processor, [few], model, tmp_path)
+    assert computed == {"read": 3, "encoded": 3}
+    again = Stimuli(processor, [few], model, tmp_path)
+    assert computed == {"read": 3, "encoded": 3}
+    assert torch.equal(first.image_features(few["stimulus_id"]), again.image_features(few["stimulus_id"]))
+    Stimuli(processor, [train], model, tmp_path)
+    assert computed == {"read": 16, "encoded": 16}
+    assert isinstance(next(iter(again.features.files.values())), np.memmap)
+
+
+@pytest.mark.parametrize("change", ["weights", "normalisation", "grid", "size", "code"])
+def test_what_they_follow_from_finds_them(parts, tmp_path, computed, monkeypatch, change):
+    train, processor, model = parts
+    Stimuli(processor, [train], model, tmp_path)
+    if change == "weights":
+        with torch.no_grad():
+            model.encoder.layernorm.bias[3] += 1e-6
+    elif change == "normalisation":
+        model.config.image_std = [0.5, 0.5, 0.4]
+    elif change == "grid":
+        model.config.feature_grid = 2
+    elif change == "size":
+        processor.image_size = [9, 12]
+    else:
+        monkeypatch.setattr(module, "code_of", lambda part: "another")
+    width = model.posterior_head.in_features
+    if change == "grid":
+        model.posterior_head = torch.nn.Linear(width // 17 * 5, 2)
+    stimuli = Stimuli(processor, [train], model, tmp_path)
+    reread = 16 if change in ("size", "code") else 0
+    assert computed == {"read": 16 + reread, "encoded": 32}
+    with torch.no_grad():
+        pixels = stimuli.pixel_values(train["stimulus_id"][:4])
+        features = model.extract_image_features(pixels)[0]
+    torch.testing.assert_close(stimuli.image_features(train["stimulus_id"][:4]), features, atol=1e-5, rtol=1e-4)
+
+
+def test_another_picture_under_an_old_name_is_seen(parts, tmp_path):
+    train, processor, model = parts
+    before = Stimuli(processor, [train], model, tmp_path)
+    black = train.select([0]).map(lambda row: {"image": Image.new("RGB", (24, 18))}, features=train.features)
+    after = Stimuli(processor, [concatenate_datasets([black, train.select(range(1, len(train)))])], model, tmp_path)
+    name = train[0]["stimulus_id"]
+    assert after.pixel_values([name]).max() == 0 < before.pixel_values([name]).max()
+    assert not torch.equal(after.image_features([name]), before.image_features([name]))
+
+
+def test_an_interrupted_pass_leaves_no_half_file_and_goes_on(parts, tmp_path, computed, monkeypatch):
+    train, processor, model = parts
+    monkeypatch.setattr(module, "FILE", 4)
+    extract = type(model).extract_image_features
+
+    def power_cut(self, pixels):
+        if computed["encoded"] > 8:
+            raise KeyboardInterrupt
+        return extract(self, pixels)
+
+    monkeypatch.setattr(type(model), "extract_image_features", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        Stimuli(processor, [train], model, tmp_path)
+    assert not list(tmp_path.rglob("*.part")) and len(list(tmp_path.glob("features-*/*.npy"))) == 2
+    monkeypatch.setattr(type(model), "extract_image_features", extract)
+    computed["encoded"] = 0
+    Stimuli(processor, [train], model, tmp_path)
+    assert computed["encoded"] == 8
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=r"cannot be written .*--stimulus_cache"):
+        KeptArrays(tmp_path / "file" / "x", "<f4", [2]).add([b"k" * 32], [np.zeros((1, 2))])
+
+
+def test_batches_of_pairs_are_what_the_processor_makes(colour_corpus, tmp_path):
+    train = open_corpus(colour_corpus).splits["train"]
+    processor = build_processor(train, None)
+    pairs = Pairs(train, processor, Stimuli(processor, [train], cache=tmp_path))
+    for rows in ([0, 17, 31, 3], [20, 21]):  # 12 voxels and 7, then 7 alone
+        asked = [train[row] for row in rows]
+        expected = processor(
+            images=[row["image"] for row in asked],
+            fmri=[row["fmri"] for row in asked],
+            subject=[row["subject"] for row in asked],
+        )
+        batch = pairs.__getitems__(rows)
+        for name in ("pixel_values", "fmri", "subject_ids"):
+            assert torch.equal(batch[name], expected[name]), name
+        told = {row: subject for subject, theirs in batch["subject_rows"].items() for row in theirs.tolist()}
+        assert [told[row] for row in range(len(rows))] == expected["subject_ids"].tolist()
+
+
+def test_folds_and_runs_share_one_folder(colour_corpus, encoder, tmp_path, computed):
+    cache = tmp_path / "cache"
+    flags = ["--encoder", encoder, "--max_steps", "2", "--disable_tqdm", "true", "--stimulus_cache", str(cache)]
+    assert main(["crossvalidate", str(colour_corpus), str(tmp_path / "folds"), "--folds", "2", *flags]) == 0
+    assert computed == {"read": 20, "encoded": 20}
+    assert main(["train", str(colour_corpus), str(tmp_path / "run"), *flags]) == 0
+    assert computed == {"read": 20, "encoded": 20}

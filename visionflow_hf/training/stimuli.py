@@ -1,0 +1,177 @@
+"""Every distinct stimulus as a model reads it: its pixels and, where the encoder is frozen, the encoder's features.
+
+Both are made once, and kept on disk for all epochs, folds, seeds and runs to come. What they are found by says all that
+they follow from, so that nothing stale can be found:
+
+    pixels      the bytes of the image's file; size and channels; the processor's code
+    features    the pixels' key; the encoder's weights and config, size and normalisation of its input; the model's code
+
+and the versions of the libraries that compute them.
+"""
+
+import hashlib
+import inspect
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+import transformers
+from accelerate import PartialState
+from datasets import Dataset
+from huggingface_hub.constants import HF_HOME
+from PIL import Image
+from tqdm import tqdm
+
+from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.processes import cores
+from visionflow_hf.training.kept_arrays import KeptArrays
+
+BATCH = 64
+FILE = 4096  # stimuli a file: what is lost at most where a run is interrupted
+
+
+class Stimuli:
+    """The distinct stimuli of some rows, by `stimulus_id`.
+
+    Args:
+        splits: rows with an image each.
+        model: its frozen encoder sees them all; None where the encoder learns.
+        cache: the folder where pixels and features are kept.
+    """
+
+    def __init__(
+        self,
+        processor: VisionFlowProcessor,
+        splits: Iterable[Dataset],
+        model: VisionFlowModel | None = None,
+        cache: str | os.PathLike | None = None,
+    ):
+        folder = Path(HF_HOME, "visionflow", "stimuli") if cache is None else Path(cache)
+        self.keys: dict[str, bytes] = {}
+        where: dict[bytes, tuple[Dataset, int]] = {}
+        for split in splits:
+            images = split.select_columns("image").with_format("arrow")
+            for stimulus, row in first_rows(split).items():
+                if stimulus not in self.keys:
+                    self.keys[stimulus] = key = hashlib.sha256(picture_of(images, row)).digest()
+                    where[key] = images, row
+        read = pixels_depend_on(processor)
+        self.pixels = KeptArrays(folder / f"pixels-{read}", "u1", [*processor.image_size, processor.num_channels])
+        keep(self.pixels, list(where), "reading the stimuli", lambda keys: read_pixels(processor, where, keys))
+        self.features = None
+        if model is not None:
+            width = model.posterior_head.in_features
+            self.features = KeptArrays(folder / f"features-{features_depend_on(model, read)}", "<f4", [width])
+            keep(self.features, list(where), "encoding the stimuli", lambda keys: self._encode(model, keys))
+
+    def pixel_values(self, stimulus_ids: Sequence[str]) -> torch.Tensor:
+        """`(stimuli, channels, height, width)` on a 0..1 scale, bit for bit what the processor makes of the images."""
+        return as_pixel_values(self.pixels.take([self.keys[name] for name in stimulus_ids]))
+
+    def image_features(self, stimulus_ids: Sequence[str]) -> torch.Tensor | None:
+        """What the frozen encoder makes of each, `(stimuli, features)`; None where the encoder learns."""
+        if self.features is None:
+            return None
+        return torch.from_numpy(self.features.take([self.keys[name] for name in stimulus_ids]))
+
+    @torch.no_grad()
+    def _encode(self, model: VisionFlowModel, keys: Sequence[bytes]) -> Iterator[np.ndarray]:
+        model.eval()
+        for batch in parts_of(keys, BATCH):
+            pixels = as_pixel_values(self.pixels.take(batch)).to(model.device)
+            features, _ = model.extract_image_features(pixels)  # wavelet maps, if any, follow the encoder's
+            yield features[:, : self.features.shape[0]].float().cpu().numpy()
+
+
+def keep(kept: KeptArrays, keys: list[bytes], task: str, make) -> None:
+    """Make what is missing; the processes of one machine share the work, and have all of it when this returns.
+
+    Args:
+        make: arrays in batches, from keys.
+    """
+    missing = [key for key in keys if key not in kept]
+    if PartialState().num_processes == 1 and not missing:
+        return
+    rank, processes = (int(os.environ.get(name, least)) for name, least in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
+    mine = missing[max(rank, 0) :: processes]
+    with tqdm(total=len(mine), desc=task, unit="stimulus", disable=None if rank < 1 and mine else True) as bar:
+        for part in parts_of(mine, FILE):
+            kept.add(part, advancing(bar, make(part)))
+    PartialState().wait_for_everyone()
+    kept.reread()
+
+
+def parts_of(keys: Sequence[bytes], size: int) -> Iterator[Sequence[bytes]]:
+    return (keys[start : start + size] for start in range(0, len(keys), size))
+
+
+def advancing(bar: tqdm, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for batch in batches:
+        yield batch
+        bar.update(len(batch))
+
+
+def first_rows(split: Dataset) -> dict[str, int]:
+    """The first row that shows each stimulus."""
+    first: dict[str, int] = {}
+    for row, stimulus in enumerate(split["stimulus_id"]):
+        first.setdefault(stimulus, row)
+    return first
+
+
+def picture_of(images: Dataset, row: int) -> bytes:
+    """The bytes of an image's file."""
+    image = images[row]["image"][0].as_py()
+    return image["bytes"] or Path(image["path"]).read_bytes()
+
+
+def read_pixels(
+    processor: VisionFlowProcessor, where: dict[bytes, tuple[Dataset, int]], keys: Sequence[bytes]
+) -> Iterator[np.ndarray]:
+    """Pixels in batches, uint8 arrays of shape (stimuli, height, width, channels); decoded and resized in threads."""
+
+    def pixels(batch: list[bytes]) -> np.ndarray:
+        values = processor(images=[Image.open(io.BytesIO(file)) for file in batch])["pixel_values"]
+        return (values * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+    with ThreadPoolExecutor(cores()) as threads:
+        for several in parts_of(keys, BATCH * cores()):  # as many files as the threads work on lie in memory
+            batches = [[picture_of(*where[key]) for key in batch] for batch in parts_of(several, BATCH)]
+            yield from threads.map(pixels, batches)
+
+
+def as_pixel_values(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def pixels_depend_on(processor: VisionFlowProcessor) -> str:
+    """A hash of all that pixels follow from, but the image."""
+    return digest(code_of(processor), PIL.__version__, processor.image_size, processor.num_channels)
+
+
+def features_depend_on(model: VisionFlowModel, pixels: str) -> str:
+    """A hash of all that features follow from, but the image."""
+    config = model.config
+    vision = config.vision_config.to_dict()
+    vision = {name: value for name, value in vision.items() if name not in ("_name_or_path", "transformers_version")}
+    reads = [getattr(config, name) for name in ("encoder_image_size", "image_mean", "image_std", "feature_grid")]
+    weights = hashlib.sha256()
+    for name, values in sorted(model.encoder.state_dict().items()):
+        weights.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        weights.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    versions = torch.__version__, transformers.__version__, model.device.type
+    return digest(pixels, code_of(model), *versions, vision, reads, weights.hexdigest())
+
+
+def code_of(part) -> str:
+    return Path(inspect.getfile(type(part))).read_text()
+
+
+def digest(*values) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:32]
