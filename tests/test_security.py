@@ -15,7 +15,7 @@ from visionflow_hf.cli import main
 
 REMOTE = sorted(path for path in (ROOT / "modeling").glob("*.py") if path.name != "__init__.py")
 LIBRARIES = {"torch", "numpy", "PIL", "transformers"}
-STANDARD = {"base64", "collections", "copy", "dataclasses", "inspect", "itertools", "math", "types"}
+STANDARD = {"base64", "collections", "contextlib", "copy", "dataclasses", "inspect", "itertools", "math", "types"}
 OPTIONAL = {"diffusers"}  # only inside a function, in a `try` that catches ImportError
 FORBIDDEN = {
     *("open", "exec", "eval", "compile", "__import__", "import_module", "breakpoint", "input", "globals", "vars"),
