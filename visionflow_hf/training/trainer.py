@@ -45,6 +45,7 @@ class VisionFlowTrainer(Trainer):
         self.pair_stage_from = round(self.args.max_steps * self.args.image_stage)
         self.few_stimuli = len({*self.train_dataset.stimulus_ids, *images}) < FEW_STIMULI
         self.stage = None
+        self._step = self._batches = -1
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -52,6 +53,10 @@ class VisionFlowTrainer(Trainer):
         stage = "image" if self.state.global_step < self.pair_stage_from else "pair"
         if stage != self.stage:
             self._enter(stage)
+        self._batches = self._batches + 1 if self.state.global_step == self._step else 0  # of this step
+        self._step = self.state.global_step
+        drawn = np.random.SeedSequence([self.args.seed, self._step, self._batches]).generate_state(1)
+        torch.manual_seed(int(drawn[0]))  # however many processes there are, and whatever they drew meanwhile
         with part_of_batch(self.args.process_index, self.args.world_size):
             return super().training_step(model, inputs, num_items_in_batch)
 
