@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 from visionflow_hf.modeling.gabor_wavelets import (
     CYCLES,
     GRID,
@@ -19,7 +20,8 @@ from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.training import add_wavelets as adding
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
-from visionflow_hf.training.encoding_models import fit_fields, fit_pixels, fit_wavelets, shares, trust
+from visionflow_hf.training.encoding_models import fit_fields, fit_pixels, fit_wavelets, trust
+from visionflow_hf.training.field_ridges import PENALTIES, FieldRidges, shares
 from visionflow_hf.training.stimuli import Stimuli
 from visionflow_hf.training.train import train_on
 
@@ -83,6 +85,23 @@ def test_trust_goes_to_what_predicts_new_stimuli(cells):
     assert latent > max(others) and left_of_signal > 0.9
     of_noise, _ = trust(maps, noise, fmri[:, 6:], names)
     assert of_noise.sum() < 0.5  # nothing predicts them: little is trusted
+
+
+@pytest.mark.parametrize("channels", [5, 40])
+def test_field_ridges_are_those_of_scikit_learn(channels):
+    rng = np.random.default_rng(0)
+    features, targets = rng.normal(1, 2, (3, 30, channels)).astype(np.float32), rng.normal(size=(30, 4))
+    new, wanted = rng.normal(1, 2, (3, 7, channels)).astype(np.float32), rng.normal(size=(7, 4))
+    ridges = FieldRidges(features, targets)
+    errors, share = ridges.errors(new, wanted), rng.random((3, len(PENALTIES), 4))
+    linear, constant = ridges.mean_over_penalties(share)
+    for field in range(3):
+        expected = 0
+        for at, penalty in enumerate(PENALTIES):
+            ridge = Ridge(alpha=penalty * 30 * features[field].var(0).mean()).fit(features[field], targets)
+            np.testing.assert_allclose(errors[field, at], np.square(ridge.predict(new[field]) - wanted).sum(0), 1e-3)
+            expected = expected + share[field, at] * ridge.predict(new[field])
+        np.testing.assert_allclose(new[field] @ linear[field] + constant[field], expected, 1e-3, 1e-4)
 
 
 def test_shares_add_up_and_favour_the_best():

@@ -17,15 +17,9 @@ from tqdm import tqdm
 from visionflow_hf.corpus.splits import stimulus_folds
 from visionflow_hf.modeling.gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS
 from visionflow_hf.ridge import FOLDS, fit_ridge, linear_map
-
-Linear = tuple[np.ndarray, np.ndarray]  # weights (features, voxels) and intercept (voxels,)
+from visionflow_hf.training.field_ridges import BLOCK, WORKING_SET, FieldRidges, Linear, held_out_errors, shares
 
 FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
-PENALTIES = (0.03, 0.3, 3.0, 30.0)  # times the mean variance of a feature and the number of rows
-LEAST_LIKELIHOOD = 0.02  # of a candidate, against the best
-LEAST_VARIANCE = 1e-6  # of a feature; what varies less is the blank border of the images
-BLOCK = 2000  # voxels at a time, which bounds the memory
-WORKING_SET = 10_000_000  # responses that as many fields as are worked on at once predict together
 ASKED = 50_000  # held-out responses that tell how far the models are to be trusted, about
 
 
@@ -74,11 +68,10 @@ def fit_fields(maps: np.ndarray, fmri: np.ndarray, stimulus_ids: Sequence[str]) 
         ):
             if not part.any():
                 continue
-            averaged = 0
-            for penalty, (linear, constant) in enumerate(solve(read_fields(maps, group, places), responses)):
-                averaged = averaged + part[:, penalty, None] * linear
-                intercept[voxels] += (part[:, penalty] * constant).sum(0)
-            weights[group, :, voxels] += np.einsum("kp,kcv->cpv", places, averaged, optimize=True)
+            linear, constant = FieldRidges(read_fields(maps, group, places), responses).mean_over_penalties(part)
+            used = np.flatnonzero(places.any(0))
+            weights[group, used, voxels] += np.einsum("kp,kcv->cpv", places[:, used], linear, optimize=True)
+            intercept[voxels] += constant.sum(0)
     return weights.reshape(-1, fmri.shape[1]), intercept
 
 
@@ -106,43 +99,6 @@ def read_fields(maps: np.ndarray, group: slice, places: np.ndarray) -> np.ndarra
     """What each field holds of the channels in `group`, `(fields, rows, channels)`."""
     used = np.flatnonzero(places.any(0))
     return np.einsum("ncp,kp->knc", maps[:, group][:, :, used], places[:, used], optimize=True)
-
-
-def held_out_errors(features: np.ndarray, fmri: np.ndarray, folds) -> np.ndarray:
-    """Summed squared errors `(fields, penalties, voxels)` of ridges that were fitted without the row's fold.
-
-    Args:
-        features: float32 array of shape (fields, rows, channels).
-    """
-    errors = np.zeros((len(features), len(PENALTIES), fmri.shape[1]), dtype=np.float32)
-    for train, test in folds:
-        for at, (linear, constant) in enumerate(solve(features[:, train], fmri[train])):
-            errors[:, at] += np.square(features[:, test] @ linear + constant[:, None] - fmri[test]).sum(1)
-    return errors
-
-
-def solve(features: np.ndarray, targets: np.ndarray) -> Iterator[Linear]:
-    """Ridge weights (fields, channels, targets) and intercepts (fields, targets) for each of PENALTIES."""
-    mean, level = features.mean(1), targets.mean(0)
-    centred = features - mean[:, None]
-    turned = centred.transpose(0, 2, 1)
-    scale = centred.var(1).mean(1).clip(min=LEAST_VARIANCE)[:, None]
-    wide = features.shape[2] > features.shape[1]  # then the rows' own products are the smaller matrix
-    values, vectors = np.linalg.eigh(centred @ turned if wide else turned @ centred)
-    along = vectors.transpose(0, 2, 1) @ (targets - level if wide else turned @ targets)
-    back = turned @ vectors if wide else vectors
-    for penalty in PENALTIES:
-        shrunk = values.clip(min=0) + np.float32(penalty * features.shape[1]) * scale
-        linear = back @ (along / shrunk[:, :, None])
-        yield linear, level - np.einsum("kc,kcv->kv", mean, linear)
-
-
-def shares(errors: np.ndarray, rows: int) -> np.ndarray:
-    """Likelihoods, normalised for each voxel, of candidates with summed squared errors (fields, penalties, voxels)."""
-    least = errors.min((0, 1))
-    likelihood = np.exp(-rows / 2 * (errors - least) / least.clip(min=1e-12))
-    likelihood[likelihood < LEAST_LIKELIHOOD] = 0
-    return likelihood / likelihood.sum((0, 1))
 
 
 def trust(

@@ -28,15 +28,8 @@ from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.ridge import FOLDS, linear_map, ridge_of
 from visionflow_hf.training.alignment_stage import IMAGES, image_posteriors
 from visionflow_hf.training.build import add_subjects
-from visionflow_hf.training.encoding_models import (
-    BLOCK,
-    WORKING_SET,
-    Linear,
-    fit_features,
-    held_out_errors,
-    shares,
-    solve,
-)
+from visionflow_hf.training.encoding_models import fit_features
+from visionflow_hf.training.field_ridges import BLOCK, WORKING_SET, FieldRidges, Linear, held_out_errors, shares
 from visionflow_hf.training.fit_bridges import LEAST_NOISE, put, put_noise
 from visionflow_hf.training.image_latents import image_latents
 from visionflow_hf.training.stimuli import BATCH, Stimuli
@@ -200,7 +193,6 @@ def fit_twins(known: np.ndarray, fmri: np.ndarray, stimulus_ids: Sequence[str]) 
         parts = [candidates[at : at + chunk] for at in range(0, len(candidates), chunk)]
         errors = [held_out_errors(part, fmri[:, voxels], folds) for part in parts]
         share = shares(np.concatenate(errors), len(fmri))
-        for penalty, (linear, constant) in enumerate(solve(candidates, fmri[:, voxels])):
-            weights[:, voxels] += share[:, penalty] * linear[:, 0]
-            intercept[voxels] += (share[:, penalty] * constant).sum(0)
+        linear, constant = FieldRidges(candidates, fmri[:, voxels]).mean_over_penalties(share)
+        weights[:, voxels], intercept[voxels] = linear[:, 0], constant.sum(0)
     return weights, intercept
