@@ -29,6 +29,8 @@ class VisionFlowConfig(PreTrainedConfig):
         feature_grid (`int`, *optional*, defaults to 4):
             The encoder's patch tokens are averaged over a grid of this many cells a side and read beside its class
             token; 0 reads the class token alone.
+        feature_layers (`list[int]`, *optional*, defaults to `[-1]`):
+            The encoder's layers that are read so, by their place in its `hidden_states`; -1 is its final output.
         latent_dim (`int`, *optional*, defaults to 256):
             Dimensions of the Gaussian that images and fMRI share.
         wavelet_dim (`int`, *optional*, defaults to 0):
@@ -75,6 +77,7 @@ class VisionFlowConfig(PreTrainedConfig):
     image_mean: Sequence[float] = (0.5, 0.5, 0.5)
     image_std: Sequence[float] = (0.5, 0.5, 0.5)
     feature_grid: int = 4
+    feature_layers: Sequence[int] = (-1,)
     latent_dim: int = 256
     wavelet_dim: int = 0
     subjects: Sequence[str] = ()
@@ -98,7 +101,7 @@ class VisionFlowConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.custom_pipelines = copy.deepcopy(PIPELINES)  # `pipeline()` writes into it
-        for name in ("image_size", "image_mean", "image_std", "subjects", "num_voxels"):
+        for name in ("image_size", "image_mean", "image_std", "feature_layers", "subjects", "num_voxels"):
             setattr(self, name, list(getattr(self, name)))  # as JSON gives them back
         if self.encoder_image_size is None:  # an encoder that states no size takes any
             size = getattr(self.vision_config, "image_size", None) or self.image_size
@@ -106,6 +109,15 @@ class VisionFlowConfig(PreTrainedConfig):
         self.encoder_image_size = list(self.encoder_image_size)
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"image_size is {self.image_size}: [height, width] in px is expected")
+        depth = getattr(self.vision_config, "num_hidden_layers", None)
+        if getattr(self.vision_config, "depths", None):  # stages of different widths
+            depth = None
+        most = -1 if depth is None else depth  # places below are those of the embeddings and of the layers' outputs
+        if not self.feature_layers or not all(layer == -1 or 0 <= layer <= most for layer in self.feature_layers):
+            others = "" if depth is None else f", 0 for its embeddings or 1 to {depth} for a layer"
+            raise ValueError(
+                f"feature_layers is {self.feature_layers}: -1 for the output of this encoder{others} is expected"
+            )
         if not 0 <= self.wavelet_dim < self.latent_dim:
             raise ValueError(f"wavelet_dim is {self.wavelet_dim}: less than latent_dim, {self.latent_dim}, is expected")
         if self.num_channels not in (1, 3):

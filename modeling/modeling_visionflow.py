@@ -96,7 +96,7 @@ class VisionFlowModel(PreTrainedModel):
         other_size = trained_on is not None and config.encoder_image_size not in (trained_on, [trained_on] * 2)
         takes_it = "interpolate_pos_encoding" in inspect.signature(self.encoder.forward).parameters
         self.encoder_options = {"interpolate_pos_encoding": True} if other_size and takes_it else {}
-        tokens = 1 + config.feature_grid**2
+        tokens = len(config.feature_layers) * (1 + config.feature_grid**2)
         self.posterior_head = nn.Linear(tokens * encoder_width(config.vision_config), 2 * config.learned_dim)
         if config.wavelet_dim:
             self.wavelet_head = nn.Linear(wavelet_channels(config.num_channels) * GRID**2, config.wavelet_dim)
@@ -451,9 +451,9 @@ class VisionFlowModel(PreTrainedModel):
         """What the posterior's heads read of an image, and the encoder's whole output.
 
         Returns:
-            Features `(batch, (1 + feature_grid^2) * width)`: the class token, or the mean token of an encoder without
-            one, beside the patch tokens averaged over a grid of `feature_grid` x `feature_grid` cells; and, where the
-            latent has dimensions for them, the Gabor-wavelet energies and colours.
+            Features `(batch, layers * (1 + feature_grid^2) * width)`: of each of `feature_layers` the class token, or
+            the mean token of an encoder without one, beside the patch tokens averaged over a grid of `feature_grid` x
+            `feature_grid` cells; and, where the latent has dimensions for them, the Gabor-wavelet energies and colours.
         """
         vision = self.config.vision_config
         pixels = pixel_values.float()  # resizing is not defined for every dtype on every device
@@ -466,17 +466,22 @@ class VisionFlowModel(PreTrainedModel):
         size = self.config.encoder_image_size
         if list(pixels.shape[-2:]) != size:
             pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+        layers = self.config.feature_layers
+        if layers != [-1]:
+            kwargs["output_hidden_states"] = True
         encoded = self.encoder(pixel_values=((pixels - mean) / std).to(self.dtype), **self.encoder_options, **kwargs)
-        tokens = encoded.last_hidden_state
-        if tokens.ndim == 4:  # (batch, width, rows, columns), a convolutional encoder
-            tokens = tokens.flatten(2).transpose(1, 2)
-        side = math.isqrt(tokens.shape[1])
-        before = tokens.shape[1] - side**2  # class token, registers
-        patches = tokens[:, before:]
-        features = [tokens[:, 0] if before else patches.mean(1)]
-        if self.config.feature_grid:
-            grid = patches.transpose(1, 2).unflatten(2, (side, side))
-            features.append(nn.functional.adaptive_avg_pool2d(grid, self.config.feature_grid).flatten(1))
+        features = []
+        for layer in layers:
+            tokens = encoded.last_hidden_state if layer == -1 else encoded.hidden_states[layer]
+            if tokens.ndim == 4:  # (batch, width, rows, columns), a convolutional encoder
+                tokens = tokens.flatten(2).transpose(1, 2)
+            side = math.isqrt(tokens.shape[1])
+            before = tokens.shape[1] - side**2  # class token, registers
+            patches = tokens[:, before:]
+            features.append(tokens[:, 0] if before else patches.mean(1))
+            if self.config.feature_grid:
+                grid = patches.transpose(1, 2).unflatten(2, (side, side))
+                features.append(nn.functional.adaptive_avg_pool2d(grid, self.config.feature_grid).flatten(1))
         if self.config.wavelet_dim:
             features.append(wavelet_maps(pixel_values).flatten(1).to(tokens.dtype))
         return torch.cat(features, dim=1), encoded

@@ -133,3 +133,26 @@ def test_without_an_image_processor_the_encoder_says_so(tmp_path, caplog):
     ViTModel(ViTConfig(**DEPTH, **SIZE)).save_pretrained(tmp_path)
     _, from_processor = load_encoder(str(tmp_path))
     assert from_processor == {} and "has no image processor" in caplog.text
+
+
+def test_several_layers_are_read_one_beside_the_other():
+    config = VisionFlowConfig(
+        vision_config=ViTConfig(**DEPTH, **SIZE), image_size=[32, 32], feature_grid=2, feature_layers=[0, 1, -1]
+    )
+    model = VisionFlowModel(config).eval()
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    features, encoded = model.extract_image_features(image, output_hidden_states=True)
+    tokens = [encoded.hidden_states[0], encoded.hidden_states[1], encoded.last_hidden_state]
+    upper_right = torch.stack([one[:, 1:].reshape(2, 4, 4, 24)[:, :2, 2:].mean((1, 2)) for one in tokens], 1)
+    classes, cells = features.reshape(2, 3, 5 * 24).split([24, 4 * 24], dim=2)
+    torch.testing.assert_close(classes, torch.stack([one[:, 0] for one in tokens], 1))
+    torch.testing.assert_close(cells.reshape(2, 3, 24, 4)[..., 1], upper_right)
+    assert model.posterior_head.in_features == features.shape[1]
+
+
+@pytest.mark.parametrize("layers", [["3"], ["-2"], ["0", "7"]])
+def test_layers_that_are_not_there(colour_corpus, tmp_path, refused, layers):
+    ViTModel(ViTConfig(**DEPTH, **SIZE)).save_pretrained(tmp_path / "vit")
+    words = ["train", colour_corpus, tmp_path / "run", "--encoder", tmp_path / "vit", "--feature_layers", *layers]
+    refused(lambda: main([str(word) for word in words]), "feature_layers is .* 1 to 2 for a layer is expected")
+    assert not (tmp_path / "run").exists()

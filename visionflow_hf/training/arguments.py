@@ -43,6 +43,10 @@ class ModelArguments:
             "maps of the new subjects are fitted, for which some tens of trials do."
         },
     )
+    feature_layers: list[int] | None = field(
+        default=None,
+        metadata={"help": "Layers of the encoder that the latent reads, such as 3 6 9 -1. Default: -1, its output."},
+    )
     image_size: int | None = field(
         default=None,
         metadata={"help": "Longer side in px of what is taken and reconstructed. Default: the stimuli's, at most 224."},

@@ -98,25 +98,29 @@ def build_model(processor: VisionFlowProcessor, args: ModelArguments) -> VisionF
         own = {name: value for name, value in autoencoder.config.items() if not name.startswith("_")}
         autoencoder_part = {"decoder_type": "autoencoder_kl", "autoencoder_config": own}
     num_voxels = [len(processor.fmri_mean[subject]) for subject in processor.subjects]
-    config = VisionFlowConfig(
-        vision_config=vision_config,
-        image_size=processor.image_size,
-        num_channels=processor.num_channels,
-        feature_grid=feature_grid,
-        latent_dim=args.latent_dim or (128 if name == SCRATCH else 256),
-        subjects=processor.subjects,
-        num_voxels=num_voxels,
-        bridge_hidden_size=args.bridge_hidden_size or bridge_width(num_voxels),
-        bridge_dropout=args.bridge_dropout,
-        voxel_dropout=args.voxel_dropout,
-        decoder_channels=args.decoder_channels,
-        image_weight=args.image_weight,
-        kl_weight=args.kl_weight,
-        alignment_weight=args.alignment_weight,
-        fmri_weight=args.fmri_weight,
-        **encoder_input,
-        **autoencoder_part,
-    )
+    try:
+        config = VisionFlowConfig(
+            vision_config=vision_config,
+            image_size=processor.image_size,
+            num_channels=processor.num_channels,
+            feature_grid=feature_grid,
+            feature_layers=args.feature_layers or [-1],
+            latent_dim=args.latent_dim or (128 if name == SCRATCH else 256),
+            subjects=processor.subjects,
+            num_voxels=num_voxels,
+            bridge_hidden_size=args.bridge_hidden_size or bridge_width(num_voxels),
+            bridge_dropout=args.bridge_dropout,
+            voxel_dropout=args.voxel_dropout,
+            decoder_channels=args.decoder_channels,
+            image_weight=args.image_weight,
+            kl_weight=args.kl_weight,
+            alignment_weight=args.alignment_weight,
+            fmri_weight=args.fmri_weight,
+            **encoder_input,
+            **autoencoder_part,
+        )
+    except ValueError as error:  # the config says what it expected
+        raise UserError(str(error)) from error
     model = VisionFlowModel(config)
     if encoder is not None:
         model.encoder = encoder

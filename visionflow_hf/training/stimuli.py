@@ -160,7 +160,8 @@ def features_depend_on(model: VisionFlowModel, pixels: str) -> str:
     config = model.config
     vision = config.vision_config.to_dict()
     vision = {name: value for name, value in vision.items() if name not in ("_name_or_path", "transformers_version")}
-    reads = [getattr(config, name) for name in ("encoder_image_size", "image_mean", "image_std", "feature_grid")]
+    names = ("encoder_image_size", "image_mean", "image_std", "feature_grid", "feature_layers")
+    reads = [getattr(config, name) for name in names]
     weights = hashlib.sha256()
     for name, values in sorted(model.encoder.state_dict().items()):
         weights.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())

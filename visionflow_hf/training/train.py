@@ -161,7 +161,7 @@ def refuse_contradictions(args: ModelArguments) -> None:
         if args.freeze_shared:
             raise UserError("--freeze-shared keeps the weights of a trained model: name it with --from-model")
         return
-    sizes = ("encoder", "autoencoder", "image_size", "latent_dim", "bridge_hidden_size")
+    sizes = ("encoder", "feature_layers", "autoencoder", "image_size", "latent_dim", "bridge_hidden_size")
     given = [f"--{name}" for name in sizes if getattr(args, name) is not None]
     if given:
         raise UserError(f"--from-model brings its own {', '.join(given)}: leave out one or the other")
