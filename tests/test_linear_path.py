@@ -148,19 +148,30 @@ def test_a_share_is_a_share(name):
         VisionFlowConfig(**{name: 1.5})
 
 
-def test_a_rehearsal_keeps_stimuli_from_the_image_side(corpus, tmp_path, monkeypatch):
+def test_a_rehearsal_keeps_stimuli_from_the_image_side_which_then_learns_from_all(corpus, tmp_path, monkeypatch):
     from test_training import SHORT
 
     from visionflow_hf.cli import main
+    from visionflow_hf.training import train
 
-    asked = []
+    asked, begun, run_trainer = [], [], train.run_trainer
+
+    def encoder_of(model) -> torch.Tensor:
+        return torch.cat([weights.detach().flatten() for weights in model.encoder.parameters()])
 
     def watched(model, processor, seen, unseen, *more):
-        asked.append((set(seen["stimulus_id"]), set(unseen["stimulus_id"])))
+        asked.append((set(seen["stimulus_id"]), set(unseen["stimulus_id"]), encoder_of(model)))
         return read_unseen(model, processor, seen, unseen, *more)
 
+    def watched_run(model, processor, fitted, *more):
+        begun.append((set(fitted["stimulus_id"]), encoder_of(model)))
+        return run_trainer(model, processor, fitted, *more)
+
     monkeypatch.setattr(rehearsal, "read_unseen", watched)
+    monkeypatch.setattr(train, "run_trainer", watched_run)
     assert main(["train", str(corpus), str(tmp_path / "run"), *SHORT]) == 0
-    assert asked and all(not seen & unseen for seen, unseen in asked)
+    assert asked and all(not seen & unseen for seen, unseen, _ in asked)
     stimuli = set(open_corpus(corpus).splits["train"]["stimulus_id"])
-    assert all(seen | unseen == stimuli for seen, unseen in asked)
+    assert all(seen | unseen == stimuli for seen, unseen, _ in asked)
+    ((fitted, weights),) = begun
+    assert fitted == stimuli and torch.equal(weights, asked[-1][2])

@@ -5,6 +5,7 @@ A command imports what it needs when it runs, so that help and importers need no
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -27,8 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not debug:
         warnings.filterwarnings("ignore")
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("visionflow_hf").setLevel(logging.INFO)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` has started
+    logging.getLogger("visionflow_hf").setLevel(logging.INFO if first else logging.ERROR)
+    if not first:
+        os.environ["TQDM_DISABLE"] = "1"
     try:
+        if argv[:1] != ["train"] and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UserError("only `train` shares its work among several processes: run this without a launcher")
         if argv[:1] == ["train"]:
             train(argv[1:])
         elif argv[:1] == ["crossvalidate"]:
@@ -325,7 +331,8 @@ def train(argv: list[str]) -> None:
     add_leakage_flag(flags)
     model_args, training_args, rest = flags.parse(argv)
     train.train(rest.corpus, rest.run, model_args, training_args, rest.allow_leakage, rest.streaming)
-    print(f"wrote {rest.run}")
+    if training_args.process_index == 0:
+        print(f"wrote {rest.run}")
 
 
 def crossvalidate(argv: list[str]) -> None:

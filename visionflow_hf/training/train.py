@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -56,6 +57,8 @@ def train(
 ) -> Trained:
     """Train on the train split of `corpus`, and leave in `run` a model folder that `AutoModel` loads.
 
+    Several processes (`accelerate launch`) share the Trainer's work; the first one does the rest and writes the folder.
+
     Args:
         corpus: folder, or ORG/NAME on the Hub.
         allow_leakage: train even where a stimulus is in two splits; the card then says so.
@@ -69,7 +72,12 @@ def train(
     checkpoint = find_checkpoint(run, training_args.resume_from_checkpoint)
     if checkpoint is None:
         refuse_existing(run, training_args.overwrite, MARKER)
+    first = training_args.process_index == 0
+    PartialState().wait_for_everyone()  # until all have seen what is there
     trained = train_on(opened.splits, run, model_args, training_args, checkpoint)
+    PartialState().destroy_process_group()  # the first process goes on alone
+    if not first:
+        return trained
     seen, images = pairs_of(opened.splits["train"]), images_alone(opened.splits["train"])
     vision = trained.model.config.vision_config
     origin = "trained from scratch"
@@ -105,18 +113,22 @@ def train_on(
 ) -> Trained:
     """The training itself, on rows at hand; `run` takes checkpoints and the Trainer's state, but no model folder.
 
+    Of several processes the first one finishes the model; the others return it as the Trainer leaves it.
+
     All is learned and fitted from pairs, but that images without fMRI are in the image stage, and that fMRI without an
     image counts for the means and standard deviations of the voxels.
     """
     run = Path(run)
     refuse_contradictions(model_args)
     set_seed(training_args.seed)
+    first = training_args.process_index == 0
     if model_args.freeze_shared:
         model, processor = load_model(model_args.from_model)
         fit_new_subjects(
             model.to(training_args.device), processor, splits["train"], training_args.seed, training_args.stimulus_cache
         )
-        begin(run, model_args, training_args)
+        if first:
+            begin(run, model_args, training_args)
         return Trained(model, processor, [])
     if model_args.from_model is None:
         processor = build_processor(splits["train"], model_args.image_size)
@@ -130,7 +142,7 @@ def train_on(
     if validation is not None:
         images = without(images, validation)
     args = complete(training_args, run, len(fitted), validated=validation is not None)
-    if checkpoint is None:
+    if checkpoint is None and first:
         begin(run, model_args, training_args)
 
     frozen = not any(parameter.requires_grad for parameter in model.to(args.device).encoder.parameters())
@@ -138,11 +150,13 @@ def train_on(
     stimuli = Stimuli(processor, shown, model if frozen else None, args.stimulus_cache)
     wavelet_dim = model_args.wavelet_dim
     if validation is None:
-        shares = rehearse(model, processor, fitted, images, stimuli, wavelet_dim, args)
+        shares, model = rehearse(model, processor, fitted, images, stimuli, wavelet_dim, args)
         set_seed(args.seed)
     trainer = run_trainer(model, processor, fitted, validation, stimuli, args, checkpoint, images)
     trainer.save_state()
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if not first:
+        return Trained(model, processor, trainer.state.log_history)
     if validation is not None:
         shares = best_shares([validate(model, processor, fitted, validation, stimuli, wavelet_dim, args)])
     # The held-out stimuli have served: they may be seen.

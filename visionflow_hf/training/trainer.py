@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast
 from datasets import Dataset
 from transformers import Trainer
 from transformers.utils import logging
@@ -66,7 +67,11 @@ class VisionFlowTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if stage == "pair":
             if self.state.global_step == self.pair_stage_from:  # later, a checkpoint has brought the fitted maps
-                fit_bridges(model, self.processing_class, self.train_dataset.rows, self.train_dataset.stimuli)
+                if self.args.process_index == 0:
+                    fit_bridges(model, self.processing_class, self.train_dataset.rows, self.train_dataset.stimuli)
+                for bridge in (model.fmri_to_latent, model.latent_to_fmri):
+                    for weights in bridge.parameters():
+                        broadcast(weights.data)
             held = [model.encoder, model.posterior_head, model.fmri_to_latent]
             if self.eval_dataset is None:
                 held.append(model.image_decoder)
@@ -122,7 +127,11 @@ class VisionFlowTrainer(Trainer):
             logging.enable_progress_bar()
 
     def _image_batch(self, inputs: dict) -> dict:
-        """The stimuli, as many images without fMRI where there are any, and as many as both made of them; no fMRI."""
+        """The stimuli, as many images without fMRI where there are any, and as many as both made of them; no fMRI.
+
+        Without validation, which would tell when a stimulus that comes again and again is known by heart, none comes
+        as it is, but two images made of it.
+        """
         inputs = {name: inputs[name] for name in ("pixel_values", "image_features") if name in inputs}
         if self.images:
             drawn = draw_rows(lambda rows: torch.randint(len(self.images), (rows,)), len(inputs["pixel_values"]))
@@ -130,7 +139,9 @@ class VisionFlowTrainer(Trainer):
             inputs = {name: in_turns(values, more[name]) for name, values in inputs.items()}
         if "image_features" in inputs:
             return inputs
-        return {"pixel_values": in_turns(inputs["pixel_values"], self._augmented(inputs["pixel_values"]))}
+        images = inputs["pixel_values"]
+        once = self._augmented(images) if self.eval_dataset is None else images
+        return {"pixel_values": in_turns(once, self._augmented(images))}
 
     def _pair_batch(self, inputs: dict) -> dict:
         """The pairs, and as many images without fMRI that were made of them."""
