@@ -49,6 +49,12 @@ def vit_b_16(folder: Path) -> Path:
     return folder
 
 
+def finish_work() -> None:
+    """Wait until a GPU has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def machine() -> dict:
     """Where and with what a figure was measured."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

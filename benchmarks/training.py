@@ -12,6 +12,8 @@ table of benchmarks/training.md and writes WORK/training.json.
     input           the batches of the pair stage alone, from disk
     fine-tuning     steps of the image stage in which the whole encoder learns, without and with --bf16
     matrix product  float32, 2048 x 2048; FLOP/s of a step are those that torch counts in its products and convolutions
+
+A step is timed from the end of the one before, with all that the Trainer does between them.
 """
 
 import argparse
@@ -19,105 +21,130 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
-from common import keep, random_corpus, vit_b_16
+from common import finish_work, keep, random_corpus, vit_b_16
+from datasets import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import TrainerCallback
+from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 
 from visionflow_hf.corpus.schema import open_corpus
-from visionflow_hf.evaluation.forerunner import BATCH, LEARNING_RATE, Forerunner, _pixels, _standardised
+from visionflow_hf.evaluation.forerunner import BATCH, LEARNING_RATE, Forerunner, as_pixels, standardise
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor, load_vision_model
+from visionflow_hf.training.pairs import Pairs
 from visionflow_hf.training.stimuli import Stimuli
 from visionflow_hf.training.train import complete
-from visionflow_hf.training.trainer import VisionFlowTrainer, run_trainer
+from visionflow_hf.training.trainer import VisionFlowTrainer
+
+STAGES = {"image": 1.0, "pair": 0.0}  # the share of the steps that are of the image stage
 
 
 class Clock(TrainerCallback):
-    """Seconds of each step, with what the Trainer does around it; and the FLOPs of the last one."""
+    """When each step ended; and the FLOPs of the last one, which is not timed."""
 
-    def __init__(self, steps: int):
-        self.steps, self.ends, self.flops = steps, [], 0
+    def __init__(self):
+        self.ends: list[float] = []
         self.counter = FlopCounterMode(display=False)
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.steps - 1:
+        if state.global_step == args.max_steps - 1:
             self.counter.__enter__()
 
     def on_step_end(self, args, state, control, **kwargs):
-        synchronize()
-        self.ends.append(time.perf_counter())
-        if state.global_step == self.steps:
+        finish_work()
+        if state.global_step == args.max_steps:
             self.counter.__exit__(None, None, None)
-            self.flops = self.counter.get_total_flops()
+        else:
+            self.ends.append(time.perf_counter())
 
     def seconds(self, skip: int) -> float:
-        """The median of a step, without the first ones and the last, which is counted and not timed."""
-        steps = torch.tensor(self.ends).diff()[skip:-1]
-        return steps.median().item()
+        """The median of a step, after `skip` of them."""
+        return float(np.median(np.diff(self.ends)[skip:]))
 
 
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def steps_of(stage: str, model, processor, rows, validation, stimuli, args, steps: int, skip: int) -> Clock:
-    """Time the steps of one stage."""
-    args.max_steps, args.image_stage = steps, 1.0 if stage == "image" else 0.0
-    clock = Clock(steps)
-    made = VisionFlowTrainer.__init__
-
-    def with_clock(self, *more, **kwargs):
-        made(self, *more, **kwargs)
-        self.add_callback(clock)
-
-    VisionFlowTrainer.__init__ = with_clock
-    try:
-        run_trainer(model, processor, rows, validation, stimuli, args)
-    finally:
-        VisionFlowTrainer.__init__ = made
+def time_steps(
+    stage: str,
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    rows: Dataset,
+    validation: Dataset,
+    stimuli: Stimuli,
+    args: VisionFlowTrainingArguments,
+    steps: int,
+) -> Clock:
+    """Run some steps of one stage."""
+    args.max_steps, args.image_stage = steps + 2, STAGES[stage]
+    clock = Clock()
+    trainer = VisionFlowTrainer(
+        model=model,
+        args=args,
+        train_dataset=Pairs(rows, processor, stimuli),
+        eval_dataset=Pairs(validation, processor, stimuli),
+        processing_class=processor,
+        images=[],
+        callbacks=[clock],
+    )
+    trainer.train()
     return clock
 
 
-def forerunner_seconds(vit: Path, processor, rows, steps: int = 3) -> float:
-    """The median of a step of the forerunner's loop, after one to warm up."""
+def time_forerunner(vit: Path, processor: VisionFlowProcessor, rows: Dataset, device, steps: int = 4) -> float:
+    """Seconds of a step of the forerunner's loop, the median after one to warm up."""
     torch.manual_seed(0)
-    device = training_arguments("").device
     model = Forerunner(load_vision_model(str(vit)), {"subj01": len(processor.fmri_mean["subj01"])}).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    ends = [time.perf_counter()]
+    ends = []
     for step in tqdm(range(steps + 1), desc="forerunner", unit="step"):
         batch = rows[[row % len(rows) for row in range(step * BATCH, (step + 1) * BATCH)]]
-        fmri = _standardised(torch.tensor(batch["fmri"]).numpy(), processor, "subj01", device)
-        loss = model.loss(_pixels(batch["image"], device), {"subj01": (list(range(BATCH)), fmri)})
+        fmri = standardise(np.array(batch["fmri"], dtype=np.float32), processor, "subj01", device)
+        loss = model.loss(as_pixels(batch["image"], device), {"subj01": (list(range(BATCH)), fmri)})
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         loss.item()
         ends.append(time.perf_counter())
-    return torch.tensor(ends).diff()[1:].median().item()
+    return float(np.median(np.diff(ends)))
 
 
-def matrix_product(dtype=torch.float32, size: int = 2048, repeats: int = 20) -> float:
-    """FLOP/s of the fastest of some products."""
-    device = training_arguments("").device
-    one, other = torch.randn(2, size, size, device=device, dtype=dtype)
-    best = float("inf")
+def time_input(pairs: Pairs, batch: int) -> float:
+    """Seconds a pair, of three passes in a random order."""
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(len(pairs))[: len(pairs) // batch * batch] for _ in range(3)]
+    start = time.perf_counter()
+    for rows in np.concatenate(orders).reshape(-1, batch).tolist():
+        pairs.__getitems__(rows)
+    return (time.perf_counter() - start) / sum(map(len, orders))
+
+
+def matrix_product(device, size: int = 2048, repeats: int = 20) -> float:
+    """FLOP/s in float32, the median of some products."""
+    one, other = torch.randn(2, size, size, device=device)
+    seconds = []
     for _ in range(repeats):
-        synchronize()
+        finish_work()
         start = time.perf_counter()
         one @ other
-        synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        finish_work()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / float(np.median(seconds))
 
 
-def training_arguments(folder, **more) -> VisionFlowTrainingArguments:
-    return VisionFlowTrainingArguments(
-        output_dir=str(folder), save_strategy="no", eval_strategy="no", load_best_model_at_end=False, **more
+def arguments(folder: Path, rows: Dataset, **more) -> VisionFlowTrainingArguments:
+    """Those of `visionflow train` without flags, but that nothing is saved, validated or logged between the steps."""
+    args = VisionFlowTrainingArguments(
+        output_dir=str(folder),
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),  # without a GPU bf16 has to be asked for so
+        **more,
     )
+    args = complete(args, folder, len(rows), validated=True)
+    args.eval_strategy, args.load_best_model_at_end = "no", False
+    return args
 
 
 def main() -> None:
@@ -125,63 +152,48 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--voxels", type=int, default=39548)
-    args = parser.parse_args()
-    work = args.work
-    corpus = open_corpus(random_corpus(work / "corpus", args.images, args.voxels))
+    told = parser.parse_args()
+    work = told.work
+    corpus = open_corpus(random_corpus(work / "corpus", told.images, told.voxels))
     rows, validation = corpus.splits["train"], corpus.splits["test"]
     vit = vit_b_16(work / "vit")
     processor = build_processor(rows, None)
-    told = complete(training_arguments(work / "run"), work / "run", len(rows), validated=True)
-    batch = told.per_device_train_batch_size
-    model = build_model(processor, ModelArguments(encoder=str(vit))).to(told.device)
-    found = {"images": args.images, "voxels": args.voxels, "batch": batch, "product": matrix_product()}
+    args = arguments(work / "run", rows)
+    batch = args.per_device_train_batch_size
+    model = build_model(processor, ModelArguments(encoder=str(vit))).to(args.device)
+    seconds, flops, products = {}, {}, [matrix_product(args.device)]
 
-    print("forerunner", flush=True)
-    found["forerunner"] = forerunner_seconds(vit, processor, rows) / BATCH
-    print("features", flush=True)
+    seconds["forerunner"] = time_forerunner(vit, processor, rows, args.device) / BATCH
     shutil.rmtree(work / "cache", ignore_errors=True)
     start = time.perf_counter()
     stimuli = Stimuli(processor, [rows, validation], model, work / "cache")
-    found["features"] = (time.perf_counter() - start) / (len(rows) + len(validation))
+    seconds["features"] = (time.perf_counter() - start) / (len(rows) + len(validation))
+    for stage in STAGES:
+        clock = time_steps(stage, model, processor, rows, validation, stimuli, args, 2 * len(rows) // batch + 6)
+        seconds[stage] = clock.seconds(len(rows) // batch) / batch
+        flops[stage] = clock.counter.get_total_flops() / batch
+        products.append(matrix_product(args.device))
+    seconds["input"] = time_input(Pairs(rows, processor, stimuli), batch)
 
-    epoch = max(1, len(rows) // batch)
-    for stage in ("image", "pair"):
-        clock = steps_of(stage, model, processor, rows, validation, stimuli, told, 2 * epoch + 6, epoch)
-        found[stage] = clock.seconds(epoch) / batch
-        found[f"{stage} FLOP/s"] = clock.flops / clock.seconds(epoch)
-    from visionflow_hf.training.pairs import Pairs
+    pixels = Stimuli(processor, [rows, validation], None, work / "cache")
+    for name, bf16 in (("fine-tuning", False), ("fine-tuning, bf16", True)):
+        args = arguments(work / "run", rows, per_device_train_batch_size=BATCH // 2, bf16=bf16)
+        learning = build_model(processor, ModelArguments(encoder=str(vit), freeze_encoder=False)).to(args.device)
+        clock = time_steps("image", learning, processor, rows, validation, pixels, args, 4)
+        seconds[name] = clock.seconds(1) / BATCH  # each stimulus comes twice, once moved
+        flops[name] = clock.counter.get_total_flops() / BATCH
+        products.append(matrix_product(args.device))
 
-    pairs = Pairs(rows, processor, stimuli)
-    start = time.perf_counter()
-    for first in range(0, epoch * batch, batch):
-        pairs.__getitems__([row % len(rows) for row in range(first, first + batch)])
-    found["input"] = (time.perf_counter() - start) / (epoch * batch)
-
-    learning = Stimuli(processor, [rows, validation], None, work / "cache")
-    for name, more in (("fine-tuning", {}), ("fine-tuning bf16", {"bf16": True})):
-        told = complete(training_arguments(work / "run", **more), work / "run", len(rows), validated=True)
-        model = build_model(processor, ModelArguments(encoder=str(vit), freeze_encoder=False)).to(told.device)
-        told.per_device_train_batch_size = BATCH
-        clock = steps_of("image", model, processor, rows, validation, learning, told, 5, 1)
-        # an image of the step is one that was made of a stimulus: two of a stimulus
-        found[name] = clock.seconds(1) / (2 * BATCH)
-        found[f"{name} FLOP/s"] = clock.flops / clock.seconds(1)
-    found["product at the end"] = matrix_product()
-    keep(work / "training.json", found)
-
-    run = told.image_stage
-    del run
-    own = 0.6 * found["image"] + 0.4 * found["pair"]
-    print("| | s an image | images/s against the forerunner | share of a matrix product's FLOP/s |\n|---|---|---|---|")
-    product = max(found["product"], found["product at the end"])
-    for name in ("forerunner", "features", "image", "pair", "input", "fine-tuning", "fine-tuning bf16"):
-        share = found.get(f"{name} FLOP/s")
-        share = "-" if share is None else f"{share / product:.2f}"
-        print(f"| {name} | {found[name]:.4f} | {found['forerunner'] / found[name]:.1f} | {share} |")
-    print(f"| an epoch (0.6 image, 0.4 pair) | {own:.4f} | {found['forerunner'] / own:.1f} | - |")
-    five = found["features"] + 5 * own
-    print(f"| five epochs and the features | {five / 5:.4f} | {5 * found['forerunner'] / five:.1f} | - |")
-    print(f"input is {found['pair'] / found['input']:.1f} x as fast as the step it feeds")
+    share = VisionFlowTrainingArguments.image_stage
+    seconds["an epoch"] = share * seconds["image"] + (1 - share) * seconds["pair"]
+    seconds["five epochs with the features"] = seconds["features"] / 5 + seconds["an epoch"]
+    product = float(np.median(products))
+    found = {"images": told.images, "voxels": told.voxels, "batch": batch, "matrix products, FLOP/s": products}
+    keep(work / "training.json", found | {"seconds an image": seconds, "FLOPs an image": flops})
+    print("| | s an image | images/s, forerunner = 1 | FLOP/s, matrix product = 1 |\n|---|---|---|---|")
+    for name, spent in seconds.items():
+        reached = f"{flops[name] / spent / product:.2f}" if name in flops else "-"
+        print(f"| {name} | {spent:.4f} | {seconds['forerunner'] / spent:.1f} | {reached} |")
 
 
 if __name__ == "__main__":

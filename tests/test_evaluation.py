@@ -162,7 +162,9 @@ def test_crossvalidate_holds_every_stimulus_out_once(folds_report, corpus, tmp_p
             place = np.flatnonzero((arrays["stimulus_id"][rows] == name) & in_fold)[0]
             np.testing.assert_allclose(arrays["fmri/subj01"][place], expected, atol=1e-4)
     alone = tmp_path / "alone"
-    assert main(["crossvalidate", str(corpus), str(alone), *flags, "--num-proc", "1"]) == 0
+    alone.mkdir()
+    (alone / "metrics.json").write_text("of an earlier run")
+    assert main(["crossvalidate", str(corpus), str(alone), *flags, "--num-proc", "1", "--overwrite"]) == 0
     assert (alone / "metrics.json").read_text() == (out / "metrics.json").read_text()  # side by side by default
     refused(lambda: main(["crossvalidate", str(corpus), str(out), *flags]), "pass --overwrite")
     refused(lambda: main(["crossvalidate", str(corpus), str(tmp_path / "x"), "--num-proc", "0"]), "at least 1")

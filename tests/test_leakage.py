@@ -15,7 +15,7 @@ from visionflow_hf.corpus.schema import FEATURES, open_corpus
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation import crossvalidate as crossvalidation
 
-SHORT = ["--max_steps", "4", "--disable_tqdm", "true"]
+SHORT = ["--max_steps", "4", "--disable_tqdm", "true", "--wavelet_dim", "0"]
 
 
 def encoded(image: PILImage.Image, **how) -> bytes:

@@ -349,7 +349,8 @@ def crossvalidate(argv: list[str]) -> None:
     add_baseline_flags(flags)
     add_perceptual_flag(flags)
     model_args, training_args, rest = flags.parse(argv)
-    more = forerunner_of(rest.baseline, rest.baseline_encoder) | {"perceptual": rest.perceptual}
+    more = forerunner_of(rest.baseline, rest.baseline_encoder)
+    more |= {"perceptual": rest.perceptual, "overwrite": training_args.overwrite}
     crossvalidate.crossvalidate(rest.corpus, rest.out, model_args, training_args, rest.folds, rest.num_proc, **more)
     print(f"wrote {rest.out}")
 

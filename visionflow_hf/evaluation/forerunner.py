@@ -149,7 +149,7 @@ def forerunner_predictions(
     for subject in subjects:
         images = list(map(Image.fromarray, predictions["image"][predictions["subject"] == subject]))
         with torch.no_grad():
-            latent = torch.cat([model.encode(_pixels(images[i : i + BATCH], device))[0] for i in _starts(images)])
+            latent = torch.cat([model.encode(as_pixels(images[i : i + BATCH], device))[0] for i in _starts(images)])
             fmri = model.to_fmri[model.place[subject]](latent).cpu().numpy()
         found[f"forerunner/fmri_predicted/{subject}"] = (
             fmri * processor.fmri_std[subject] + processor.fmri_mean[subject]
@@ -182,8 +182,8 @@ def train_forerunner(model: Forerunner, processor: VisionFlowProcessor, rows: Da
             for subject in dict.fromkeys(batch["subject"]):
                 theirs = [row for row, name in enumerate(batch["subject"]) if name == subject]
                 responses = np.array([batch["fmri"][row] for row in theirs], dtype=np.float32)
-                fmri[subject] = theirs, _standardised(responses, processor, subject, device)
-            loss = model.loss(_pixels(batch["image"], device), fmri)
+                fmri[subject] = theirs, standardise(responses, processor, subject, device)
+            loss = model.loss(as_pixels(batch["image"], device), fmri)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -198,20 +198,20 @@ def _reconstruct(
 ) -> list[Image.Image]:
     pictures = []
     for start in _starts(fmri):
-        standard = _standardised(fmri[start : start + BATCH], processor, subject, device)
+        standard = standardise(fmri[start : start + BATCH], processor, subject, device)
         with torch.no_grad():
             pixels = model.decode(model.to_latent[model.place[subject]](standard))
         pictures += map(Image.fromarray, (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
     return pictures
 
 
-def _pixels(pictures: list[Image.Image], device) -> torch.Tensor:
+def as_pixels(pictures: list[Image.Image], device) -> torch.Tensor:
     """(pictures, 3, 224, 224) in 0..1."""
     resized = [picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR) for picture in pictures]
     return torch.from_numpy(np.stack([np.asarray(picture) for picture in resized])).to(device).permute(0, 3, 1, 2) / 255
 
 
-def _standardised(fmri: np.ndarray, processor: VisionFlowProcessor, subject: str, device) -> torch.Tensor:
+def standardise(fmri: np.ndarray, processor: VisionFlowProcessor, subject: str, device) -> torch.Tensor:
     return torch.from_numpy((fmri - processor.fmri_mean[subject]) / processor.fmri_std[subject]).float().to(device)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -28,6 +29,13 @@ class ModelArguments:
     freeze_encoder: bool | None = field(
         default=None,
         metadata={"help": "Keep the encoder's weights. Default: those of a pretrained one, not with --from-model."},
+    )
+    unfreeze_blocks: int = field(
+        default=0, metadata={"help": "How many of the last blocks of a pretrained encoder learn, and no others."}
+    )
+    lora_rank: int = field(
+        default=0,
+        metadata={"help": "Rank of LoRA adapters that learn beside a pretrained encoder's weights; needs peft."},
     )
     from_model: str | None = field(
         default=None,
@@ -84,6 +92,10 @@ class ModelArguments:
 class VisionFlowTrainingArguments(TrainingArguments):
     """TrainingArguments with defaults for pairs of images and fMRI; every flag of the parent can be given."""
 
+    bf16: bool = field(
+        default=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        metadata={"help": "Compute in bfloat16, on float32 weights. Default: where a GPU has it."},
+    )
     num_train_epochs: float = field(
         default=0.0,
         metadata={"help": "Passes over the train rows. Default: chosen from the corpus, as --max_steps is."},
@@ -130,7 +142,11 @@ class VisionFlowTrainingArguments(TrainingArguments):
         },
     )
     seed: int = field(default=0, metadata={"help": "One seed, one result: weights, order, sampling, held-out stimuli."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing RUN folder."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an existing folder."})
+
+    def __post_init__(self):
+        self.bf16 = self.bf16 and not self.fp16
+        super().__post_init__()
 
 
 class TrainingParser(HfArgumentParser):

@@ -16,6 +16,7 @@ from visionflow_hf.errors import UserError, count
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.training.arguments import PRETRAINED, SCRATCH, ModelArguments
+from visionflow_hf.training.learning_encoder import choose_what_learns
 
 logger = logging.get_logger("visionflow_hf")
 
@@ -87,6 +88,8 @@ def build_model(processor: VisionFlowProcessor, args: ModelArguments) -> VisionF
     name = encoder_name(processor.image_size, args)
     encoder_input = {}
     if name == SCRATCH:
+        if args.unfreeze_blocks or args.lora_rank:
+            raise UserError("--unfreeze_blocks and --lora_rank keep what an encoder knows: name one with --encoder")
         vision_config = small_vit(processor.image_size, processor.num_channels)
         feature_grid = vision_config.image_size[0] // vision_config.patch_size
     else:
@@ -126,8 +129,7 @@ def build_model(processor: VisionFlowProcessor, args: ModelArguments) -> VisionF
         model.encoder = encoder
     if autoencoder_part:
         model.image_decoder.set_autoencoder(autoencoder)
-    frozen = encoder is not None if args.freeze_encoder is None else args.freeze_encoder
-    model.encoder.requires_grad_(not frozen)
+    choose_what_learns(model, args, frozen=encoder is not None)
     return model
 
 
@@ -156,7 +158,7 @@ def continue_model(name: str, train: Dataset, args: ModelArguments) -> tuple[Vis
     model.load_state_dict(own | kept)
     for subject in processor.subjects:
         model.add_subject(subject, len(processor.fmri_mean[subject]))
-    model.encoder.requires_grad_(not args.freeze_encoder)
+    choose_what_learns(model, args, frozen=False)
     return model, processor
 
 

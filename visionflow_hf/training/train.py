@@ -25,6 +25,7 @@ from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor, continue_model
 from visionflow_hf.training.finish import finish
+from visionflow_hf.training.learning_encoder import merge_adapters
 from visionflow_hf.training.linear_path import fit_linear_decoder
 from visionflow_hf.training.new_subjects import fit_new_subjects
 from visionflow_hf.training.rehearsal import best_shares, rehearse, remaining, validate
@@ -155,6 +156,7 @@ def train_on(
     trainer = run_trainer(model, processor, fitted, validation, stimuli, args, checkpoint, images)
     trainer.save_state()
     model = trainer.accelerator.unwrap_model(trainer.model)
+    merge_adapters(model)
     if not first:
         return Trained(model, processor, trainer.state.log_history)
     if validation is not None:
@@ -170,7 +172,11 @@ def train_on(
 
 
 def refuse_contradictions(args: ModelArguments) -> None:
-    """Raise `UserError` where a model that is taken over is to have other sizes, or none is to be kept."""
+    """Raise `UserError` where two flags exclude one another."""
+    ways = ("freeze_encoder", "unfreeze_blocks", "lora_rank")
+    given = [f"--{name}" for name in ways if getattr(args, name) not in (None, 0)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} each say what of the encoder learns: give one of them")
     if args.from_model is None:
         if args.freeze_shared:
             raise UserError("--freeze-shared keeps the weights of a trained model: name it with --from-model")
