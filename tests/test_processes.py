@@ -9,6 +9,9 @@ import pytest
 from conftest import ROOT
 
 from visionflow_hf.cli import main
+from visionflow_hf.errors import UserError
+from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training.train import train
 
 FLAGS = ["--max_steps", "10", "--logging_steps", "1", "--disable_tqdm", "true", "--use_cpu", "true", "--overwrite"]
 LAUNCH = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
@@ -76,3 +79,12 @@ def test_an_error_is_one_line_of_each_process(tmp_path):
 def test_other_commands_do_not_run_twice(corpus, tmp_path, monkeypatch, refused):
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused(lambda: main(["inspect", str(corpus)]), "only `train` shares its work")
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_weights_are_not_cut_up(corpus, tmp_path, monkeypatch, name):
+    model_args, args = ModelArguments(), VisionFlowTrainingArguments(output_dir=str(tmp_path / "run"))
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(UserError, match="launch with --multi_gpu"):
+        train(corpus, tmp_path / "run", model_args, args)
+    assert not (tmp_path / "run").exists()

@@ -121,6 +121,7 @@ def train_on(
     """
     run = Path(run)
     refuse_contradictions(model_args)
+    refuse_shards(training_args)
     set_seed(training_args.seed)
     first = training_args.process_index == 0
     if model_args.freeze_shared:
@@ -185,6 +186,16 @@ def refuse_contradictions(args: ModelArguments) -> None:
     given = [f"--{name}" for name in sizes if getattr(args, name) is not None]
     if given:
         raise UserError(f"--from-model brings its own {', '.join(given)}: leave out one or the other")
+
+
+def refuse_shards(args: VisionFlowTrainingArguments) -> None:
+    """Raise `UserError` where FSDP or DeepSpeed would cut the weights up: half of them are fitted to whole ones."""
+    launched = [os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in ("FSDP", "DEEPSPEED")]
+    if args.fsdp or any(launched):
+        raise UserError(
+            "FSDP and DeepSpeed cut the weights up, but the maps between voxels and latent are fitted to whole ones: "
+            "launch with --multi_gpu, where each GPU holds the model"
+        )
 
 
 def find_checkpoint(run: Path, resume: str | None) -> str | None:
