@@ -137,14 +137,14 @@ def arguments(folder: Path, rows: Dataset, **more) -> VisionFlowTrainingArgument
     args = VisionFlowTrainingArguments(
         output_dir=str(folder),
         save_strategy="no",
+        eval_strategy="no",
+        load_best_model_at_end=False,
         logging_strategy="no",
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),  # without a GPU bf16 has to be asked for so
         **more,
     )
-    args = complete(args, folder, len(rows), validated=True)
-    args.eval_strategy, args.load_best_model_at_end = "no", False
-    return args
+    return complete(args, folder, len(rows), validated=True)
 
 
 def main() -> None:
