@@ -3,7 +3,7 @@
     python benchmarks/growth.py WORK [--images 256] [--epochs 2]
 
 Random pictures of 64 px and a small ViT with frozen weights. Each row is a `visionflow train` of its own, from an empty
-cache, with so many passes over its rows; prints the table of benchmarks/growth.md and writes WORK/growth.json.
+cache, with so many passes over its rows; prints a table and writes WORK/growth.json.
 
     images      1, 4 and 16 times as many, with 1,000 voxels
     voxels      4,000, 16,000 and 64,000, with the fewest images

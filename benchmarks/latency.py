@@ -2,8 +2,8 @@
 
     python benchmarks/latency.py WORK [--voxels 39548]
 
-A ViT-B/16 of random weights, pictures of 224 px, one subject; no preprocessing. Prints the table of latency.md
-and writes WORK/latency.json.
+A ViT-B/16 of random weights, pictures of 224 px, one subject; no preprocessing. Prints a table and
+writes WORK/latency.json.
 
     bare ViT    ViTModel on the same pictures
     encode      `predict_fmri`: images to fMRI

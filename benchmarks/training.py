@@ -2,8 +2,8 @@
 
     python benchmarks/training.py WORK [--images 128] [--voxels 39548]
 
-Random pictures of 224 px, a ViT-B/16 of random weights and fMRI of 39,548 vertices, all in one process; prints the
-table of benchmarks/training.md and writes WORK/training.json.
+Random pictures of 224 px, a ViT-B/16 of random weights and fMRI of 39,548 vertices, all in one process; prints a
+table and writes WORK/training.json.
 
     forerunner      the loop of the notebook (see visionflow_hf.evaluation.forerunner): rows as Python lists, pictures
                     decoded and resized one by one, all of ViT-B/16 in float32, Adam, batches of 16
