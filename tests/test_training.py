@@ -22,7 +22,7 @@ from visionflow_hf.training.augmentation import augment
 from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
 from visionflow_hf.training.stimuli import Stimuli
 
-SHORT = ["--max_steps", "20", "--disable_tqdm", "true", "--wavelet_dim", "0"]
+SHORT = ["--max_steps", "20", "--disable_tqdm", "true"]
 VALIDATED = ["--validation_fraction", "0.1"]  # as `run` is
 
 
