@@ -58,6 +58,8 @@ def test_adapters_change_linear_layers_by_matrices_of_their_rank(encoder, colour
         (["--lora_rank", "-1"], "lora_rank is -1: 1 or more"),
         (["--lora_rank", "2", "--unfreeze_blocks", "1"], "--unfreeze_blocks and --lora_rank each say"),
         (["--lora_rank", "2", "--freeze_encoder", "true"], "--freeze_encoder and --lora_rank each say"),
+        (["--lora_rank", "2", "--freeze_encoder", "false"], "--freeze_encoder and --lora_rank each say"),
+        (["--lora_rank", "2", "--freeze-shared"], "--lora_rank and --freeze_shared each say"),
         (["--lora_rank", "2", "--encoder", "scratch"], "name one with --encoder"),
     ],
 )

@@ -174,8 +174,8 @@ def train_on(
 
 def refuse_contradictions(args: ModelArguments) -> None:
     """Raise `UserError` where two flags exclude one another."""
-    ways = ("freeze_encoder", "unfreeze_blocks", "lora_rank")
-    given = [f"--{name}" for name in ways if getattr(args, name) not in (None, 0)]
+    ways = ("freeze_encoder", "unfreeze_blocks", "lora_rank", "freeze_shared")
+    given = [f"--{name}" for name in ways if getattr(args, name) != getattr(ModelArguments, name)]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)} each say what of the encoder learns: give one of them")
     if args.from_model is None:
