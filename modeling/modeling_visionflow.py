@@ -234,7 +234,8 @@ class VisionFlowModel(PreTrainedModel):
                 reconstruction = torch.where(has_fmri[:, None, None, None], from_fmri, reconstruction)
                 reconstructions.append((from_fmri, paired))
         predicted = None
-        if subject_ids is not None or len(self.config.subjects) == 1:
+        asked = fmri is not None or not self.training  # in training images alone teach nothing about voxels
+        if asked and (subject_ids is not None or len(self.config.subjects) == 1):
             rows_of_subject = subject_rows or self._subject_rows(subject_ids, every_row)
             predicted = self.latent_to_fmri(latent, rows_of_subject)
 

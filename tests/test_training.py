@@ -17,6 +17,7 @@ from visionflow_hf.corpus.responses import responses_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
 from visionflow_hf.training import fit_bridges as bridges
+from visionflow_hf.training import train as train_module
 from visionflow_hf.training.arguments import ModelArguments
 from visionflow_hf.training.augmentation import augment
 from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
@@ -245,6 +246,22 @@ def test_few_stimuli_are_all_trained_on_and_the_last_step_is_kept(corpus, tmp_pa
 def test_bf16_trains(corpus, tmp_path):
     assert train(corpus, tmp_path / "run", "--bf16", "true", "--use_cpu", "true") == 0
     assert all(np.isfinite(entry["loss"]) for entry in log(tmp_path / "run") if "loss" in entry)
+
+
+@pytest.mark.parametrize(
+    ("large", "flags", "expected"), [(1, [], True), (1, ["--bf16", "false"], False), (1e9, [], False)]
+)
+def test_on_a_cpu_a_large_encoder_learns_in_bfloat16(monkeypatch, corpus, tmp_path, large, flags, expected):
+    monkeypatch.setattr(train_module, "LARGE", large)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    seen = []
+    chosen = train_module.run_trainer
+    monkeypatch.setattr(
+        train_module, "run_trainer", lambda *args, **kwargs: seen.append(args[5].bf16) or chosen(*args, **kwargs)
+    )
+    assert train(corpus, tmp_path / "run", "--use_cpu", "true", *flags) == 0
+    assert seen == [expected]
+    assert ("bf16" in yaml.safe_load((tmp_path / "run" / "arguments.yaml").read_text())) == bool(flags)
 
 
 def test_an_existing_run_is_replaced_only_on_request(corpus, run, tmp_path, refused):

@@ -92,9 +92,12 @@ class ModelArguments:
 class VisionFlowTrainingArguments(TrainingArguments):
     """TrainingArguments with defaults for pairs of images and fMRI; every flag of the parent can be given."""
 
-    bf16: bool = field(
-        default=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        metadata={"help": "Compute in bfloat16, on float32 weights. Default: where a GPU has it."},
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute in bfloat16, on float32 weights. Default: where a GPU has it, and where a CPU has it and "
+            "a large encoder learns."
+        },
     )
     num_train_epochs: float = field(
         default=0.0,
@@ -145,7 +148,10 @@ class VisionFlowTrainingArguments(TrainingArguments):
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing folder."})
 
     def __post_init__(self):
-        self.bf16 = self.bf16 and not self.fp16
+        self.precision_told = self.bf16 is not None or self.fp16
+        if self.bf16 is None:
+            gpu = torch.cuda.is_available() and not self.use_cpu
+            self.bf16 = gpu and torch.cuda.is_bf16_supported() and not self.fp16
         super().__post_init__()
 
 

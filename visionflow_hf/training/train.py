@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
@@ -21,6 +22,7 @@ from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import refuse_existing
 from visionflow_hf.hub import load_model, push, save_model
+from visionflow_hf.memory import keep_freed_memory
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor, continue_model
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 MARKER = "arguments.yaml"  # written first: what the run was told, in the form that --config reads
 STEPS, MOST_STEPS, EPOCHS = 1000, 30_000, 10
 SPARES_VALIDATION = 300  # train stimuli
+LARGE = 10_000_000  # weights of an encoder; a small one gains nothing by bfloat16
 
 
 @dataclass
@@ -122,6 +125,7 @@ def train_on(
     run = Path(run)
     refuse_contradictions(model_args)
     refuse_shards(training_args)
+    keep_freed_memory()
     set_seed(training_args.seed)
     first = training_args.process_index == 0
     if model_args.freeze_shared:
@@ -148,6 +152,8 @@ def train_on(
         begin(run, model_args, training_args)
 
     frozen = not any(parameter.requires_grad for parameter in model.to(args.device).encoder.parameters())
+    if not frozen:
+        suit_precision(args, model)
     shown = [everything, images] + [splits[name] for name in ("validation",) if name in splits]
     stimuli = Stimuli(processor, shown, model if frozen else None, args.stimulus_cache)
     wavelet_dim = model_args.wavelet_dim
@@ -246,6 +252,15 @@ def complete(args: VisionFlowTrainingArguments, run: Path, rows: int, validated:
     return args
 
 
+def suit_precision(args: VisionFlowTrainingArguments, model: VisionFlowModel) -> None:
+    """bfloat16 on a CPU that has it, where a large encoder learns and no precision was asked for."""
+    large = sum(weights.numel() for weights in model.encoder.parameters()) >= LARGE
+    capable = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    if large and capable and args.device.type == "cpu" and not args.precision_told:
+        args.bf16, args.mixed_precision = True, "bf16"
+        logger.info("a large encoder learns on this CPU in bfloat16: --bf16 false for float32")
+
+
 def begin(run: Path, model_args: ModelArguments, training_args: VisionFlowTrainingArguments) -> None:
     """An empty folder that holds what the run was told."""
     shutil.rmtree(run, ignore_errors=True)
@@ -260,5 +275,7 @@ def told(model_args: ModelArguments, training_args: VisionFlowTrainingArguments)
         for item in fields(training_args)
         if item.init and getattr(training_args, item.name) != item.default
     }
+    if not training_args.precision_told:
+        del changed["bf16"]
     plain = {name: value for name, value in changed.items() if isinstance(value, (bool, int, float, str))}
     return asdict(model_args) | {"seed": training_args.seed} | plain

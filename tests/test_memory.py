@@ -1,0 +1,29 @@
+"""What large arrays leave behind is used again."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from visionflow_hf.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+np.ones(4_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    np.ones(4_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="nothing changes without glibc")
+def test_arrays_made_anew_do_not_cost_new_pages():
+    def faults(told: str) -> int:
+        command = [sys.executable, "-c", FAULTS, told]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert faults("keep") < faults("not") / 10
