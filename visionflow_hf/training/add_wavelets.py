@@ -56,12 +56,13 @@ def add_wavelets(
     trusted, linear, predicted, noise = [], [], [], []
     for subject, (fmri, rows) in zip(processor.subjects, trials, strict=True):
         seen = [distinct[row] for row in rows]
-        weights, left = trust(maps[rows], latents[rows], fmri, seen, seed)
+        own = maps if rows == [*range(len(maps))] else maps[rows]  # large: not copied where it holds the same
+        weights, left = trust(own, latents[rows], fmri, seen, seed)
         if not weights.any():  # nothing predicts new stimuli: what the latent reads stays
             weights[0], left = 1, 1.0
         noise.append(left)
         logger.info(f"{subject}: trust in latent, pixels, wavelets, fields: {np.round(weights, 2).tolist()}")
-        models = [fit(maps[rows], fmri, seen) for fit in MODELS]
+        models = [fit(own, fmri, seen) for fit in MODELS]
         trusted.append(weights[0])
         linear.append(sum(share * one for share, (one, _) in zip(weights[1:], models, strict=True)))
         predicted.append(

@@ -97,8 +97,10 @@ def fields(channels: int) -> Iterator[tuple[slice, np.ndarray]]:
 
 def read_fields(maps: np.ndarray, group: slice, places: np.ndarray) -> np.ndarray:
     """What each field holds of the channels in `group`, `(fields, rows, channels)`."""
-    used = np.flatnonzero(places.any(0))
-    return np.einsum("ncp,kp->knc", maps[:, group][:, :, used], places[:, used], optimize=True)
+    maps, used = maps[:, group], np.flatnonzero(places.any(0))
+    if len(used) < maps.shape[2]:
+        maps, places = maps[:, :, used], places[:, used]
+    return np.einsum("ncp,kp->knc", maps, places, optimize=True)
 
 
 def trust(
