@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast
 from datasets import Dataset
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.utils import logging
 
@@ -50,18 +49,6 @@ class VisionFlowTrainer(Trainer):
         self._step = self._batches = -1
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
-
-    def create_scheduler(self, num_training_steps, optimizer=None):
-        """The learning rate runs its whole course in the image stage, and the course's end again in the pair stage."""
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if isinstance(scheduler, LambdaLR) and 0 < self.pair_stage_from < num_training_steps:
-            faster = num_training_steps / self.pair_stage_from
-            courses = scheduler.lr_lambdas
-            scheduler.lr_lambdas = [
-                lambda step, course=course: course(step * faster if step < self.pair_stage_from else step)
-                for course in courses
-            ]
-        return scheduler
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         stage = "image" if self.state.global_step < self.pair_stage_from else "pair"
