@@ -85,7 +85,7 @@ def align(
     level = images.mean[:, :learned_dim].mean(0)
     weights = [*bridge.hidden.parameters(), *bridge.head.parameters()]
     learned = [weight.requires_grad for weight in weights]
-    optimizer = torch.optim.AdamW([weight.requires_grad_() for weight in weights], lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW([weight.requires_grad_() for weight in weights], lr=LEARNING_RATE, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     bridge.train()
     for step in tqdm(range(steps), desc="alignment stage", unit="step", leave=False, disable=None):
