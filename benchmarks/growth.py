@@ -1,12 +1,12 @@
 """How time and memory of `visionflow train` grow with the images and with the voxels.
 
-    python benchmarks/growth.py WORK [--images 256] [--epochs 2]
+    python benchmarks/growth.py WORK [--images 256] [--voxels 4000 16000 64000] [--epochs 2]
 
 Random pictures of 64 px and a small ViT with frozen weights. Each row is a `visionflow train` of its own, from an empty
 cache, with so many passes over its rows; prints a table and writes WORK/growth.json.
 
     images      1, 4 and 16 times as many, with 1,000 voxels
-    voxels      4,000, 16,000 and 64,000, with the fewest images
+    voxels      so many, with the fewest images
     peak        the most memory that belongs to the process alone: pages of files that the system may drop are left out
 """
 
@@ -65,11 +65,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--voxels", type=int, nargs="*", default=[4000, 16_000, 64_000])
     parser.add_argument("--epochs", type=int, default=2)
     args = parser.parse_args()
     encoder, found = small_vit(args.work / "vit"), []
     sizes = [(args.images * times, 1000) for times in (1, 4, 16)]
-    sizes += [(args.images, voxels) for voxels in (4000, 16_000, 64_000)]
+    sizes += [(args.images, voxels) for voxels in args.voxels]
     print("| images | voxels | s | of these the Trainer's | peak MiB |\n|---|---|---|---|---|")
     for images, voxels in sizes:
         corpus = random_corpus(args.work / "corpus", images, voxels, SIDE)

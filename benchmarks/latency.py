@@ -65,7 +65,7 @@ def main() -> None:
             config.decoding_spread = spread
             model.reconstruct_image(fmri)
 
-        repeats = 20 if batch == 1 else 3
+        repeats = 20 if batch == 1 else 2
         found[batch] = {
             "bare ViT": seconds(lambda images=images: model.encoder(images), repeats),
             "encode": seconds(lambda images=images: model.predict_fmri(images), repeats),
