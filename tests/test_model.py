@@ -118,6 +118,12 @@ def test_one_modality_alone(model, batch):
         model()
 
 
+def test_in_training_images_alone_predict_no_voxels(batch):
+    model = VisionFlowModel(tiny_config(subjects=["subj01"], num_voxels=[6]))
+    assert model.eval()(pixel_values=batch["pixel_values"]).fmri.shape == (len(batch["pixel_values"]), 6)
+    assert model.train()(pixel_values=batch["pixel_values"]).fmri is None
+
+
 def test_two_observations_of_a_latent_are_a_product_of_experts(model, batch):
     # z ~ N(0, 1) is measured twice, with noise of variance .5 and 2: the posterior in closed form.
     first = LatentGaussian(torch.tensor([[0.9 / 1.5]]), torch.tensor([[(0.5 / 1.5)]]).log())

@@ -255,7 +255,7 @@ def complete(args: VisionFlowTrainingArguments, run: Path, rows: int, validated:
 def suit_precision(args: VisionFlowTrainingArguments, model: VisionFlowModel) -> None:
     """bfloat16 on a CPU that has it, where a large encoder learns and no precision was asked for."""
     large = sum(weights.numel() for weights in model.encoder.parameters()) >= LARGE
-    capable = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    capable = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)  # older torch does not say
     if large and capable and args.device.type == "cpu" and not args.precision_told:
         args.bf16, args.mixed_precision = True, "bf16"
         logger.info("a large encoder learns on this CPU in bfloat16: --bf16 false for float32")
