@@ -10,7 +10,7 @@ table and writes WORK/training.json.
     image, pair     steps of the two stages as `visionflow train` makes them, the encoder frozen, after the first epoch
     features        the pass of the encoder over all stimuli, once for all epochs and runs
     input           the batches of the pair stage alone, from disk
-    fine-tuning     steps of the image stage in which the whole encoder learns, without and with --bf16
+    fine-tuning     steps of the image stage in which the whole encoder learns: as without flags, and with --bf16 false
     matrix product  float32, 2048 x 2048; FLOP/s of a step are those that torch counts in its products and convolutions
 
 A step is timed from the end of the one before, with all that the Trainer does between them.
@@ -32,11 +32,12 @@ from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.evaluation.forerunner import BATCH, LEARNING_RATE, Forerunner, as_pixels, standardise
+from visionflow_hf.memory import keep_freed_memory
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor, load_vision_model
 from visionflow_hf.training.pairs import Pairs
 from visionflow_hf.training.stimuli import Stimuli
-from visionflow_hf.training.train import complete
+from visionflow_hf.training.train import complete, suit_precision
 from visionflow_hf.training.trainer import VisionFlowTrainer
 
 STAGES = {"image": 1.0, "pair": 0.0}  # the share of the steps that are of the image stage
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--voxels", type=int, default=39548)
     told = parser.parse_args()
+    keep_freed_memory()  # as `train` does; the forerunner has it, too
     work = told.work
     corpus = open_corpus(random_corpus(work / "corpus", told.images, told.voxels))
     rows, validation = corpus.splits["train"], corpus.splits["test"]
@@ -176,9 +178,10 @@ def main() -> None:
     seconds["input"] = time_input(Pairs(rows, processor, stimuli), batch)
 
     pixels = Stimuli(processor, [rows, validation], None, work / "cache")
-    for name, bf16 in (("fine-tuning", False), ("fine-tuning, bf16", True)):
+    for name, bf16 in (("fine-tuning", None), ("fine-tuning, float32", False)):
         args = arguments(work / "run", rows, per_device_train_batch_size=BATCH // 2, bf16=bf16)
         learning = build_model(processor, ModelArguments(encoder=str(vit), freeze_encoder=False)).to(args.device)
+        suit_precision(args, learning)
         clock = time_steps("image", learning, processor, rows, validation, pixels, args, 4)
         seconds[name] = clock.seconds(1) / BATCH  # each stimulus comes twice, once moved
         flops[name] = clock.counter.get_total_flops() / BATCH
