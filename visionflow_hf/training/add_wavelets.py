@@ -62,18 +62,23 @@ def add_wavelets(
             weights[0], left = 1, 1.0
         noise.append(left)
         logger.info(f"{subject}: trust in latent, pixels, wavelets, fields: {np.round(weights, 2).tolist()}")
-        models = [fit(own, fmri, seen) for fit in MODELS]
         trusted.append(weights[0])
-        linear.append(sum(share * one for share, (one, _) in zip(weights[1:], models, strict=True)))
-        predicted.append(
-            flat @ linear[-1] + sum(share * one for share, (_, one) in zip(weights[1:], models, strict=True))
-        )
+        total = np.zeros((flat.shape[1], fmri.shape[1]), dtype=np.float32)  # large: one model's beside it at a time
+        constant = np.zeros(fmri.shape[1], dtype=np.float32)
+        for share, fit in zip(weights[1:].tolist(), MODELS, strict=True):
+            if share:
+                one, offset = fit(own, fmri, seen)
+                total += np.multiply(one, share, out=one)
+                constant += share * offset
+        linear.append(total)
+        predicted.append(flat @ total + constant)
 
     edges = np.cumsum([one.shape[1] for one in predicted])[:-1]
     together = np.concatenate(predicted, axis=1)
     level = together.mean(0)
     scores, sizes, components = np.linalg.svd(together - level, full_matrices=False)
-    kept = min(wavelet_dim, int((sizes > 1e-6 * len(distinct)).sum()))
+    real = sizes > max(1e-6 * len(distinct), 1e-5 * sizes[0])  # what is less is rounding
+    kept = min(wavelet_dim, int(real.sum()))
     if kept == 0:  # nothing but the latent is trusted
         return model
     scores = scores[:, :kept] * np.sqrt(len(distinct))  # each of variance 1 over the stimuli
