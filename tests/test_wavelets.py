@@ -18,11 +18,14 @@ from visionflow_hf.modeling.gabor_wavelets import (
 
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.ridge import fit_ridge_to_products
 from visionflow_hf.training import add_wavelets as adding
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
-from visionflow_hf.training.encoding_models import fit_fields, fit_pixels, fit_wavelets, trust
+from visionflow_hf.training.encoding_models import Fields, Pixels, Wavelets, empty_map, trust
 from visionflow_hf.training.field_ridges import PENALTIES, FieldRidges, shares
+from visionflow_hf.training.principal_components import PrincipalComponents
 from visionflow_hf.training.stimuli import Stimuli
+from visionflow_hf.training.stimulus_maps import StimulusMaps
 from visionflow_hf.training.train import train_on
 
 
@@ -51,39 +54,102 @@ def test_a_blank_image_has_no_energy_and_its_colour():
     torch.testing.assert_close(maps[0, WAVELETS:, 3, 4], torch.tensor([0.2, 0.5, 0.9]))
 
 
+class Pictures:
+    """Pixels by name."""
+
+    def __init__(self, images: torch.Tensor):
+        self.images = images
+
+    def pixel_values(self, names: list[str]) -> torch.Tensor:
+        return self.images[[int(name[1:]) for name in names]]
+
+
 @pytest.fixture(scope="module")
 def cells():
-    """Maps of 200 images of noise, and 12 voxels: six that read one place each, six that read nothing."""
+    """Maps of 260 images of noise, and 12 voxels: six that read one place each, six that read nothing."""
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.random((260, 1, 24, 24), dtype=np.float32))
-    maps = wavelet_maps(torch.nn.functional.avg_pool2d(images, 5, 1, 2)).flatten(2).numpy()
+    images = torch.nn.functional.avg_pool2d(images, 5, 1, 2)
+    maps = wavelet_maps(images).flatten(2).numpy()
     places = [GRID * 3 + 3, GRID * 7 + 9, GRID * 5 + 12, GRID * 11 + 4, GRID * 8 + 8, GRID * 12 + 12]
     signal = np.stack([maps[:, 24:48, place] @ rng.random(24) for place in places], axis=1)
     signal = (signal - signal.mean(0)) / signal.std(0)
     fmri = np.concatenate([signal, np.zeros_like(signal)], axis=1) + rng.normal(size=(260, 12))
-    return maps, fmri.astype(np.float32), signal, [f"s{row}" for row in range(260)]
+    names = [f"s{row}" for row in range(260)]
+    return StimulusMaps(Pictures(images), names, num_channels=1), fmri.astype(np.float32), signal, names
 
 
-def held_out_r(fit, cells) -> np.ndarray:
+def linear_of(model, maps, rows, fmri, names, voxels=slice(None), share=1.0) -> tuple[np.ndarray, np.ndarray]:
+    weights, intercept = empty_map(maps, fmri[0, voxels].size)
+    model(maps, rows, fmri, [names[row] for row in rows]).add_to(weights, intercept, voxels, share)
+    return weights, intercept
+
+
+def held_out_r(model, cells) -> np.ndarray:
     maps, fmri, signal, names = cells
-    weights, intercept = fit(maps[:200], fmri[:200], names[:200])
-    predicted = maps[200:].reshape(60, -1) @ weights + intercept
+    weights, intercept = linear_of(model, maps, np.arange(200), fmri[:200], names)
+    predicted = maps.predict(weights, range(200, 260)) + intercept
     return np.array([np.corrcoef(predicted[:, voxel], signal[200:, voxel])[0, 1] for voxel in range(6)])
 
 
 def test_fields_find_the_place_that_a_voxel_reads(cells):
-    fields, wavelets, pixels = (held_out_r(fit, cells).mean() for fit in (fit_fields, fit_wavelets, fit_pixels))
+    fields, wavelets, pixels = (held_out_r(model, cells).mean() for model in (Fields, Wavelets, Pixels))
     assert fields > wavelets + 0.1 and fields > pixels + 0.3 and fields > 0.8, (fields, wavelets, pixels)
+
+
+@pytest.mark.parametrize("model", [Pixels, Wavelets, Fields])
+def test_a_block_of_voxels_is_a_share_of_the_whole(model, cells):
+    maps, fmri, _, names = cells
+    rows = np.arange(60)
+    whole, constant = linear_of(model, maps, rows, fmri[:60], names)
+    part, part_constant = linear_of(model, maps, rows, fmri[:60], names, slice(4, 7), 0.5)
+    np.testing.assert_allclose(part, 0.5 * whole[..., 4:7], atol=1e-5)
+    np.testing.assert_allclose(part_constant, 0.5 * constant[4:7], rtol=1e-4, atol=1e-5)
+
+
+def test_the_ridge_from_wavelets_is_that_of_scikit_learn_with_repeats(cells):
+    """Its kernel is made channel by channel, and a stimulus that was repeated has several rows."""
+    maps, fmri, _, names = cells
+    rows = np.repeat(np.arange(30), 2)
+    features = np.float64(maps.values[:, rows]).swapaxes(0, 1).reshape(60, -1)
+    ridge = fit_ridge_to_products(maps.products[np.ix_(rows, rows)], fmri[:60], [names[row] for row in rows])
+    expected = Ridge(alpha=float(np.max(ridge.best_alphas_))).fit(features, fmri[:60])
+    weights, intercept = linear_of(Wavelets, maps, rows, fmri[:60], names)
+    np.testing.assert_allclose(weights.reshape(-1, 12).T, expected.coef_, atol=1e-3 * np.abs(expected.coef_).max())
+    np.testing.assert_allclose(intercept, expected.intercept_, atol=1e-3)
+
+
+@pytest.mark.parametrize("most", [40, 6])
+def test_components_of_blocks_are_those_of_all_at_once(most):
+    """30 samples of rank 6 and little else; where `most` leaves the rest out, what it leaves out is little."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(30, 50)).astype(np.float32)
+    linear = rng.normal(size=(50, 6)) @ rng.normal(size=(6, 70)) + 0.01 * rng.normal(size=(50, 70))
+    linear = linear.astype(np.float32)
+    components = PrincipalComponents(30, 50, most)
+    for block in (slice(0, 20), slice(20, 65), slice(65, 70)):
+        components.add(features @ linear[:, block] + 3, linear[:, block])
+    predicted = features @ linear
+    predicted -= predicted.mean(0)
+    readout = np.concatenate(components.readouts, axis=1)
+    kept = components.scores.shape[1]
+    assert kept == min(most, 30)
+    sizes = np.linalg.svd(predicted, compute_uv=False)[:kept]
+    np.testing.assert_allclose(np.linalg.norm(components.scores, axis=0), sizes, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(readout @ readout.T, np.eye(kept), atol=1e-4)
+    np.testing.assert_allclose(components.scores @ readout, predicted, atol=1e-3 if most == 40 else 0.5)
+    np.testing.assert_allclose((features - features.mean(0)) @ components.head, components.scores, atol=1e-2)
 
 
 def test_trust_goes_to_what_predicts_new_stimuli(cells):
     maps, fmri, signal, names = cells
+    rows = np.arange(260)
     noise = np.random.default_rng(1).normal(size=(260, 40)).astype(np.float32)
-    (latent, *_, fields), left = trust(maps, noise, fmri[:, :6], names)
+    (latent, *_, fields), left = trust(maps, rows, noise, fmri[:, :6], names, seed=0)
     assert latent < 0.1 and fields > 0.7 and left < 0.8
-    (latent, *others), left_of_signal = trust(maps, signal.astype(np.float32), fmri[:, :6], names)
+    (latent, *others), left_of_signal = trust(maps, rows, signal.astype(np.float32), fmri[:, :6], names, 0)
     assert latent > max(others) and left_of_signal > 0.9
-    of_noise, _ = trust(maps, noise, fmri[:, 6:], names)
+    of_noise, _ = trust(maps, rows, noise, fmri[:, 6:], names, seed=0)
     assert of_noise.sum() < 0.5  # nothing predicts them: little is trusted
 
 
@@ -131,11 +197,10 @@ def test_a_grown_model_predicts_the_trusted_sum_and_reconstructs_as_before(small
     batch = processor(images=images_of(train, stimuli), subject="subj02")
     trials = responses_of(train, "subj02")
     fmri = (trials.fmri - processor.fmri_mean["subj02"]) / processor.fmri_std["subj02"]
-    maps = wavelet_maps(batch["pixel_values"]).flatten(2).numpy()
-    weights, intercept = fit_pixels(
-        maps[[stimuli.index(one) for one in trials.stimulus_ids]], fmri, trials.stimulus_ids
-    )
-    pixels = maps.reshape(len(maps), -1) @ weights + intercept
+    maps = StimulusMaps(Stimuli(processor, [train]), stimuli, model.config.num_channels)
+    rows = [stimuli.index(one) for one in trials.stimulus_ids]
+    weights, intercept = linear_of(Pixels, maps, rows, fmri, stimuli)
+    pixels = maps.predict(weights) + intercept
     plain = {name: batch[name] for name in ("pixel_values", "subject_ids")}
     expected = 0.25 * model.predict_fmri(**plain).numpy() + 0.75 * pixels
     np.testing.assert_allclose(larger.predict_fmri(**plain).numpy(), expected, atol=2e-4)

@@ -15,6 +15,7 @@ from visionflow_hf.corpus.splits import stimulus_folds
 
 PENALTIES = np.logspace(-5, 2, 15)  # times the mean squared norm of a centred row of features
 FOLDS = 5
+ONE_PENALTY = {"local_alpha": False, "n_alphas_batch": 1}  # common to all targets; tried one by one, to spare memory
 
 
 def fit_ridge(
@@ -27,16 +28,35 @@ def fit_ridge(
         targets: float32 array of shape (samples, targets).
         stimulus_ids: the stimulus of each sample; its repeats stay in one fold.
     """
-    folds = list(stimulus_folds(stimulus_ids, min(FOLDS, len(set(stimulus_ids))), seed))
-    centred_norm = float(features.var(0, dtype=np.float64).sum())
-    wide = features.shape[1] > features.shape[0]
-    estimator = KernelRidgeCV if wide else RidgeCV
-    return estimator(
-        alphas=PENALTIES * max(centred_norm, 1e-12),
-        fit_intercept=True,
-        cv=folds,
-        solver_params={"local_alpha": False} if wide else {"local_alpha": False, "warn": False},
-    ).fit(features, targets)
+    choice = choosing(float(features.var(0, dtype=np.float64).sum()), stimulus_ids, seed)
+    if features.shape[1] > features.shape[0]:
+        return KernelRidgeCV(solver_params=ONE_PENALTY, **choice).fit(features, targets)
+    return RidgeCV(solver_params=ONE_PENALTY | {"warn": False}, **choice).fit(features, targets)
+
+
+def fit_ridge_to_products(
+    products: np.ndarray, targets: np.ndarray, stimulus_ids: Sequence[str], seed: int = 0
+) -> KernelRidgeCV:
+    """The same ridge, in its kernel form, from features of which only the products are at hand.
+
+    Args:
+        products: float32 array of shape (samples, samples), of each two samples' features.
+
+    Returns:
+        A ridge whose weights are features^T `dual_coef_`, `dual_coef_` being of shape (samples, targets).
+    """
+    centred_norm = float(np.diag(products).mean(dtype=np.float64) - products.mean(dtype=np.float64))
+    choice = choosing(centred_norm, stimulus_ids, seed)
+    return KernelRidgeCV(kernel="precomputed", solver_params=ONE_PENALTY, **choice).fit(products, targets)
+
+
+def choosing(centred_norm: float, stimulus_ids: Sequence[str], seed: int) -> dict:
+    """The penalties that himalaya tries, and the stimuli that it holds out for it."""
+    return {
+        "alphas": PENALTIES * max(centred_norm, 1e-12),
+        "fit_intercept": True,
+        "cv": list(stimulus_folds(stimulus_ids, min(FOLDS, len(set(stimulus_ids))), seed)),
+    }
 
 
 def out_of_fold(

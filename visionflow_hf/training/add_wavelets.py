@@ -16,17 +16,19 @@ from transformers.utils import logging
 
 from visionflow_hf.corpus.responses import responses_of
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.modeling.gabor_wavelets import wavelet_maps
 from visionflow_hf.ridge import fit_ridge, linear_map
-from visionflow_hf.training.encoding_models import MODELS, trust
+from visionflow_hf.training.encoding_models import MODELS, EncodingModel, empty_map, trust
+from visionflow_hf.training.field_ridges import BLOCK
 from visionflow_hf.training.fit_bridges import put
 from visionflow_hf.training.image_latents import image_latents
-from visionflow_hf.training.stimuli import BATCH, Stimuli
+from visionflow_hf.training.principal_components import PrincipalComponents
+from visionflow_hf.training.stimuli import Stimuli
+from visionflow_hf.training.stimulus_maps import StimulusMaps
 
 logger = logging.get_logger("visionflow_hf")
 
 FEWEST_STIMULI = 6  # the least from which folds within folds can be made
-MOST_STIMULI = 8000  # shared out among the subjects; the maps of so many take 1 GB
+MOST_STIMULI = 8000  # shared out among the subjects; their products take 256 MB
 
 
 @torch.no_grad()
@@ -47,50 +49,40 @@ def add_wavelets(
     if wavelet_dim == 0 or min(map(len, seen_by)) < FEWEST_STIMULI:
         return model
     distinct = list(dict.fromkeys(itertools.chain(*seen_by)))
-    latents = image_latents(model, stimuli, distinct)
-    maps = stimulus_maps(model, stimuli, distinct)
-    flat = maps.reshape(len(maps), -1)
     place = {stimulus: row for row, stimulus in enumerate(distinct)}
-    trials = [trials_of(train, subject, place, processor) for subject in processor.subjects]
+    latents = image_latents(model, stimuli, distinct)
+    maps = StimulusMaps(stimuli, distinct, model.config.num_channels, model.device)
 
-    trusted, linear, predicted, noise = [], [], [], []
-    for subject, (fmri, rows) in zip(processor.subjects, trials, strict=True):
+    trusted, noise, levels = [], [], []
+    components = PrincipalComponents(len(distinct), maps.values[:, 0].size, wavelet_dim)
+    for subject in processor.subjects:
+        fmri, rows = trials_of(train, subject, place, processor)
         seen = [distinct[row] for row in rows]
-        own = maps if rows == [*range(len(maps))] else maps[rows]  # large: not copied where it holds the same
-        weights, left = trust(own, latents[rows], fmri, seen, seed)
+        weights, left = trust(maps, rows, latents[rows], fmri, seen, seed)
         if not weights.any():  # nothing predicts new stimuli: what the latent reads stays
             weights[0], left = 1, 1.0
         noise.append(left)
         logger.info(f"{subject}: trust in latent, pixels, wavelets, fields: {np.round(weights, 2).tolist()}")
         trusted.append(weights[0])
-        total = np.zeros((flat.shape[1], fmri.shape[1]), dtype=np.float32)  # large: one model's beside it at a time
-        constant = np.zeros(fmri.shape[1], dtype=np.float32)
-        for share, fit in zip(weights[1:].tolist(), MODELS, strict=True):
-            if share:
-                one, offset = fit(own, fmri, seen)
-                total += np.multiply(one, share, out=one)
-                constant += share * offset
-        linear.append(total)
-        predicted.append(flat @ total + constant)
+        fits = [(share, fit(maps, rows, fmri, seen)) for share, fit in zip(weights[1:], MODELS, strict=True) if share]
+        levels.append(add_predictions(components, maps, fits, fmri.shape[1]))
 
-    edges = np.cumsum([one.shape[1] for one in predicted])[:-1]
-    together = np.concatenate(predicted, axis=1)
-    level = together.mean(0)
-    scores, sizes, components = np.linalg.svd(together - level, full_matrices=False)
-    real = sizes > max(1e-6 * len(distinct), 1e-5 * sizes[0])  # what is less is rounding
-    kept = min(wavelet_dim, int(real.sum()))
+    sizes = np.linalg.norm(components.scores, axis=0)
+    kept = int((sizes > max(1e-6 * len(distinct), 1e-5 * sizes[0])).sum())  # what is less is rounding
     if kept == 0:  # nothing but the latent is trusted
         return model
-    scores = scores[:, :kept] * np.sqrt(len(distinct))  # each of variance 1 over the stimuli
-    components = components[:kept] * (sizes[:kept, None] / np.sqrt(len(distinct)))
-    inverse = components.T / np.square(components).sum(1)
-    head = sum(one @ part for one, part in zip(linear, np.split(inverse, edges), strict=True))
+    spread = sizes[:kept] / np.sqrt(len(distinct))
+    scores = components.scores[:, :kept] / spread  # each of variance 1 over the stimuli
+    head = components.head[:, :kept] / spread
+    mean = maps.predict(head.reshape(*maps.values[:, 0].shape, kept)).mean(0)
 
     larger = grow(model, kept)
-    put(larger.wavelet_head, head, scores.mean(0) - flat.mean(0) @ head)
-    readouts, levels = np.split(components, edges, axis=1), np.split(level, edges)
+    put(larger.wavelet_head, head, -mean)
+    readouts = np.concatenate(components.readouts, axis=1)[:kept] * spread[:, None]
+    readouts = np.split(readouts, np.cumsum([len(level) for level in levels])[:-1], axis=1)
     unexplained = []
-    for index, (fmri, rows) in enumerate(trials):
+    for index, subject in enumerate(processor.subjects):
+        fmri, rows = trials_of(train, subject, place, processor)
         weights, constant = both(model.latent_to_fmri.voxel_maps[index])
         weights, constant = trusted[index] * weights, trusted[index] * constant
         put(
@@ -112,6 +104,22 @@ def add_wavelets(
     return larger
 
 
+def add_predictions(
+    components: PrincipalComponents, maps: StimulusMaps, fits: list[tuple[float, EncodingModel]], voxels: int
+) -> np.ndarray:
+    """What the weighted models predict of a subject, block by block into `components`; its means, `(voxels,)`."""
+    means = []
+    for start in range(0, voxels, BLOCK):
+        block = slice(start, min(start + BLOCK, voxels))
+        linear, constant = empty_map(maps, block.stop - start)
+        for share, model in fits:
+            model.add_to(linear, constant, block, share)
+        predicted = maps.predict(linear) + constant
+        means.append(predicted.mean(0))
+        components.add(predicted, linear.reshape(-1, block.stop - start))
+    return np.concatenate(means)
+
+
 def drawn(train: Dataset, subject: str, most: int, seed: int) -> list[str]:
     """The subject's stimuli, `most` of them by chance where there are more."""
     rows = np.flatnonzero(np.asarray(train["subject"]) == subject)
@@ -128,15 +136,6 @@ def trials_of(
     kept = [row for row, stimulus in enumerate(trials.stimulus_ids) if stimulus in place]
     fmri = (trials.fmri[kept] - processor.fmri_mean[subject]) / processor.fmri_std[subject]
     return fmri, [place[trials.stimulus_ids[row]] for row in kept]
-
-
-def stimulus_maps(model: VisionFlowModel, stimuli: Stimuli, stimulus_ids: list[str]) -> np.ndarray:
-    """Wavelet maps of each stimulus, float32 array of shape (stimuli, channels, GRID * GRID)."""
-    maps = []
-    for start in range(0, len(stimulus_ids), BATCH):
-        pixels = stimuli.pixel_values(stimulus_ids[start : start + BATCH])
-        maps.append(wavelet_maps(pixels.to(model.device)).flatten(2).cpu().numpy())
-    return np.concatenate(maps)
 
 
 def grow(model: VisionFlowModel, wavelet_dim: int) -> VisionFlowModel:
