@@ -61,6 +61,8 @@ class VisionFlowConfig(PreTrainedConfig):
         decoding_spread (`float`, *optional*, defaults to 0.0):
             Decoding averages the images of latents that spread around the mean of q(z | fMRI) by this share of its
             standard deviation; 0 decodes the mean alone.
+        black_point (`float`, *optional*, defaults to 0.0):
+            Of what is decoded from fMRI, on a 0..1 scale: what is no brighter is black, the rest is stretched.
         image_weight, kl_weight, alignment_weight, fmri_weight (`float`, *optional*):
             Weights of the four losses, each a mean per element (pixel, latent dimension, latent dimension, voxel).
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -91,6 +93,7 @@ class VisionFlowConfig(PreTrainedConfig):
     decoder_max_channels: int = 256
     linear_share: float = 0.0
     decoding_spread: float = 0.0
+    black_point: float = 0.0
     image_weight: float = 0.3
     kl_weight: float = 0.03
     alignment_weight: float = 0.1
@@ -125,6 +128,8 @@ class VisionFlowConfig(PreTrainedConfig):
         for name in ("linear_share", "decoding_spread"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: a share from 0 to 1 is expected")
+        if not 0 <= self.black_point < 1:
+            raise ValueError(f"black_point is {self.black_point}: from 0 to less than 1 is expected")
         if self.decoder_type not in ("conv_transpose", "autoencoder_kl"):
             raise ValueError(f"decoder_type is {self.decoder_type}: conv_transpose or autoencoder_kl is expected")
         if (self.decoder_type == "autoencoder_kl") != (self.autoencoder_config is not None):

@@ -113,6 +113,14 @@ def blend(image: torch.Tensor, straight: torch.Tensor, share: float) -> torch.Te
     return torch.lerp(*odds, share).sigmoid().to(image.dtype)
 
 
+def blacken(image: torch.Tensor, black_point: float) -> torch.Tensor:
+    """max(0, image - black_point) / (1 - black_point), on a 0..1 scale.
+
+    A sigmoid, and still more a mean of several, leaves a haze where an image is black.
+    """
+    return (image - black_point).clamp(min=0) / (1 - black_point)
+
+
 def crop(image: torch.Tensor, size: list[int]) -> torch.Tensor:
     """The middle of an image, of height and width `size`."""
     height, width = size

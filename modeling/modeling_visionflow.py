@@ -15,7 +15,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from .configuration_visionflow import VisionFlowConfig
 from .fmri_bridges import FmriToLatent, LatentToFmri
 from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
-from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder, blend
+from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder, blacken, blend
 from .latent_gaussian import LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
 from .row_noise import draw_rows
@@ -429,9 +429,10 @@ class VisionFlowModel(PreTrainedModel):
         return blend(image, self.linear_decoder(latent), share) if share else image
 
     def decode_mean(self, posterior) -> torch.Tensor:
-        """image = mean of decode(mean + decoding_spread std noise) over some noise, the same for each row and call.
+        """image = blacken(mean of decode(mean + decoding_spread std noise)), the noise the same for each row and call.
 
-        What is uncertain comes out soft, so that the squared error is less than that of the mean latent's image.
+        What is uncertain comes out soft, so that the squared error is less than that of the mean latent's image, and
+        what is darker than `black_point` is black.
 
         Args:
             posterior (`LatentGaussian`)
@@ -440,13 +441,13 @@ class VisionFlowModel(PreTrainedModel):
             `(batch, num_channels, height, width)` on a 0..1 scale.
         """
         if not self.config.decoding_spread:
-            return self.decode(posterior.mean)
+            return blacken(self.decode(posterior.mean), self.config.black_point)
         mean, logvar = (values[:, : self.config.learned_dim] for values in (posterior.mean, posterior.logvar))
         step = self.config.decoding_spread * (logvar / 2).exp()
         images = 0
         for noise in self.decoding_noise:
             images = images + self.decode(mean + step * noise) + self.decode(mean - step * noise)
-        return images / (2 * len(self.decoding_noise))
+        return blacken(images / (2 * len(self.decoding_noise)), self.config.black_point)
 
     def extract_image_features(self, pixel_values: torch.Tensor, **kwargs):
         """What the posterior's heads read of an image, and the encoder's whole output.

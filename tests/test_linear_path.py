@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from visionflow_hf.modeling import VisionFlowConfig
-from visionflow_hf.modeling.image_decoder import LinearDecoder
+from visionflow_hf.modeling.image_decoder import LinearDecoder, blacken
 from visionflow_hf.modeling.latent_gaussian import LatentGaussian
 
 from visionflow_hf.corpus.responses import images_of, responses_of
@@ -103,12 +103,36 @@ def test_decoding_spreads_where_the_latent_is_uncertain(parts):
     unseen = read_unseen(model, processor, splits["train"], splits["test"], stimuli_of(parts), gain=1.0)
     mean, push = unseen.posteriors[0].mean, 3.0
     unseen.posteriors[0] = LatentGaussian(mean, torch.full_like(mean, -20.0))  # certain: any mean is the same image
-    certain = quality_by_spread(unseen, 0, 0.0)
+    certain = quality_by_spread(unseen, SPREADS, 0, 0.0)[:, 0]
     assert certain == pytest.approx(np.full(len(SPREADS), certain[0]), abs=1e-3)
     unseen.posteriors[0] = LatentGaussian(mean, torch.full_like(mean, 2 * np.log(push)))
     model.config.decoding_spread = 1.0
     unseen.images = rehearsal.as_array(model.decode_mean(unseen.posteriors[0]).detach())
-    assert quality_by_spread(unseen, 0, 0.0).argmax() == len(SPREADS) - 1
+    assert quality_by_spread(unseen, SPREADS, 0, 0.0)[:, 0].argmax() == len(SPREADS) - 1
+
+
+@pytest.mark.parametrize("haze, chosen", [(0.02, 0.02), (0.0, 0.0)])
+def test_a_haze_is_taken_from_black_and_what_is_dim_is_left(parts, monkeypatch, haze, chosen):
+    model, processor, splits = parts
+    unseen = read_unseen(model, processor, splits["train"], splits["test"], stimuli_of(parts), gain=1.0)
+    dim = 0.01 * (np.random.default_rng(0).random(unseen.images.shape) > 0.5)
+    unseen.images = np.where(unseen.images > 0.5, unseen.images, dim * (haze == 0)).astype(np.float32)
+    hazy = torch.from_numpy(np.maximum(unseen.images, haze)).reshape(len(dim), *dim.shape[1:], -1).permute(0, 3, 1, 2)
+    monkeypatch.setattr(model, "decode_mean", lambda _: hazy)
+    assert best_shares([unseen]).black_point == chosen
+
+
+def test_what_is_no_brighter_than_the_black_point_is_black(parts):
+    image = torch.tensor([[0.0, 0.01, 0.02, 0.51, 1.0]])
+    torch.testing.assert_close(blacken(image, 0.02), torch.tensor([[0.0, 0.0, 0.0, 0.5, 1.0]]))
+    torch.testing.assert_close(blacken(image, 0.0), image)
+    model, processor, splits = parts
+    inputs = processor(fmri=responses_of(splits["test"], "subj01").fmri[:3], subject="subj01")
+    for spread in (0.0, 0.5):
+        model.config.decoding_spread, model.config.black_point = spread, 0.0
+        plain = model.reconstruct_image(**inputs)
+        point = model.config.black_point = float(plain.median())
+        torch.testing.assert_close(model.reconstruct_image(**inputs), blacken(plain, point))
 
 
 def test_the_mlp_takes_its_share_of_the_gain_back():
@@ -146,6 +170,11 @@ def test_large_images_are_enlarged_from_32_px():
 def test_a_share_is_a_share(name):
     with pytest.raises(ValueError, match=rf"{name} is 1\.5: a share from 0 to 1 is expected"):
         VisionFlowConfig(**{name: 1.5})
+
+
+def test_not_all_is_black():
+    with pytest.raises(ValueError, match=r"black_point is 1\.0: from 0 to less than 1 is expected"):
+        VisionFlowConfig(black_point=1.0)
 
 
 def test_a_rehearsal_keeps_stimuli_from_the_image_side_which_then_learns_from_all(corpus, tmp_path, monkeypatch):

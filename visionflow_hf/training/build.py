@@ -146,7 +146,7 @@ def continue_model(name: str, train: Dataset, args: ModelArguments) -> tuple[Vis
     add_subjects(processor, train)
     config = VisionFlowConfig.from_dict(trained.config.to_dict())
     config.latent_dim, config.wavelet_dim = config.learned_dim, 0
-    config.linear_share = config.decoding_spread = 0.0
+    config.linear_share = config.decoding_spread = config.black_point = 0.0
     config.subjects, config.num_voxels = [], []
     model = VisionFlowModel(config)
     own = model.state_dict()

@@ -1,4 +1,4 @@
-"""How much of decoding the MLP and the linear path are given, and how far decoding spreads.
+"""How much of decoding the MLP and the linear path are given, how far decoding spreads, and what it calls black.
 
 Each as much as serves stimuli best that nothing learned from.
 
@@ -20,7 +20,7 @@ from visionflow_hf.corpus.responses import responses_of, without
 from visionflow_hf.corpus.splits import stimulus_folds
 from visionflow_hf.evaluation.metrics import pixel_correlation, ssim
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.modeling.image_decoder import LinearDecoder, blend
+from visionflow_hf.modeling.image_decoder import LinearDecoder, blacken, blend
 from visionflow_hf.modeling.latent_gaussian import LatentGaussian
 from visionflow_hf.training.arguments import VisionFlowTrainingArguments
 from visionflow_hf.training.finish import finish
@@ -33,6 +33,7 @@ logger = logging.get_logger("visionflow_hf")
 MLP_SHARES = np.linspace(0, 1, 5)
 LINEAR_SHARES = np.linspace(0, 1, 11)
 SPREADS = np.linspace(0, 1, 6)
+BLACK_POINTS = np.linspace(0, 0.02, 3)  # up to five grey levels of 256
 FOLDS = 5  # by stimulus
 ENOUGH = 8  # held-out stimuli: with so many, the rehearsals end
 MOST_ASKED = 128  # stimuli by which the shares are chosen
@@ -40,17 +41,19 @@ MOST_ASKED = 128  # stimuli by which the shares are chosen
 
 @dataclass
 class Shares:
-    """What is chosen, each from 0 to 1.
+    """What is chosen, on scales from 0 to 1.
 
     Attributes:
         mlp: of the correction that the MLP from fMRI to latent makes.
         linear: of the linear path from latent to pixels.
         spread: of the standard deviation of q(z | fMRI), over which decoding averages.
+        black_point: of the images that decoding makes.
     """
 
     mlp: float = 0.0
     linear: float = 0.0
     spread: float = 0.0
+    black_point: float = 0.0
 
 
 @dataclass
@@ -122,35 +125,37 @@ def quality_by_share(unseen: Unseen) -> np.ndarray:
 
 
 @torch.no_grad()
-def quality_by_spread(unseen: Unseen, mlp: int, linear_share: float) -> np.ndarray:
-    """`(SPREADS,)`, with the MLP share of this place and this linear share; they are given to the model."""
+def quality_by_spread(unseen: Unseen, spreads: np.ndarray, mlp: int, linear_share: float) -> np.ndarray:
+    """`(spreads, BLACK_POINTS)`, with the MLP share of this place and this linear share; the model is given them."""
     model = unseen.model
     model.linear_decoder, model.config.linear_share = unseen.linear[mlp], linear_share
-    quality = []
-    for spread in SPREADS:
+    model.config.black_point, quality = 0.0, []
+    for spread in spreads:
         model.config.decoding_spread = float(spread)
-        quality.append(unseen.quality(model.decode_mean(unseen.posteriors[mlp])))
+        images = model.decode_mean(unseen.posteriors[mlp])
+        quality.append([unseen.quality(blacken(images, black_point)) for black_point in BLACK_POINTS])
     return np.array(quality)
 
 
 def best_shares(held_out: list[Unseen]) -> Shares:
-    """Those with the highest quality, which is logged; first the two shares, then the spread that suits them.
+    """Those with the highest quality, which is logged; first the two shares, then what suits them.
 
     An autoencoder's images are not averaged: it was taken for what an average loses, and 16 passes through it are slow.
     """
     weights = [len(unseen.images) for unseen in held_out]
     by_share = np.average([quality_by_share(unseen) for unseen in held_out], axis=0, weights=weights)
     mlp, linear = np.unravel_index(by_share.argmax(), by_share.shape)
-    shares = Shares(float(MLP_SHARES[mlp]), float(LINEAR_SHARES[linear]))
-    best = by_share.max()
-    if held_out[0].model.config.decoder_type == "conv_transpose":
-        by_spread = [quality_by_spread(unseen, mlp, shares.linear) for unseen in held_out]
-        by_spread = np.average(by_spread, axis=0, weights=weights)
-        shares.spread, best = float(SPREADS[by_spread.argmax()]), by_spread.max()
+    linear_share = float(LINEAR_SHARES[linear])
+    spreads = SPREADS if held_out[0].model.config.decoder_type == "conv_transpose" else SPREADS[:1]
+    by_spread = [quality_by_spread(unseen, spreads, mlp, linear_share) for unseen in held_out]
+    by_spread = np.average(by_spread, axis=0, weights=weights)
+    spread, black = np.unravel_index(by_spread.argmax(), by_spread.shape)
+    shares = Shares(float(MLP_SHARES[mlp]), linear_share, float(spreads[spread]), float(BLACK_POINTS[black]))
     logger.info(
         f"ssim + (pixcorr + R^2) / 2 of what nothing learned from: {by_share[0, 0]:.3f} by the linear map and decoder, "
         f"{by_share.max():.3f} with {shares.mlp:.0%} of the MLP and {shares.linear:.0%} of the linear path, "
-        f"{best:.3f} as a mean over {shares.spread:.0%} of the posterior's spread"
+        f"{by_spread.max():.3f} as a mean over {shares.spread:.0%} of the posterior's spread, what is darker than "
+        f"{shares.black_point:.0%} being black"
     )
     return shares
 

@@ -174,7 +174,7 @@ def train_on(
         gain = remaining(gain, shares.mlp)
         model.linear_decoder = fit_linear_decoder(model, everything, stimuli, gain)
         model.config.linear_share = shares.linear
-    model.config.decoding_spread = shares.spread
+    model.config.decoding_spread, model.config.black_point = shares.spread, shares.black_point
     return Trained(model, processor, trainer.state.log_history)
 
 
