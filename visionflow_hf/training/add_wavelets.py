@@ -64,7 +64,8 @@ def add_wavelets(
         noise.append(left)
         logger.info(f"{subject}: trust in latent, pixels, wavelets, fields: {np.round(weights, 2).tolist()}")
         trusted.append(weights[0])
-        fits = [(share, fit(maps, rows, fmri, seen)) for share, fit in zip(weights[1:], MODELS, strict=True) if share]
+        shares = weights[1:].tolist()
+        fits = [(share, fit(maps, rows, fmri, seen)) for share, fit in zip(shares, MODELS, strict=True) if share]
         levels.append(add_predictions(components, maps, fits, fmri.shape[1]))
 
     sizes = np.linalg.norm(components.scores, axis=0)
