@@ -1,5 +1,6 @@
 """Gabor-wavelet maps, the encoding models on them, and the latent dimensions that these add to a trained model."""
 
+import errno
 import math
 
 import numpy as np
@@ -18,6 +19,7 @@ from visionflow_hf.modeling.gabor_wavelets import (
 
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.errors import UserError
 from visionflow_hf.ridge import fit_ridge_to_products
 from visionflow_hf.training import add_wavelets as adding
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
@@ -117,6 +119,17 @@ def test_the_ridge_from_wavelets_is_that_of_scikit_learn_with_repeats(cells):
     weights, intercept = linear_of(Wavelets, maps, rows, fmri[:60], names)
     np.testing.assert_allclose(weights.reshape(-1, 12).T, expected.coef_, atol=1e-3 * np.abs(expected.coef_).max())
     np.testing.assert_allclose(intercept, expected.intercept_, atol=1e-3)
+
+
+def test_a_full_disk_is_said(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
+    with pytest.raises(
+        UserError, match=r"has no room for 1 MiB of wavelet maps \(No space left on device\): make room"
+    ):
+        StimulusMaps(Pictures(torch.rand(10, 1, 8, 8)), [f"s{row}" for row in range(10)], num_channels=1)
 
 
 @pytest.mark.parametrize("most", [40, 6])

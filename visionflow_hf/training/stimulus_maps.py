@@ -1,5 +1,7 @@
 """Wavelet maps of stimuli, in a file without a name: those of many would fill memory."""
 
+import math
+import os
 import tempfile
 from collections.abc import Sequence
 from functools import cached_property
@@ -7,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from visionflow_hf.errors import UserError
 from visionflow_hf.modeling.gabor_wavelets import GRID, wavelet_channels, wavelet_maps
 from visionflow_hf.training.stimuli import BATCH, Stimuli
 
@@ -20,6 +23,9 @@ class StimulusMaps:
     Args:
         stimuli: their pixels, of `num_channels` channels.
         device: computes the maps.
+
+    Raises:
+        UserError: the folder of temporary files has no room for them.
     """
 
     def __init__(
@@ -27,6 +33,7 @@ class StimulusMaps:
     ):
         shape = (wavelet_channels(num_channels), len(stimulus_ids), GRID**2)
         with tempfile.TemporaryFile(prefix="visionflow-maps-") as file:
+            reserve(file.fileno(), math.prod(shape) * np.dtype(np.float16).itemsize)
             self.values = np.memmap(file, np.float16, "w+", shape=shape)
         for start in range(0, len(stimulus_ids), BATCH):
             pixels = stimuli.pixel_values(stimulus_ids[start : start + BATCH])
@@ -47,3 +54,15 @@ class StimulusMaps:
         for channel, part in zip(self.values, weights, strict=True):
             total += np.float32(channel[rows]) @ part
         return total
+
+
+def reserve(file: int, size: int) -> None:
+    """Make sure of `size` bytes, for a full disk ends a process that writes to a map of a file; not on macOS."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        raise UserError(
+            f"{tempfile.gettempdir()} has no room for {size / 2**20:,.0f} MiB of wavelet maps ({error.strerror}): make "
+            "room, or name another folder by the variable TMPDIR"
+        ) from error
