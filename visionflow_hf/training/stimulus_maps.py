@@ -1,7 +1,5 @@
 """Wavelet maps of stimuli, in a file without a name: those of many would fill memory."""
 
-import math
-import os
 import tempfile
 from collections.abc import Sequence
 from functools import cached_property
@@ -33,8 +31,16 @@ class StimulusMaps:
     ):
         shape = (wavelet_channels(num_channels), len(stimulus_ids), GRID**2)
         with tempfile.TemporaryFile(prefix="visionflow-maps-") as file:
-            reserve(file.fileno(), math.prod(shape) * np.dtype(np.float16).itemsize)
-            self.values = np.memmap(file, np.float16, "w+", shape=shape)
+            try:
+                for _ in range(shape[0]):  # takes its room now: on a full disk, writing to the map ends the process
+                    file.write(bytes(2 * shape[1] * shape[2]))
+                file.flush()
+            except OSError as error:
+                raise UserError(
+                    f"{tempfile.gettempdir()} has no room for {2e-6 * np.prod(shape):,.0f} MB of wavelet maps "
+                    f"({error.strerror}): make room, or name another folder by the variable TMPDIR"
+                ) from error
+            self.values = np.memmap(file, np.float16, "r+", shape=shape)
         for start in range(0, len(stimulus_ids), BATCH):
             pixels = stimuli.pixel_values(stimulus_ids[start : start + BATCH])
             maps = wavelet_maps(pixels.to(device)).flatten(2).transpose(0, 1)
@@ -54,15 +60,3 @@ class StimulusMaps:
         for channel, part in zip(self.values, weights, strict=True):
             total += np.float32(channel[rows]) @ part
         return total
-
-
-def reserve(file: int, size: int) -> None:
-    """Make sure of `size` bytes, for a full disk ends a process that writes to a map of a file; not on macOS."""
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file, 0, size)
-    except OSError as error:
-        raise UserError(
-            f"{tempfile.gettempdir()} has no room for {size / 2**20:,.0f} MiB of wavelet maps ({error.strerror}): make "
-            "room, or name another folder by the variable TMPDIR"
-        ) from error
