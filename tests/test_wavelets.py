@@ -123,10 +123,9 @@ def test_the_ridge_from_wavelets_is_that_of_scikit_learn_with_repeats(cells):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_said(monkeypatch):
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Path("/dev/full").open("wb", buffering=0))
-    with pytest.raises(
-        UserError, match=r"has no room for 1 MB of wavelet maps \(No space left on device\): make room, or"
-    ):
+    said = r"has no room for 1 MB of wavelet maps \(No space left on device\): make room, or"
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(UserError, match=said):
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: full)
         StimulusMaps(Pictures(torch.rand(10, 1, 8, 8)), [f"s{row}" for row in range(10)], num_channels=1)
 
 
