@@ -18,7 +18,7 @@ from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
 from visionflow_hf.training import fit_bridges as bridges
 from visionflow_hf.training import train as train_module
-from visionflow_hf.training.arguments import ModelArguments
+from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.augmentation import augment
 from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
 from visionflow_hf.training.stimuli import Stimuli
@@ -98,6 +98,15 @@ def test_one_seed_gives_one_result(corpus, run, tmp_path):
     assert not torch.equal(
         weights(run)["image_decoder.seed.weight"], weights(tmp_path / "other")["image_decoder.seed.weight"]
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps", "expected"),
+    [(0.05, 1000, 50), (0.05, 60, 10), (0.05, 10, 3), (0.05, 1, 1), (0.5, 60, 30), (2, 60, 2), (0, 60, 0)],
+)
+def test_a_share_of_the_steps_warms_up_for_ten_or_nearly_a_third(tmp_path, asked, steps, expected):
+    args = VisionFlowTrainingArguments(output_dir=str(tmp_path), warmup_steps=asked)
+    assert args.get_warmup_steps(steps) == expected
 
 
 @pytest.mark.parametrize("step", [6, 12, 16], ids=["image stage", "between", "pair stage"])

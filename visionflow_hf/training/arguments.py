@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from visionflow_hf.errors import UserError
 
 SCRATCH = "scratch"
 PRETRAINED = "google/vit-base-patch16-224-in21k"
+LEAST_WARMUP, SHORT_WARMUP = 10, 0.3  # steps; of a run too short for them
 
 
 @dataclass
@@ -107,7 +109,10 @@ class VisionFlowTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs a device and step in validation."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Course of the learning rate."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up in steps, or as a share of all steps."})
+    warmup_steps: float = field(
+        default=0.05,
+        metadata={"help": "Warm-up in steps, or as a share of all: then 10 steps at least, or 30 % of a short run."},
+    )
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
     logging_steps: float = field(default=0.02, metadata={"help": "Steps between logged losses, or a share of all."})
     eval_strategy: str = field(default="steps", metadata={"help": "When to validate: no, steps or epoch."})
@@ -153,6 +158,17 @@ class VisionFlowTrainingArguments(TrainingArguments):
             gpu = torch.cuda.is_available() and not self.use_cpu
             self.bf16 = gpu and torch.cuda.is_bf16_supported() and not self.fp16
         super().__post_init__()
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Steps of warm-up; where a share is asked for, 10 at least or, of a run of fewer than 34 steps, 30 %.
+
+        AdamW's first updates have the size of the learning rate whatever the gradients are, so that steps at the peak
+        before it has seen some gradients make the losses jump, and rounding differences with them.
+        """
+        steps = super().get_warmup_steps(num_training_steps)
+        if 0 < self.warmup_steps < 1:
+            steps = max(steps, min(LEAST_WARMUP, math.ceil(SHORT_WARMUP * num_training_steps)))
+        return steps
 
 
 class TrainingParser(HfArgumentParser):
