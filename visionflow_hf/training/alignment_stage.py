@@ -168,5 +168,5 @@ def trial_noise(
     shared, own = residuals @ inward / len(residuals) ** 0.5, std[:, None] * inward
     cov = SHARED * shared.T @ shared + (1 - SHARED) * own.T @ own
     values, vectors = torch.linalg.eigh(cov.double())
-    factor = (values.clamp(min=0).sqrt()[:, None] * vectors.T).float()
+    factor = ((vectors * values.clamp(min=0).sqrt()) @ vectors.T).float()  # symmetric: no eigenvector's sign in it
     return factor.to(model.device), most
