@@ -3,6 +3,7 @@
 import numpy as np
 
 from visionflow_hf.ridge import fit_ridge, out_of_fold
+from visionflow_hf.training import voxel_weights as module
 from visionflow_hf.training.voxel_weights import LEAST, voxel_weights, weigh
 
 
@@ -27,6 +28,18 @@ def test_few_informative_voxels_among_many_count_more():
     weighted = fit_ridge(fmri[train] * weights, latents[train], names[:60]).predict(fmri[test] * weights)
     error_plain, error_weighted = (np.square(one - latents[test]).mean() for one in (plain, weighted))
     assert error_weighted < 0.8 * error_plain
+
+
+def test_the_power_is_chosen_by_some_of_many_rows_and_the_weights_made_from_all(monkeypatch):
+    fmri, latents, names = made(120, informative=8, noise=600)
+    rows = {}
+    choose, say = module.best_power, module.reliabilities
+    monkeypatch.setattr(module, "CHOOSING_ROWS", 60)
+    monkeypatch.setattr(module, "best_power", lambda *some: rows.update(choosing=len(some[0])) or choose(*some))
+    monkeypatch.setattr(module, "reliabilities", lambda *some: rows.update(weights=len(some[0])) or say(*some))
+    weights = voxel_weights(fmri, latents, names)
+    assert rows == {"choosing": 60, "weights": 120}
+    assert np.median(weights[:8]) > 4 * np.median(weights[8:])
 
 
 def test_with_few_distinct_stimuli_all_count_alike():

@@ -15,7 +15,8 @@ from visionflow_hf.corpus.splits import stimulus_folds
 from visionflow_hf.ridge import FOLDS, fit_ridge, out_of_fold
 
 POWERS = (0.0, 1.0, 2.0)
-MOST_ROWS = 2000  # of a subject, by which the power is chosen
+MOST_ROWS = 2000  # of a subject, that tell what its voxels hold
+CHOOSING_ROWS = 1000  # of these, by which the power is chosen: ridges in folds within folds
 LEAST = 1e-3  # weight of a voxel that nothing predicts
 
 
@@ -26,20 +27,27 @@ def voxel_weights(fmri: np.ndarray, latents: np.ndarray, stimulus_ids: Sequence[
         fmri: float32 array of shape (trials, voxels), standardised.
         latents: float32 array of shape (trials, latent_dim), those of the images.
     """
-    rows = np.sort(np.random.default_rng(seed).permutation(len(fmri))[:MOST_ROWS])
-    fmri, latents = fmri[rows], latents[rows]
-    names = np.asarray(stimulus_ids)[rows]
-    distinct = len(set(names))
-    if distinct < 2 * FOLDS:  # too few for folds within folds
+    drawn = np.random.default_rng(seed).permutation(len(fmri))
+    names = np.asarray(stimulus_ids)
+    few, many = np.sort(drawn[:CHOOSING_ROWS]), np.sort(drawn[:MOST_ROWS])
+    power = best_power(fmri[few], latents[few], names[few], seed)
+    if power == 0:
         return np.ones(fmri.shape[1], dtype=np.float32)
+    return weigh(reliabilities(fmri[many], latents[many], names[many]), power)
+
+
+def best_power(fmri: np.ndarray, latents: np.ndarray, stimulus_ids: np.ndarray, seed: int) -> float:
+    """The power with which the fMRI of held-out stimuli predicts their latents best."""
+    if len(set(stimulus_ids)) < 2 * FOLDS:  # too few for folds within folds
+        return 0.0
     errors = np.zeros(len(POWERS))
-    for train, test in stimulus_folds(names, FOLDS, seed):
-        reliability = reliabilities(fmri[train], latents[train], names[train])
+    for train, test in stimulus_folds(stimulus_ids, FOLDS, seed):
+        reliability = reliabilities(fmri[train], latents[train], stimulus_ids[train])
         for at, power in enumerate(POWERS):
             weights = weigh(reliability, power)
-            ridge = fit_ridge(fmri[train] * weights, latents[train], names[train])
+            ridge = fit_ridge(fmri[train] * weights, latents[train], stimulus_ids[train])
             errors[at] += np.square(ridge.predict(fmri[test] * weights) - latents[test]).sum()
-    return weigh(reliabilities(fmri, latents, names), POWERS[errors.argmin()])
+    return POWERS[errors.argmin()]
 
 
 def reliabilities(fmri: np.ndarray, latents: np.ndarray, stimulus_ids: Sequence[str]) -> np.ndarray:
