@@ -33,9 +33,9 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(corpus, tmp_path_factory) -> Path:
-    """A model folder from 20 steps on `corpus`, with validation on a tenth of its stimuli."""
+    """A model folder from 20 steps on `corpus`, at the full rate, with validation on a tenth of its stimuli."""
     path = tmp_path_factory.mktemp("run") / "model"
-    flags = ["--max_steps", "20", "--disable_tqdm", "true", "--validation_fraction", "0.1"]
+    flags = ["--max_steps", "20", "--warmup_steps", "1", "--disable_tqdm", "true", "--validation_fraction", "0.1"]
     assert main(["train", str(corpus), str(path), *flags]) == 0
     return path
 

@@ -23,7 +23,7 @@ from visionflow_hf.training.augmentation import augment
 from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
 from visionflow_hf.training.stimuli import Stimuli
 
-SHORT = ["--max_steps", "20", "--disable_tqdm", "true"]
+SHORT = ["--max_steps", "20", "--warmup_steps", "1", "--disable_tqdm", "true"]
 VALIDATED = ["--validation_fraction", "0.1"]  # as `run` is
 
 
