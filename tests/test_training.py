@@ -18,7 +18,7 @@ from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
 from visionflow_hf.training import fit_bridges as bridges
 from visionflow_hf.training import train as train_module
-from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training.arguments import ModelArguments, TrainingParser, VisionFlowTrainingArguments
 from visionflow_hf.training.augmentation import augment
 from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
 from visionflow_hf.training.stimuli import Stimuli
@@ -144,6 +144,16 @@ def test_a_config_file_whose_flags_the_command_line_overrides(corpus, tmp_path, 
     assert not (tmp_path / "x").exists()
 
 
+def test_what_a_run_was_told_is_a_config_file_that_tells_the_same(tmp_path):
+    flags = ["--lr_scheduler_type", "linear", "--eval_strategy", "epoch", "--save_strategy", "epoch"]
+    flags += ["--learning_rate", "1e-3", "--latent_dim", "24", "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    told = train_module.told(*TrainingParser("train").parse(flags)[:2])
+    assert (told["lr_scheduler_type"], told["eval_strategy"], told["latent_dim"]) == ("linear", "epoch", 24)
+    config = tmp_path / "arguments.yaml"
+    config.write_text(yaml.safe_dump(told))
+    assert train_module.told(*TrainingParser("train").parse(["--config", str(config)])[:2]) == told
+
+
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     """A pretrained ViT of 16 px with the normalisation of its own image processor."""
@@ -258,11 +268,14 @@ def test_bf16_trains(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("large", "flags", "expected"), [(1, [], True), (1, ["--bf16", "false"], False), (1e9, [], False)]
+    ("large", "bfloat16", "flags", "expected"),
+    [(1, 0.5, [], True), (1, 0.5, ["--bf16", "false"], False), (1, 2.0, [], False), (1e9, 0.5, [], False)],
 )
-def test_on_a_cpu_a_large_encoder_learns_in_bfloat16(monkeypatch, corpus, tmp_path, large, flags, expected):
+def test_a_large_encoder_learns_in_bfloat16_where_a_cpu_is_faster_in_it(
+    monkeypatch, corpus, tmp_path, large, bfloat16, flags, expected
+):
     monkeypatch.setattr(train_module, "LARGE", large)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(train_module, "product_seconds", {torch.bfloat16: bfloat16, torch.float32: 1.0}.get)
     seen = []
     chosen = train_module.run_trainer
     monkeypatch.setattr(

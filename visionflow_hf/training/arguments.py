@@ -97,8 +97,8 @@ class VisionFlowTrainingArguments(TrainingArguments):
     bf16: bool | None = field(
         default=None,
         metadata={
-            "help": "Compute in bfloat16, on float32 weights. Default: where a GPU has it, and where a CPU has it and "
-            "a large encoder learns."
+            "help": "Compute in bfloat16, on float32 weights. Default: where a GPU has it, and where a CPU is faster "
+            "in it and a large encoder learns."
         },
     )
     num_train_epochs: float = field(

@@ -5,13 +5,16 @@ import logging
 import math
 import os
 import shutil
+import time
 from dataclasses import asdict, dataclass, fields
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
 from accelerate import PartialState
+from accelerate.utils import broadcast
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -40,6 +43,7 @@ MARKER = "arguments.yaml"  # written first: what the run was told, in the form t
 STEPS, MOST_STEPS, EPOCHS = 1000, 30_000, 10
 SPARES_VALIDATION = 300  # train stimuli
 LARGE = 10_000_000  # weights of an encoder; a small one gains nothing by bfloat16
+WORTH_BFLOAT16 = 0.8  # of the time that float32 takes
 
 
 @dataclass
@@ -253,12 +257,25 @@ def complete(args: VisionFlowTrainingArguments, run: Path, rows: int, validated:
 
 
 def suit_precision(args: VisionFlowTrainingArguments, model: VisionFlowModel) -> None:
-    """bfloat16 on a CPU that has it, where a large encoder learns and no precision was asked for."""
+    """bfloat16 on a CPU that is faster in it, where a large encoder learns and no precision was asked for."""
     large = sum(weights.numel() for weights in model.encoder.parameters()) >= LARGE
-    capable = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)  # older torch does not say
-    if large and capable and args.device.type == "cpu" and not args.precision_told:
+    if args.device.type != "cpu" or not large or args.precision_told:
+        return
+    faster = torch.tensor(product_seconds(torch.bfloat16) < WORTH_BFLOAT16 * product_seconds(torch.float32))
+    if broadcast(faster.int()).item():  # what the first process found holds for all
         args.bf16, args.mixed_precision = True, "bf16"
         logger.info("a large encoder learns on this CPU in bfloat16: --bf16 false for float32")
+
+
+def product_seconds(dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
+    """How long this CPU takes for a matrix product, the median of some: that it has bfloat16 units does not tell."""
+    one, other = torch.ones(2, size, size, dtype=dtype)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        one @ other
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
 
 
 def begin(run: Path, model_args: ModelArguments, training_args: VisionFlowTrainingArguments) -> None:
@@ -277,5 +294,6 @@ def told(model_args: ModelArguments, training_args: VisionFlowTrainingArguments)
     }
     if not training_args.precision_told:
         del changed["bf16"]
+    changed = {name: value.value if isinstance(value, Enum) else value for name, value in changed.items()}
     plain = {name: value for name, value in changed.items() if isinstance(value, (bool, int, float, str))}
     return asdict(model_args) | {"seed": training_args.seed} | plain
