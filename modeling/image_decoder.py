@@ -93,11 +93,11 @@ class LinearDecoder(nn.Module):
         self.image_size = config.image_size
         scale = min(1.0, LINEAR_SIDE / max(config.image_size))
         self.shape = [config.num_channels, *(max(1, round(side * scale)) for side in config.image_size)]
-        self.pixels = nn.Linear(config.learned_dim, math.prod(self.shape))
+        self.pixels = nn.Linear(config.latent_dim, math.prod(self.shape))
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """`(batch, latent_dim)` to `(batch, num_channels, height, width)` on a 0..1 scale."""
-        small = self.pixels(latent[:, : self.pixels.in_features]).unflatten(1, self.shape).clamp(0, 1)
+        small = self.pixels(latent).unflatten(1, self.shape).clamp(0, 1)
         if self.shape[1:] == self.image_size:
             return small
         return nn.functional.interpolate(small, self.image_size, mode="bilinear", align_corners=False)

@@ -442,11 +442,11 @@ class VisionFlowModel(PreTrainedModel):
         """
         if not self.config.decoding_spread:
             return blacken(self.decode(posterior.mean), self.config.black_point)
-        mean, logvar = (values[:, : self.config.learned_dim] for values in (posterior.mean, posterior.logvar))
-        step = self.config.decoding_spread * (logvar / 2).exp()
+        step = nn.functional.pad(self.decoding_noise, (0, self.config.wavelet_dim))
+        step = self.config.decoding_spread * step[:, None] * (posterior.logvar / 2).exp()
         images = 0
-        for noise in self.decoding_noise:
-            images = images + self.decode(mean + step * noise) + self.decode(mean - step * noise)
+        for away in step:
+            images = images + self.decode(posterior.mean + away) + self.decode(posterior.mean - away)
         return blacken(images / (2 * len(self.decoding_noise)), self.config.black_point)
 
     def extract_image_features(self, pixel_values: torch.Tensor, **kwargs):

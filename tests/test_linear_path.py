@@ -50,6 +50,19 @@ def test_it_makes_the_stimuli_of_train_out_of_their_latents(parts):
     assert (made - pixels).square().mean() < 0.05 * pixels.var(0).mean()
 
 
+def test_it_knows_from_the_wavelet_dimensions_what_the_learned_ones_do_not_tell(parts):
+    model, processor, splits = parts
+    with torch.no_grad():
+        model.posterior_head.weight.zero_()  # the same z for every image
+    linear = fit_linear_decoder(model, splits["train"], stimuli_of(parts), gain=1.0)
+    stimuli = list(dict.fromkeys(splits["test"]["stimulus_id"]))
+    pixels = processor(images=images_of(splits["test"], stimuli))["pixel_values"]
+    with torch.no_grad():
+        latents = model.encode_image(pixels).mean
+        made, shuffled = linear(latents), linear(latents.roll(1, 0))
+    assert (made - pixels).square().mean() < 0.8 * (shuffled - pixels).square().mean()
+
+
 def test_behind_the_map_from_fmri_it_is_ridge_from_fmri_to_pixels(parts):
     model, processor, splits = parts
     gain = fit_bridges(model, processor, splits["train"], stimuli_of(parts))

@@ -1,10 +1,12 @@
 """The linear path from the latent to pixels.
 
-    logit image  =  (1 - share) logit decoder(z)  +  share logit linear(z)
+    logit image  =  (1 - share) logit decoder(z)  +  share logit linear(z, w)
 
 Where distinct stimuli are few, a decoder that has learned from them makes new images too much like them, and a linear
-map does better. The linear map is fitted in closed form to the stimuli of train, so that behind the linear map from
-fMRI to latent it is ridge regression from fMRI to pixels. How large the share is, a rehearsal shows.
+map does better. The linear map is fitted in closed form to the stimuli of train: first from the learned dimensions z;
+then what is left of the pixels, from what is left of the wavelet dimensions w when z is known. So it knows what voxels
+tell of pixels even where z does not, and behind the linear map from fMRI to latent it is ridge regression from fMRI to
+pixels. How large the share is, a rehearsal shows.
 """
 
 import numpy as np
@@ -28,16 +30,31 @@ def fit_linear_decoder(
 ) -> LinearDecoder:
     """The linear map from the latents of the stimuli in `train` to their pixels, for latents from fMRI with `gain`."""
     distinct = list(dict.fromkeys(train["stimulus_id"]))
-    latents = np.float64(image_latents(model, stimuli, distinct)[:, : model.config.learned_dim])
+    latents = np.float64(image_latents(model, stimuli, distinct))
     decoder = LinearDecoder(model.config)
     targets = pixels_of(stimuli, distinct, decoder.shape[1:]).flatten(1).double().numpy()
     mean, level = latents.mean(0), targets.mean(0)
-    latents = (latents - mean) * gain
-    penalty = PENALTY * np.square(latents).sum(1).mean()
-    weights = np.linalg.solve(latents.T @ latents + penalty * np.eye(len(mean)), latents.T @ (targets - level))
+    latents, targets = latents - mean, targets - level
+    learned, wavelets = np.split(latents, [model.config.learned_dim], axis=1)
+    learned = learned * gain
+    both = solve(learned, np.concatenate([targets, wavelets], axis=1), penalty_of(learned))
+    from_learned, shared = np.split(both, [targets.shape[1]], axis=1)
+    own = wavelets - learned @ shared
+    from_wavelets = solve(own, targets - learned @ from_learned, penalty_of(wavelets))
+    weights = np.concatenate([from_learned - shared @ from_wavelets, from_wavelets])
     decoder.pixels.weight.copy_(torch.from_numpy(weights.T))
     decoder.pixels.bias.copy_(torch.from_numpy(level - mean @ weights))
     return decoder.to(model.device, model.dtype)
+
+
+def penalty_of(columns: np.ndarray) -> float:
+    return PENALTY * np.square(columns).sum(1).mean()
+
+
+def solve(columns: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarray:
+    """The weights that minimise |targets - columns weights|^2 + penalty |weights|^2."""
+    gram = columns.T @ columns + max(penalty, np.finfo(float).tiny) * np.eye(columns.shape[1])
+    return np.linalg.solve(gram, columns.T @ targets)
 
 
 def pixels_of(stimuli: Stimuli, stimulus_ids: list[str], size: list[int]) -> torch.Tensor:
