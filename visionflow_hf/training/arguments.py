@@ -111,7 +111,7 @@ class VisionFlowTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Course of the learning rate."})
     warmup_steps: float = field(
         default=0.05,
-        metadata={"help": "Warm-up in steps, or as a share of all: then 10 steps at least, or 30 % of a short run."},
+        metadata={"help": "Warm-up in steps, or as a share of all: then 10 steps at least, or 30 %% of a short run."},
     )
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
     logging_steps: float = field(default=0.02, metadata={"help": "Steps between logged losses, or a share of all."})
