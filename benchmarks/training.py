@@ -33,7 +33,7 @@ from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.evaluation.forerunner import BATCH, LEARNING_RATE, Forerunner, as_pixels, standardise
 from visionflow_hf.memory import keep_freed_memory
-from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training.arguments import IMAGE_STAGE, ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor, load_vision_model
 from visionflow_hf.training.pairs import Pairs
 from visionflow_hf.training.stimuli import Stimuli
@@ -187,8 +187,7 @@ def main() -> None:
         flops[name] = clock.counter.get_total_flops() / BATCH
         products.append(matrix_product(args.device))
 
-    share = VisionFlowTrainingArguments.image_stage
-    seconds["an epoch"] = share * seconds["image"] + (1 - share) * seconds["pair"]
+    seconds["an epoch"] = IMAGE_STAGE * seconds["image"] + (1 - IMAGE_STAGE) * seconds["pair"]
     seconds["five epochs with the features"] = seconds["features"] / 5 + seconds["an epoch"]
     product = float(np.median(products))
     found = {"images": told.images, "voxels": told.voxels, "batch": batch, "matrix products, FLOP/s": products}

@@ -483,7 +483,9 @@ class VisionFlowModel(PreTrainedModel):
             features.append(tokens[:, 0] if before else patches.mean(1))
             if self.config.feature_grid:
                 grid = patches.transpose(1, 2).unflatten(2, (side, side))
-                features.append(nn.functional.adaptive_avg_pool2d(grid, self.config.feature_grid).flatten(1))
+                if side != self.config.feature_grid:
+                    grid = nn.functional.adaptive_avg_pool2d(grid, self.config.feature_grid)
+                features.append(grid.flatten(1))
         if self.config.wavelet_dim:
             features.append(wavelet_maps(pixel_values).flatten(1).to(tokens.dtype))
         return torch.cat(features, dim=1), encoded

@@ -14,6 +14,7 @@ from visionflow_hf.errors import UserError
 
 SCRATCH = "scratch"
 PRETRAINED = "google/vit-base-patch16-224-in21k"
+IMAGE_STAGE, LONG_IMAGE_STAGE = 0.6, 0.75
 LEAST_WARMUP, SHORT_WARMUP = 10, 0.3  # steps; of a run too short for them
 
 
@@ -129,10 +130,11 @@ class VisionFlowTrainingArguments(TrainingArguments):
     label_names: list[str] | None = field(
         default_factory=lambda: ["fmri"], metadata={"help": "Inputs that make a batch one with a loss."}
     )
-    image_stage: float = field(
-        default=0.6,
+    image_stage: float | None = field(
+        default=None,
         metadata={
-            "help": "Share of the steps in which the image side learns alone, before the fMRI side is fitted into it."
+            "help": "Share of the steps in which the image side learns alone, before the fMRI side is fitted into it. "
+            f"Default: {IMAGE_STAGE}; {LONG_IMAGE_STAGE} without validation, where the decoder learns nothing after it."
         },
     )
     validation_fraction: float | None = field(

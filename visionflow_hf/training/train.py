@@ -27,7 +27,12 @@ from visionflow_hf.folders import refuse_existing
 from visionflow_hf.hub import load_model, push, save_model
 from visionflow_hf.memory import keep_freed_memory
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training.arguments import (
+    IMAGE_STAGE,
+    LONG_IMAGE_STAGE,
+    ModelArguments,
+    VisionFlowTrainingArguments,
+)
 from visionflow_hf.training.build import build_model, build_processor, continue_model
 from visionflow_hf.training.finish import finish
 from visionflow_hf.training.learning_encoder import merge_adapters
@@ -239,7 +244,7 @@ def hold_out(splits: DatasetDict, args: VisionFlowTrainingArguments) -> tuple[Da
 
 
 def complete(args: VisionFlowTrainingArguments, run: Path, rows: int, validated: bool) -> VisionFlowTrainingArguments:
-    """The arguments with what depends on the data filled in: where, how long, and whether there is validation.
+    """The arguments with what depends on the data filled in: where, how long, in which stage, and whether validated.
 
     Without --max_steps and --num_train_epochs a run has 1,000 steps, or as many as 10 passes over the rows need, and
     30,000 at most.
@@ -251,6 +256,8 @@ def complete(args: VisionFlowTrainingArguments, run: Path, rows: int, validated:
         a_pass = math.ceil(rows / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps))
         steps = math.ceil(args.num_train_epochs * a_pass)
         args.max_steps = steps or min(max(STEPS, EPOCHS * a_pass), MOST_STEPS)
+    if args.image_stage is None:
+        args.image_stage = IMAGE_STAGE if validated else LONG_IMAGE_STAGE
     if not validated:
         args.eval_strategy, args.load_best_model_at_end = "no", False
     return args
