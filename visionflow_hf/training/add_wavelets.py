@@ -146,8 +146,9 @@ def grow(model: VisionFlowModel, wavelet_dim: int) -> VisionFlowModel:
     larger = VisionFlowModel(config).to(model.device, model.dtype)
     own = larger.state_dict()  # voxel maps and wavelet head are put in afterwards
     kept = {name: values for name, values in model.state_dict().items() if values.shape == own[name].shape}
-    hidden = "fmri_to_latent.hidden.weight"  # what it reads of the new dimensions, it ignores until it learns
-    kept[hidden] = torch.nn.functional.pad(model.state_dict()[hidden], (0, wavelet_dim))
+    for name in ("fmri_to_latent.hidden.weight", "linear_decoder.pixels.weight"):
+        if name in own:  # what it reads of the new dimensions, it ignores until it learns
+            kept[name] = torch.nn.functional.pad(model.state_dict()[name], (0, wavelet_dim))
     larger.load_state_dict(own | kept)
     return larger.eval()
 
