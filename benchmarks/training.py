@@ -187,7 +187,8 @@ def main() -> None:
         flops[name] = clock.counter.get_total_flops() / BATCH
         products.append(matrix_product(args.device))
 
-    seconds["an epoch"] = IMAGE_STAGE * seconds["image"] + (1 - IMAGE_STAGE) * seconds["pair"]
+    for spent in (seconds, flops):
+        spent["an epoch"] = IMAGE_STAGE * spent["image"] + (1 - IMAGE_STAGE) * spent["pair"]
     seconds["five epochs with the features"] = seconds["features"] / 5 + seconds["an epoch"]
     product = float(np.median(products))
     found = {"images": told.images, "voxels": told.voxels, "batch": batch, "matrix products, FLOP/s": products}

@@ -1,4 +1,4 @@
-"""The figures that we promise, from the commands without flags: better than ridge in both directions."""
+"""The figures that we promise, from the commands: better than ridge in both directions."""
 
 import json
 
@@ -8,22 +8,24 @@ from conftest import REAL_DATA
 from visionflow_hf.cli import main
 
 
-def figures(corpus, folder) -> dict:
-    assert main(["train", str(corpus), str(folder / "model"), "--disable_tqdm", "true"]) == 0
+def figures(corpus, folder, *flags) -> dict:
+    assert main(["train", str(corpus), str(folder / "model"), "--disable_tqdm", "true", *flags]) == 0
     assert main(["evaluate", str(folder / "model"), str(corpus), str(folder / "report")]) == 0
     return json.loads((folder / "report" / "metrics.json").read_text())
 
 
 @pytest.mark.slow
 def test_the_demo_beats_ridge_on_the_simulated_cortex(tmp_path):
+    """With 300 of its 1,000 steps; all of them: scripts/demo.sh and benchmarks/quality.py."""
     assert main(["simulate", str(tmp_path / "corpus")]) == 0
-    metrics = figures(tmp_path / "corpus", tmp_path)
+    metrics = figures(tmp_path / "corpus", tmp_path, "--max_steps", "300")
     model, ridge = metrics["decoding"]["model"], metrics["decoding"]["ridge"]
     assert model["pixcorr"] > ridge["pixcorr"]
     assert model["ssim"] > ridge["ssim"]
     assert model["mse"] < ridge["mse"]
     assert model["two_way"] > ridge["two_way"]
-    assert metrics["encoding"]["model"]["voxel_r_mean"] >= metrics["encoding"]["ridge"]["voxel_r_mean"]
+    assert metrics["encoding"]["model"]["voxel_r_mean"] > metrics["encoding"]["ridge"]["voxel_r_mean"]
+    assert metrics["encoding"]["model"]["ceiling_normalised"] > 0.8
 
 
 @pytest.mark.slow
