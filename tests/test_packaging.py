@@ -1,5 +1,6 @@
 """The wheel: everything that runs, nothing at the top level but our package."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,13 @@ from visionflow_hf.hub import TEMPLATE
 def wheel(tmp_path_factory) -> set[str]:
     """Names of the files in a freshly built wheel."""
     out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT]
+    source = out / "source"  # a build writes into its source, where another worker may build, too
+    source.mkdir()
+    for file in (ROOT / "pyproject.toml", ROOT / "LICENSE", *ROOT.glob("*.md")):
+        shutil.copy(file, source)
+    for name in ("visionflow_hf", "modeling"):
+        shutil.copytree(ROOT / name, source / name)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr + result.stdout
     with zipfile.ZipFile(next(out.glob("*.whl"))) as archive:
