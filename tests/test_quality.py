@@ -1,4 +1,4 @@
-"""The figures that we promise, from the commands: better than ridge in both directions."""
+"""The figures that we promise, from the commands without flags: better than ridge in both directions."""
 
 import json
 
@@ -15,10 +15,10 @@ def figures(corpus, folder, *flags) -> dict:
 
 
 @pytest.mark.slow
-def test_the_demo_beats_ridge_on_the_simulated_cortex(tmp_path):
-    """With 300 of its 1,000 steps; all of them: scripts/demo.sh and benchmarks/quality.py."""
+@pytest.mark.parametrize("flags", [["--max_steps", "300"], pytest.param([], marks=pytest.mark.nightly)])
+def test_the_demo_beats_ridge_on_the_simulated_cortex(tmp_path, flags):
     assert main(["simulate", str(tmp_path / "corpus")]) == 0
-    metrics = figures(tmp_path / "corpus", tmp_path, "--max_steps", "300")
+    metrics = figures(tmp_path / "corpus", tmp_path, *flags)
     model, ridge = metrics["decoding"]["model"], metrics["decoding"]["ridge"]
     assert model["pixcorr"] > ridge["pixcorr"]
     assert model["ssim"] > ridge["ssim"]
