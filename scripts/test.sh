@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style and all tests. Flags go to pytest: `bash scripts/test.sh -k processor`.
+# Style and tests, but for the nightly ones. Flags go to pytest: `bash scripts/test.sh -k processor`, `-m nightly`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
