@@ -8,9 +8,10 @@ from .latent_gaussian import LatentGaussian
 
 HALF_LEVEL = 1 / 512  # of 256 grey levels, on a 0..1 scale
 LEAST = 1e-30  # 0 log 0 = 0
+VALUES_AT_ONCE = 2**19  # 2 MiB
 
 
-def image_loss(reconstructions: list[tuple[torch.Tensor, torch.Tensor]], pixel_values: torch.Tensor) -> torch.Tensor:
+def image_loss(reconstructions: torch.Tensor, pixel_values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """mean x log(x / p) + (1 - x) log((1 - x) / (1 - p)) over pixels, rows and reconstructions.
 
     x is the pixel and p its reconstruction, both on a 0..1 scale: the Bernoulli log-likelihood of a VAE, from which the
@@ -20,36 +21,49 @@ def image_loss(reconstructions: list[tuple[torch.Tensor, torch.Tensor]], pixel_v
     Source: Kingma & Welling 2014, Auto-Encoding Variational Bayes, appendix C.1.
 
     Args:
-        reconstructions: pairs of images `(batch, channels, height, width)` and the rows `(batch,)`, bool, that count.
+        reconstructions (`torch.Tensor` of shape `(times, batch, channels, height, width)`)
         pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`)
+        rows (`torch.Tensor` of shape `(times, batch)`, bool): which reconstructions count.
     """
-    x = pixel_values.float().clamp(0, 1)
-    divergences = [BernoulliDivergence.apply(image.float(), x) for image, _ in reconstructions]
-    return row_mean(torch.cat(divergences), torch.cat([rows for _, rows in reconstructions]))
+    divergence = BernoulliDivergence.apply(reconstructions.float(), pixel_values.float().clamp(0, 1))
+    return row_mean(divergence, rows)
 
 
 class BernoulliDivergence(torch.autograd.Function):
-    """mean x log(x / p) + (1 - x) log((1 - x) / (1 - p)) over the pixels of each row, `(batch,)`.
+    """mean x log(x / p) + (1 - x) log((1 - x) / (1 - p)) over the pixels of each image, `(times, batch)`.
 
         p = HALF_LEVEL + (1 - 2 HALF_LEVEL) image        d/dp = (p - x) / (p (1 - p)) / pixels
 
-    Its gradient is written out, and all is computed in place: large images take as long as their memory is read.
+    Its gradient is written out, and all is computed in place, and for as many rows at a time as a processor's cache
+    holds: large images take as long as their memory is read.
     """
 
     @staticmethod
-    def forward(ctx, image: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(image, x)
-        p, rest = held_off(image), 1 - x
-        divergence = x.clamp(min=LEAST).div_(p).log_().mul_(x)
-        divergence += rest.clamp(min=LEAST).div_(1 - p).log_().mul_(rest)
-        return divergence.flatten(1).mean(1)
+    def forward(ctx, images: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(images, x)
+        means = []
+        for some in parts(images):
+            p, one, rest = held_off(images[:, some]), x[some], 1 - x[some]
+            divergence = (one.clamp(min=LEAST) / p).log_().mul_(one)
+            divergence += (rest.clamp(min=LEAST) / (1 - p)).log_().mul_(rest)
+            means.append(divergence.flatten(2).mean(2))
+        return torch.cat(means, dim=1)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        image, x = ctx.saved_tensors
-        p = held_off(image)
-        scale = gradient * ((1 - 2 * HALF_LEVEL) / image.shape[1:].numel())
-        return (p - x).mul_(scale[:, None, None, None]).div_(p).div_(1 - p), None
+        images, x = ctx.saved_tensors
+        scale = gradient[:, :, None, None, None] * ((1 - 2 * HALF_LEVEL) / x[0].numel())
+        result = torch.empty_like(images)
+        for some in parts(images):
+            p = held_off(images[:, some])
+            result[:, some] = (p - x[some]).mul_(scale[:, some]).div_(p).div_(1 - p)
+        return result, None
+
+
+def parts(images: torch.Tensor) -> list[slice]:
+    """The rows of `(times, batch, channels, height, width)`, `VALUES_AT_ONCE` or a single row at a time."""
+    count = max(1, VALUES_AT_ONCE // images[:, 0].numel())
+    return [slice(start, start + count) for start in range(0, images.shape[1], count)]
 
 
 def held_off(image: torch.Tensor) -> torch.Tensor:

@@ -225,14 +225,13 @@ class VisionFlowModel(PreTrainedModel):
         latent = posterior.sample(noise)
         paired = has_image & has_fmri
         both = image_posterior is not None and fmri_posterior is not None
-        reconstruction, reconstructions = None, []
+        reconstruction = reconstructions = None
         if decode_images:
-            reconstruction = self.decode(latent)
-            reconstructions.append((reconstruction, has_image))
+            latents = torch.stack([latent, fmri_posterior.sample(noise)] if both else [latent])
+            reconstructions = self.decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+            reconstruction = reconstructions[0]
             if both:
-                from_fmri = self.decode(fmri_posterior.sample(noise))
-                reconstruction = torch.where(has_fmri[:, None, None, None], from_fmri, reconstruction)
-                reconstructions.append((from_fmri, paired))
+                reconstruction = torch.where(has_fmri[:, None, None, None], reconstructions[1], reconstruction)
         predicted = None
         asked = fmri is not None or not self.training  # in training images alone teach nothing about voxels
         if asked and (subject_ids is not None or len(self.config.subjects) == 1):
@@ -246,7 +245,8 @@ class VisionFlowModel(PreTrainedModel):
             "loss_fmri": None,
         }
         if pixel_values is not None and decode_images:
-            losses["loss_image"] = image_loss(reconstructions, pixel_values.to(self.dtype))
+            counted = torch.stack([has_image, paired][: len(reconstructions)])
+            losses["loss_image"] = image_loss(reconstructions, pixel_values.to(self.dtype), counted)
         if fmri is not None:
             counts = fmri.new_ones(size)
             for subject, rows in rows_of_subject.items():
