@@ -17,12 +17,12 @@ FLAGS = ["--max_steps", "10", "--logging_steps", "1", "--disable_tqdm", "true", 
 LAUNCH = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
 
 
-def launch(*words) -> subprocess.CompletedProcess:
+def launch(*words, env: dict = os.environ) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, "--dynamo_backend", "no"]
     return subprocess.run(
         [*command, "--main_process_port", "0", "-m", "visionflow_hf.cli", *map(str, words)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env={**env, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ from datasets import Dataset, DatasetDict, Features, load_dataset
 from huggingface_hub import DatasetCard, HfApi, snapshot_download
 from tqdm import tqdm
 
+from visionflow_hf.corpus.shared_tables import read_tables
 from visionflow_hf.errors import UserError
 from visionflow_hf.hub_errors import HUB_ERRORS
 
@@ -32,7 +34,7 @@ def fetch_corpus(name: str) -> Path:
 
 
 def stream_corpus(name: str, features: Features) -> tuple[DatasetDict, Path]:
-    """The splits of the corpus ORG/NAME, read into memory with no copy on disk.
+    """The splits of the corpus ORG/NAME, read into memory with no copy on disk; once for all processes of a machine.
 
     Returns:
         The splits, and the folder of what lies beside them: voxel table and card.
@@ -46,17 +48,12 @@ def stream_corpus(name: str, features: Features) -> tuple[DatasetDict, Path]:
         shards = shards_of(HfApi().list_repo_files(name, repo_type="dataset", revision=revision))
         if not shards:
             raise without_shards(name)
-        files = {
-            split: [f"hf://datasets/{name}@{revision}/{file}" for file in names] for split, names in shards.items()
-        }
         corpus = DatasetDict()
-        for split, rows in load_dataset("parquet", data_files=files, streaming=True).items():
-            tables = []
+        for split, files in shards.items():
+            addresses = [f"hf://datasets/{name}@{revision}/{file}" for file in files]
             with tqdm(desc=f"reading {split}", unit=" rows", leave=False, disable=None) as bar:
-                for batch in rows.with_format("arrow").iter(100):
-                    tables.append(batch)
-                    bar.update(len(batch))
-            corpus[split] = Dataset(pa.concat_tables(tables).select(list(features)).cast(features.arrow_schema))
+                tables = read_tables(addresses, partial(stream_shard, features=features, bar=bar))
+            corpus[split] = Dataset(pa.concat_tables(tables))
     except (KeyError, pa.ArrowInvalid) as error:
         raise UserError(
             f"corpus {name} cannot be read ({' '.join(str(error).split())[:100]}): whole Parquet files are expected, "
@@ -66,6 +63,16 @@ def stream_corpus(name: str, features: Features) -> tuple[DatasetDict, Path]:
         raise no_corpus(name, error) from error
     describe(corpus, folder)
     return corpus, folder
+
+
+def stream_shard(address: str, features: Features, bar: tqdm) -> pa.Table:
+    """The columns `features` of a Parquet file on the Hub; `bar` counts its rows."""
+    batches = []
+    rows = load_dataset("parquet", data_files=address, split="train", streaming=True)  # as a file alone is named
+    for batch in rows.with_format("arrow").iter(100):
+        batches.append(batch)
+        bar.update(len(batch))
+    return pa.concat_tables(batches).select(list(features)).cast(features.arrow_schema)
 
 
 def no_corpus(name: str, error: Exception) -> UserError:
