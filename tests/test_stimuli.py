@@ -137,6 +137,16 @@ def test_an_interrupted_pass_leaves_no_half_file_and_goes_on(parts, tmp_path, co
     assert computed["encoded"] == 8
 
 
+def test_processes_of_a_machine_make_all_of_them_though_one_comes_late(parts, tmp_path, computed, monkeypatch):
+    train, processor, _ = parts
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for rank in "01":  # the second one looks when the first one has made its part
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        stimuli = Stimuli(processor, [train], None, tmp_path / "cache")
+    names = sorted(set(train["stimulus_id"]))
+    assert len(stimuli.pixel_values(names)) == computed["read"] == len(names)
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match=r"cannot be written .*--stimulus_cache"):

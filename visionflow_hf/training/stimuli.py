@@ -95,11 +95,11 @@ def keep(kept: KeptArrays, keys: list[bytes], task: str, make) -> None:
     Args:
         make: arrays in batches, from keys.
     """
-    missing = [key for key in keys if key not in kept]
-    if PartialState().num_processes == 1 and not missing:
-        return
     rank, processes = (int(os.environ.get(name, least)) for name, least in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
-    mine = missing[max(rank, 0) :: processes]
+    own = keys[max(rank, 0) :: processes]  # of all keys: what is missing changes while another process makes some
+    mine = [key for key in own if key not in kept]
+    if PartialState().num_processes == 1 and not mine:
+        return
     with tqdm(total=len(mine), desc=task, unit="stimulus", disable=None if rank < 1 and mine else True) as bar:
         for part in parts_of(mine, FILE):
             kept.add(part, advancing(bar, make(part)))
