@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from conftest import ROOT
 
 from visionflow_hf.cli import main
 from visionflow_hf.errors import UserError
+from visionflow_hf.processes import place_on_machine
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.train import train
 
@@ -74,6 +76,35 @@ def test_an_error_is_one_line_of_each_process(tmp_path):
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert errors and all("nothing" in line for line in errors) and not (tmp_path / "run").exists()
+
+
+def test_a_launcher_that_ends_its_processes_lets_them_clean_up(tmp_path, monkeypatch, capsys):
+    def train(argv):
+        (tmp_path / "shared").touch()
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            (tmp_path / "shared").unlink()
+
+    monkeypatch.setattr("visionflow_hf.cli.train", train)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["train", "corpus", "run"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "error: interrupted\n" and not (tmp_path / "shared").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "place"),
+    [({}, (0, 1)), ({"LOCAL_RANK": "1"}, (0, 1)), ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, (1, 2))],
+)
+def test_a_process_shares_a_machine_where_its_launcher_counts_them(told, place, monkeypatch):
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert place_on_machine() == place
 
 
 def test_other_commands_do_not_run_twice(corpus, tmp_path, monkeypatch, refused):

@@ -6,10 +6,12 @@ A command imports what it needs when it runs, so that help and importers need no
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from threading import current_thread, main_thread
 
 from visionflow_hf.errors import UserError
 
@@ -36,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] != ["train"] and os.environ.get("WORLD_SIZE", "1") != "1":
             raise UserError("only `train` shares its work among several processes: run this without a launcher")
         if argv[:1] == ["train"]:
+            if current_thread() is main_thread():  # the only one that may say so
+                signal.signal(signal.SIGTERM, signal.default_int_handler)  # a launcher's end, too, lets it clean up
             train(argv[1:])
         elif argv[:1] == ["crossvalidate"]:
             crossvalidate(argv[1:])

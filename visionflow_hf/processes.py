@@ -1,4 +1,4 @@
-"""Tasks that several processes work off side by side."""
+"""Several processes side by side: tasks that new ones work off, and which one of a launcher's this is."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -47,6 +47,13 @@ def run(tasks: list[Callable], num_proc: int) -> Iterator:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def place_on_machine() -> tuple[int, int]:
+    """Which of its machine's processes this is, counted from 0, and how many they are, as their launcher says; 0 and 1
+    where none does."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return int(os.environ["LOCAL_RANK"]) if processes > 1 else 0, processes
 
 
 def end_with_parent() -> None:

@@ -1,7 +1,6 @@
 """Tables that all processes of a machine need: each reads a part of them, and memory holds them once."""
 
 import errno
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from visionflow_hf.errors import UserError
+from visionflow_hf.processes import place_on_machine
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -26,15 +26,15 @@ def read_tables(files: list[str], read: Callable[[str], pa.Table]) -> list[pa.Ta
     Raises:
         UserError: there is no room for them.
     """
-    place, places = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if places == 1:
+    place, processes = place_on_machine()
+    if processes == 1:
         return [read(file) for file in files]
     (name,) = broadcast_object_list([f"visionflow-{uuid4().hex}"])
     folder = (SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(gettempdir())) / name
     folder.mkdir(mode=0o700, exist_ok=True)
     paths = [str(folder / f"{number}.arrow") for number in range(len(files))]
     try:
-        for file, path in list(zip(files, paths, strict=True))[place::places]:
+        for file, path in list(zip(files, paths, strict=True))[place::processes]:
             write(read(file), path)
         PartialState().wait_for_everyone()  # until all parts are there
         tables = [pa.ipc.open_file(pa.memory_map(path)).read_all() for path in paths]

@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.processes import cores
+from visionflow_hf.processes import cores, place_on_machine
 from visionflow_hf.training.kept_arrays import KeptArrays
 
 BATCH = 64
@@ -95,12 +95,12 @@ def keep(kept: KeptArrays, keys: list[bytes], task: str, make) -> None:
     Args:
         make: arrays in batches, from keys.
     """
-    rank, processes = (int(os.environ.get(name, least)) for name, least in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
-    own = keys[max(rank, 0) :: processes]  # of all keys: what is missing changes while another process makes some
+    place, processes = place_on_machine()
+    own = keys[place::processes]  # of all keys: what is missing changes while another process makes some
     mine = [key for key in own if key not in kept]
     if PartialState().num_processes == 1 and not mine:
         return
-    with tqdm(total=len(mine), desc=task, unit="stimulus", disable=None if rank < 1 and mine else True) as bar:
+    with tqdm(total=len(mine), desc=task, unit="stimulus", disable=None if place == 0 and mine else True) as bar:
         for part in parts_of(mine, FILE):
             kept.add(part, advancing(bar, make(part)))
     PartialState().wait_for_everyone()
