@@ -32,11 +32,11 @@ class ConvTransposeDecoder(nn.Module):
         layers = []
         for width, next_width in pairwise(widths):
             layers += [
-                nn.GroupNorm(math.gcd(8, width), width),
+                group_norm(width),
                 nn.GELU(),
-                nn.ConvTranspose2d(width, next_width, kernel_size=4, stride=2, padding=1),
+                nn.ConvTranspose2d(width, next_width, kernel_size=4, stride=2, padding=1, bias=False),
             ]
-        layers += [nn.GroupNorm(math.gcd(8, widths[-1]), widths[-1]), nn.GELU()]
+        layers += [group_norm(widths[-1]), nn.GELU()]
         layers += [nn.ConvTranspose2d(widths[-1], num_channels, kernel_size=3, padding=1), last or nn.Identity()]
         self.layers = nn.Sequential(*layers)
 
@@ -45,6 +45,11 @@ class ConvTransposeDecoder(nn.Module):
         seed = self.seed(latent[:, : self.seed.in_features]).unflatten(1, (-1, *self.grid))
         seed = seed.contiguous(memory_format=torch.channels_last)  # in which convolutions are fast, on CPU and GPU
         return crop(self.layers(seed), self.image_size)
+
+
+def group_norm(width: int) -> nn.GroupNorm:
+    """As many groups as there can be, up to 8, of 8 channels or more: narrower ones are many times slower on a CPU."""
+    return nn.GroupNorm(max(n for n in range(1, 9) if n == 1 or (width % n == 0 and width >= 8 * n)), width)
 
 
 class AutoencoderKLDecoder(nn.Module):
