@@ -1,8 +1,12 @@
 """`encode` and `decode`: files in, files out, the round trip, and what they refuse."""
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.responses import images_of, responses_of
@@ -88,6 +92,24 @@ def test_decode_refuses_what_does_not_fit(run, tmp_path, refused):
     (out / "holiday.jpg").write_bytes(b"")
     refused(lambda: decoded(fmri=good), "pass --overwrite")
     assert [item.name for item in out.iterdir()] == ["holiday.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda weights: weights.pop("image_decoder.seed.bias"), "image_decoder.seed.bias"),
+        (lambda weights: weights.update(stale=torch.zeros(3)), "stale"),
+        (lambda weights: weights.update({"image_decoder.seed.bias": torch.zeros(3)}), "image_decoder.seed.bias"),
+    ],
+    ids=["missing", "unknown", "of another size"],
+)
+def test_weights_of_another_version_are_refused(run, pictures, tmp_path, refused, change, named):
+    other = shutil.copytree(run, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    change(weights)
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    message = rf"other does not fit this version of VisionFlow: 1 weight \({named}\) missing, unknown or of another"
+    refused(lambda: encode(other, *pictures, "--subject", "subj01", "--output", tmp_path / "o.npz"), message)
 
 
 def test_debug_shows_the_traceback(run, tmp_path):

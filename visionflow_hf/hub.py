@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 
 from visionflow_hf.cards import card_template
-from visionflow_hf.errors import UserError
+from visionflow_hf.errors import UserError, count
 from visionflow_hf.hub_errors import hub_errors
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.results import escaped, eval_results, table, with_result
@@ -99,17 +99,30 @@ def add_result(run: str | os.PathLike, result: dict) -> None:
 
 
 def load_model(name_or_path: str | os.PathLike) -> tuple[VisionFlowModel, VisionFlowProcessor]:
-    """A trained model and its processor, from a folder or the Hub, with this package's code."""
+    """A trained model and its processor, from a folder or the Hub, with this package's code.
+
+    Raises:
+        UserError: there is none, or its weights are not those that this version's model has.
+    """
     name = str(name_or_path)
     if not (Path(name) / "config.json").is_file() and (Path(name).exists() or name.count("/") != 1):
         raise UserError(
             f"{name} is no model folder (no config.json in it): give a RUN that `train` finished, or ORG/NAME"
         )
     try:
-        return VisionFlowModel.from_pretrained(name), VisionFlowProcessor.from_pretrained(name)
+        model, found = VisionFlowModel.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True)
+        processor = VisionFlowProcessor.from_pretrained(name)
     except OSError as error:
         remedy = " (only safetensors are read, since a pickle can run code)" if "safetensors" in str(error) else ""
         raise UserError(f"no model at {name}: {' '.join(str(error).split())}{remedy}") from error
+    resized = {key for key, *_ in found["mismatched_keys"]}
+    others = sorted(found["missing_keys"] | found["unexpected_keys"] | resized)
+    if others:
+        raise UserError(
+            f"{name} does not fit this version of VisionFlow: {count(others, 'weight')} missing, unknown or of another "
+            f"size; train it again, or install the version that made it"
+        )
+    return model, processor
 
 
 def push(run: str | os.PathLike, name: str, private: bool = False) -> str:
