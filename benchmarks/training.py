@@ -174,6 +174,7 @@ def main() -> None:
     seconds["features"] = (time.perf_counter() - start) / (len(rows) + len(validation))
     for precision, bf16 in PRECISIONS.items():
         args = arguments(work / "run", rows, bf16=bf16)
+        model.to(args.device)  # which, asked for, has accelerate forget the precision before
         for stage in STAGES:
             clock = time_steps(stage, model, processor, rows, validation, stimuli, args, 2 * len(rows) // batch + 6)
             seconds[stage + precision] = clock.seconds(len(rows) // batch) / batch
