@@ -7,8 +7,7 @@ table and writes WORK/training.json.
 
     forerunner      the loop of the notebook (see visionflow_hf.evaluation.forerunner): rows as Python lists, pictures
                     decoded and resized one by one, all of ViT-B/16 in float32, Adam, batches of 16
-    image, pair     steps of the two stages as `visionflow train` makes them, the encoder frozen, after the first epoch:
-                    as without flags, and with --bf16 true
+    image, pair     steps of the two stages as `visionflow train` makes them, the encoder frozen, after the first epoch
     features        the pass of the encoder over all stimuli, once for all epochs and runs
     input           the batches of the pair stage alone, from disk
     fine-tuning     steps of the image stage in which the whole encoder learns: as without flags, and with --bf16 false
@@ -42,7 +41,6 @@ from visionflow_hf.training.train import complete, suit_precision
 from visionflow_hf.training.trainer import VisionFlowTrainer
 
 STAGES = {"image": 1.0, "pair": 0.0}  # the share of the steps that are of the image stage
-PRECISIONS = {"": None, ", bfloat16": True}
 
 
 class Clock(TrainerCallback):
@@ -172,14 +170,11 @@ def main() -> None:
     start = time.perf_counter()
     stimuli = Stimuli(processor, [rows, validation], model, work / "cache")
     seconds["features"] = (time.perf_counter() - start) / (len(rows) + len(validation))
-    for precision, bf16 in PRECISIONS.items():
-        args = arguments(work / "run", rows, bf16=bf16)
-        model.to(args.device)  # which, asked for, has accelerate forget the precision before
-        for stage in STAGES:
-            clock = time_steps(stage, model, processor, rows, validation, stimuli, args, 2 * len(rows) // batch + 6)
-            seconds[stage + precision] = clock.seconds(len(rows) // batch) / batch
-            flops[stage + precision] = clock.counter.get_total_flops() / batch
-            products.append(matrix_product(args.device))
+    for stage in STAGES:
+        clock = time_steps(stage, model, processor, rows, validation, stimuli, args, 2 * len(rows) // batch + 6)
+        seconds[stage] = clock.seconds(len(rows) // batch) / batch
+        flops[stage] = clock.counter.get_total_flops() / batch
+        products.append(matrix_product(args.device))
     seconds["input"] = time_input(Pairs(rows, processor, stimuli), batch)
 
     pixels = Stimuli(processor, [rows, validation], None, work / "cache")
@@ -192,12 +187,9 @@ def main() -> None:
         flops[name] = clock.counter.get_total_flops() / BATCH
         products.append(matrix_product(args.device))
 
-    for precision in PRECISIONS:
-        for spent in (seconds, flops):
-            steps = spent["image" + precision], spent["pair" + precision]
-            spent["an epoch" + precision] = IMAGE_STAGE * steps[0] + (1 - IMAGE_STAGE) * steps[1]
-        five = seconds["features"] / 5 + seconds["an epoch" + precision]
-        seconds["five epochs with the features" + precision] = five
+    for spent in (seconds, flops):
+        spent["an epoch"] = IMAGE_STAGE * spent["image"] + (1 - IMAGE_STAGE) * spent["pair"]
+    seconds["five epochs with the features"] = seconds["features"] / 5 + seconds["an epoch"]
     product = float(np.median(products))
     found = {"images": told.images, "voxels": told.voxels, "batch": batch, "matrix products, FLOP/s": products}
     keep(work / "training.json", found | {"seconds an image": seconds, "FLOPs an image": flops})
