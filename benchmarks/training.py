@@ -5,7 +5,7 @@
 Random pictures of 224 px, a ViT-B/16 of random weights and fMRI of 39,548 vertices, all in one process; prints a
 table and writes WORK/training.json.
 
-    forerunner      the loop of the notebook (see visionflow_hf.evaluation.forerunner): rows as Python lists, pictures
+    forerunner      the loop of the notebook (see benchmarks/forerunner.py): rows as Python lists, pictures
                     decoded and resized one by one, all of ViT-B/16 in float32, Adam, batches of 16
     image, pair     steps of the two stages as `visionflow train` makes them, the encoder frozen, after the first epoch
     features        the pass of the encoder over all stimuli, once for all epochs and runs
@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from common import finish_work, keep, random_corpus, vit_b_16
 from datasets import Dataset
+from forerunner import BATCH, LEARNING_RATE, Forerunner, as_pixels, standardise
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import TrainerCallback
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 
 from visionflow_hf.corpus.schema import open_corpus
-from visionflow_hf.evaluation.forerunner import BATCH, LEARNING_RATE, Forerunner, as_pixels, standardise
 from visionflow_hf.memory import keep_freed_memory
 from visionflow_hf.training.arguments import IMAGE_STAGE, ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor, load_vision_model

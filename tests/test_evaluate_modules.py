@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from visionflow_hf.evaluation import metrics
+from visionflow_hf import metrics
 
 FOLDERS = sorted(path for path in (ROOT / "metrics").iterdir() if path.is_dir())
 RNG = np.random.default_rng(0)

@@ -9,11 +9,11 @@ import pytest
 from datasets import Dataset, DatasetDict, Image, concatenate_datasets, load_from_disk
 from PIL import Image as PILImage
 
+from visionflow_hf import crossvalidate as crossvalidation
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.leakage import picture, second_names
 from visionflow_hf.corpus.schema import FEATURES, open_corpus
 from visionflow_hf.errors import UserError
-from visionflow_hf.evaluation import crossvalidate as crossvalidation
 
 SHORT = ["--max_steps", "4", "--disable_tqdm", "true", "--wavelet_dim", "0"]
 

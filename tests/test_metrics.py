@@ -9,7 +9,7 @@ from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 from sklearn.metrics import r2_score
 
-from visionflow_hf.evaluation import metrics
+from visionflow_hf import metrics
 
 RNG = np.random.default_rng(0)
 GREY = RNG.random((6, 16, 14))

@@ -13,8 +13,9 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel
 
+from visionflow_hf import crossvalidate
 from visionflow_hf.cli import main
-from visionflow_hf.evaluation import crossvalidate, evaluate, perceptual
+from visionflow_hf.evaluation import evaluate, perceptual
 from visionflow_hf.evaluation.perceptual import NETWORKS, Network, features, perceptual_figures, to_pixels
 
 RNG = np.random.default_rng(0)

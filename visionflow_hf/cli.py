@@ -148,7 +148,6 @@ def parser() -> Parser:
     one.add_argument("out", metavar="OUT")
     one.add_argument("--split", default="test", help="(test)")
     one.add_argument("--overwrite", action="store_true", help="replace an existing report")
-    add_baseline_flags(one)
     add_leakage_flag(one)
     add_perceptual_flag(one)
     commands.add_parser(
@@ -213,25 +212,6 @@ def add_perceptual_flag(one: argparse.ArgumentParser) -> None:
     )
 
 
-def add_baseline_flags(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--baseline", choices=["forerunner"], help="train the forerunner's recipe on the same rows, and score it, too"
-    )
-    one.add_argument(
-        "--baseline-encoder",
-        metavar="NAME",
-        help="the forerunner's ViT: a name or folder, or 'scratch' for one like the run's with new weights "
-        "(the run's own, or google/vit-base-patch16-224-in21k)",
-    )
-
-
-def forerunner_of(baseline: str | None, baseline_encoder: str | None) -> dict:
-    """The flags of `add_baseline_flags` as arguments of `evaluate` and `crossvalidate`."""
-    if baseline_encoder is not None and baseline is None:
-        raise UserError("--baseline-encoder is the forerunner's: give --baseline forerunner with it")
-    return {"baseline": baseline, "encoder": baseline_encoder}
-
-
 def simulate(out: str, **flags) -> None:
     from visionflow_hf.corpus import simulate
 
@@ -282,10 +262,10 @@ def inspect(corpus: str, as_json: bool, allow_leakage: bool) -> None:
         raise UserError(f"corpus {corpus}: {first}" + (f" (and {len(more)} more, see the page)" if more else ""))
 
 
-def evaluate(run: str, corpus: str, out: str, baseline: str | None, baseline_encoder: str | None, **flags) -> None:
+def evaluate(run: str, corpus: str, out: str, **flags) -> None:
     from visionflow_hf.evaluation import evaluate
 
-    evaluate.evaluate(run, corpus, out, **forerunner_of(baseline, baseline_encoder), **flags)
+    evaluate.evaluate(run, corpus, out, **flags)
     print(f"wrote {out}")
 
 
@@ -340,7 +320,7 @@ def train(argv: list[str]) -> None:
 
 
 def crossvalidate(argv: list[str]) -> None:
-    from visionflow_hf.evaluation import crossvalidate
+    from visionflow_hf import crossvalidate
     from visionflow_hf.training.arguments import TrainingParser
 
     flags = TrainingParser(prog="visionflow crossvalidate", description="Train and evaluate in folds by stimulus.")
@@ -350,11 +330,9 @@ def crossvalidate(argv: list[str]) -> None:
     flags.add_argument(
         "--num-proc", type=int, metavar="N", help="folds trained side by side (one a core if the encoder is small)"
     )
-    add_baseline_flags(flags)
     add_perceptual_flag(flags)
     model_args, training_args, rest = flags.parse(argv)
-    more = forerunner_of(rest.baseline, rest.baseline_encoder)
-    more |= {"perceptual": rest.perceptual, "overwrite": training_args.overwrite}
+    more = {"perceptual": rest.perceptual, "overwrite": training_args.overwrite}
     crossvalidate.crossvalidate(rest.corpus, rest.out, model_args, training_args, rest.folds, rest.num_proc, **more)
     print(f"wrote {rest.out}")
 

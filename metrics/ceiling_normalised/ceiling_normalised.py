@@ -4,8 +4,8 @@ import evaluate
 import numpy as np
 from evaluate.utils.file_utils import add_start_docstrings
 
-from visionflow_hf.evaluation.metrics import ceiling_normalised, voxel_correlation
 from visionflow_hf.evaluation.module_inputs import features, paired
+from visionflow_hf.metrics import ceiling_normalised, voxel_correlation
 
 DESCRIPTION = """
 Noise-normalised encoding accuracy, the score of the Algonauts 2023 challenge: Pearson's r of measured and predicted

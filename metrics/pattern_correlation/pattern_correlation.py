@@ -3,8 +3,8 @@
 import evaluate
 from evaluate.utils.file_utils import add_start_docstrings
 
-from visionflow_hf.evaluation.metrics import pattern_correlation
 from visionflow_hf.evaluation.module_inputs import features, paired
+from visionflow_hf.metrics import pattern_correlation
 
 DESCRIPTION = """
 Pattern correlation: Pearson's r of measured and predicted fMRI responses over voxels, for each stimulus, then the mean

@@ -3,8 +3,8 @@
 import evaluate
 from evaluate.utils.file_utils import add_start_docstrings
 
-from visionflow_hf.evaluation.metrics import pixel_correlation
 from visionflow_hf.evaluation.module_inputs import features, paired
+from visionflow_hf.metrics import pixel_correlation
 
 DESCRIPTION = """
 Pixel correlation (PixCorr) of reconstructions with the images that were seen: Pearson's r over all pixels and channels

@@ -3,8 +3,8 @@
 import evaluate
 from evaluate.utils.file_utils import add_start_docstrings
 
-from visionflow_hf.evaluation.metrics import cosine_similarity, top_k
 from visionflow_hf.evaluation.module_inputs import features, paired
+from visionflow_hf.metrics import cosine_similarity, top_k
 
 DESCRIPTION = """
 Top-k retrieval by cosine similarity, in both directions, which are named by what ranks what: a prediction ranks all

@@ -3,8 +3,8 @@
 import evaluate
 from evaluate.utils.file_utils import add_start_docstrings
 
-from visionflow_hf.evaluation.metrics import ssim
 from visionflow_hf.evaluation.module_inputs import features, paired
+from visionflow_hf.metrics import ssim
 
 DESCRIPTION = """
 Structural similarity (SSIM) of reconstructions with the images that were seen, with the parameters of decoding papers:

@@ -3,8 +3,8 @@
 import evaluate
 from evaluate.utils.file_utils import add_start_docstrings
 
-from visionflow_hf.evaluation.metrics import cross_correlation, two_way
 from visionflow_hf.evaluation.module_inputs import features, paired
+from visionflow_hf.metrics import cross_correlation, two_way
 
 DESCRIPTION = """
 Two-way identification: with r_ij, the Pearson correlation of reference i and prediction j over all their numbers,

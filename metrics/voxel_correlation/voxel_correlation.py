@@ -4,8 +4,8 @@ import evaluate
 import numpy as np
 from evaluate.utils.file_utils import add_start_docstrings
 
-from visionflow_hf.evaluation.metrics import nan_reduce, voxel_correlation
 from visionflow_hf.evaluation.module_inputs import features, paired
+from visionflow_hf.metrics import nan_reduce, voxel_correlation
 
 DESCRIPTION = """
 Encoding accuracy: Pearson's r of measured and predicted fMRI responses over stimuli, for each voxel, with its mean and

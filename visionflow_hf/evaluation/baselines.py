@@ -6,7 +6,7 @@ Both are fitted for one subject on the trials of train, and read and give fMRI i
 import numpy as np
 
 from visionflow_hf.corpus.responses import Responses
-from visionflow_hf.evaluation.metrics import cross_correlation
+from visionflow_hf.metrics import cross_correlation
 from visionflow_hf.modeling import VisionFlowProcessor
 from visionflow_hf.ridge import fit_ridge
 

@@ -21,9 +21,9 @@ from PIL import Image
 
 from visionflow_hf.evaluation import brain, pictures
 from visionflow_hf.evaluation.figures import DIRECTIONS, columns_of, figure, in_words, interval, p_value, rows_of
-from visionflow_hf.evaluation.metrics import cosine_similarity
 from visionflow_hf.evaluation.predictions import methods
 from visionflow_hf.evaluation.quality import VoxelScores, subjects_of
+from visionflow_hf.metrics import cosine_similarity
 
 TEMPLATE = "report.html"
 SHOWN = 4  # stimuli in each of best, median and worst

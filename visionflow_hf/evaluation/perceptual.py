@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import CLIPConfig, CLIPVisionModelWithProjection
 
 from visionflow_hf.errors import UserError
-from visionflow_hf.evaluation.metrics import cross_correlation, two_way
+from visionflow_hf.metrics import cross_correlation, two_way
 
 IDENTIFICATION = ("alexnet2", "alexnet5", "inception", "clip")
 DISTANCE = ("efficientnet", "swav")

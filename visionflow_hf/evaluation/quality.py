@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_ceiling
-from visionflow_hf.evaluation.metrics import pixel_correlation, voxel_correlation
 from visionflow_hf.evaluation.predictions import methods
+from visionflow_hf.metrics import pixel_correlation, voxel_correlation
 
 
 @dataclass

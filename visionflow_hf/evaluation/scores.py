@@ -16,8 +16,8 @@ import numpy as np
 from scipy.stats import rankdata
 from scipy.stats import t as student_t
 
+from visionflow_hf import metrics
 from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_ceiling
-from visionflow_hf.evaluation import metrics
 from visionflow_hf.evaluation.perceptual import DISTANCE, IDENTIFICATION, perceptual_figures
 from visionflow_hf.evaluation.predictions import OF_VOXELS, methods, owner
 

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from visionflow_hf.corpus.responses import responses_of, without
 from visionflow_hf.corpus.splits import stimulus_folds
-from visionflow_hf.evaluation.metrics import pixel_correlation, ssim
+from visionflow_hf.metrics import pixel_correlation, ssim
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.image_decoder import LinearDecoder, blacken, blend
 from visionflow_hf.modeling.latent_gaussian import LatentGaussian

@@ -1,4 +1,4 @@
-"""`visionflow crossvalidate`: every stimulus held out once, by a model that was trained without it."""
+"""`visionflow crossvalidate`: every stimulus is held out once and predicted by a model trained without it."""
 
 import os
 import tempfile
@@ -14,13 +14,12 @@ from visionflow_hf.corpus.leakage import renamed, second_names, together
 from visionflow_hf.corpus.responses import pairs_of, unpaired_of, without
 from visionflow_hf.corpus.schema import Corpus, open_corpus
 from visionflow_hf.corpus.splits import stimulus_folds
-from visionflow_hf.evaluation.forerunner import baseline_encoder, forerunner_predictions
 from visionflow_hf.evaluation.perceptual import require_networks
 from visionflow_hf.evaluation.predictions import OF_VOXELS, concatenate, owner, predict
 from visionflow_hf.evaluation.report import MARKER, write_report
 from visionflow_hf.folders import refuse_existing
 from visionflow_hf.processes import cores, run
-from visionflow_hf.training.arguments import PRETRAINED, SCRATCH, ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training.arguments import SCRATCH, ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import encoder_name, image_format
 from visionflow_hf.training.train import train_on
 
@@ -34,31 +33,30 @@ def crossvalidate(
     num_proc: int | None = 1,
     overwrite: bool = False,
     perceptual: bool = False,
-    baseline: str | None = None,
-    encoder: str | None = None,
 ) -> dict:
-    """Train once a fold on all other stimuli of all splits, and write one report over all stimuli to the folder `out`.
+    """Train one model per fold on all other stimuli, and write one report over all stimuli to the folder `out`.
 
-    The splits of the corpus do not matter, so that a stimulus may be in two of them. Rows without an image or without
-    fMRI are trained on in every fold that does not hold their stimulus out.
+    Folds are drawn by stimulus over the rows of all splits, so that a stimulus may be in two splits of the corpus. Rows
+    without an image or without fMRI are used for training in every fold that does not hold out their stimulus.
 
-    Responses and predictions are expressed in the mean and standard deviation of their fold's train rows before they
-    are pooled: in raw units the folds' means alone would push voxel r below zero.
+    Before they are pooled, responses and predictions are expressed in the mean and standard deviation of their fold's
+    train rows: in raw units the differences between the folds' means alone would push voxel r below zero.
 
     Args:
-        num_proc: folds that are trained side by side, in new processes. None: as many as there are cores if nothing
-            but these compute and the encoder is so small that memory holds several, else one.
+        folds: number of folds, 2 to the number of stimuli.
+        num_proc: folds trained side by side, each in a new process. None: one per core where only CPUs are used and
+            the encoder is trained from scratch, and therefore small; else one.
         perceptual: as in `evaluate`.
-        baseline: `forerunner` to train that baseline in each fold, too.
-        encoder: the forerunner's, see `visionflow_hf.evaluation.forerunner`.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        UserError: the corpus cannot be used, `out` exists, or a number is out of range.
     """
     refuse_existing(out, overwrite, MARKER)
     if perceptual:
         require_networks()
-    if baseline is not None:
-        encoder = encoder or (None if model_args.encoder == SCRATCH else model_args.encoder) or PRETRAINED
-        if encoder != SCRATCH:
-            baseline_encoder(encoder, None)  # what cannot be had is refused here, not after the first fold
     opened = open_corpus(corpus, allow_leakage=True)
     names = second_names(together(list(opened.pictures.values())))
     everything = concatenate_datasets(list(opened.splits.values()))
@@ -68,21 +66,18 @@ def crossvalidate(
     unpaired = unpaired if len(unpaired) else None  # a table without rows cannot be sent to another process
     if num_proc is None:
         size, _ = image_format(rows, model_args.image_size)
-        encoders = {encoder_name(size, model_args), encoder or SCRATCH}
-        alone = training_args.device.type != "cpu" or encoders != {SCRATCH}
-        num_proc = 1 if alone else cores()
+        small = encoder_name(size, model_args) == SCRATCH
+        num_proc = cores() if small and training_args.device.type == "cpu" else 1
     seed = training_args.seed
     tasks = [
-        partial(
-            run_fold, opened, rows, unpaired, *parts, f"fold {fold + 1} of {folds}", model_args, training_args, encoder
-        )
+        partial(run_fold, opened, rows, unpaired, *parts, f"fold {fold + 1} of {folds}", model_args, training_args)
         for fold, parts in enumerate(stimulus_folds(rows["stimulus_id"], folds, seed))
     ]
     parts, histories = [], []
     for part, history in tqdm(run(tasks, num_proc), total=folds, desc="folds", disable=num_proc == 1 or None):
         parts.append(part | {"fold": np.full(len(part["stimulus_id"]), len(parts))})
         histories.append(history)
-    header = {"split": f"{folds} folds by stimulus", "n_folds": folds, "seed": seed}
+    header = {"split": f"{folds} folds by stimulus", "n_folds": folds, "seed": seed, "unit": opened.unit}
     return write_report(out, concatenate(parts), histories, header, overwrite, perceptual)
 
 
@@ -95,25 +90,16 @@ def run_fold(
     name: str,
     model_args: ModelArguments,
     training_args: VisionFlowTrainingArguments,
-    encoder: str | None = None,
 ) -> tuple[dict[str, np.ndarray], list[dict]]:
-    """What a model that learns from `train_rows` makes of those held out, and the log history of its training.
-
-    Args:
-        encoder: that of the forerunner, if it is to be trained, too.
-    """
+    """Train on `train_rows`, predict `held_out`; returns the predictions and the Trainer's log history."""
     print(f"{name}: {len(train_rows)} rows to train on, {len(held_out)} held out", flush=True)
     train, test = rows.select(train_rows), rows.select(held_out)
     more = [] if unpaired is None else [without(unpaired, test)]
-    quiet = redirect_stdout(None) if parent_process() else nullcontext()  # side by side their logs would mingle
+    quiet = redirect_stdout(None) if parent_process() else nullcontext()  # the logs of parallel folds would mix
     with quiet, tempfile.TemporaryDirectory(prefix="visionflow-fold-") as run_folder:
         splits = DatasetDict(train=concatenate_datasets([train, *more]))
         trained = train_on(splits, run_folder, model_args, training_args)
         part = predict(trained.model, trained.processor, opened, train, test)
-        if encoder is not None:
-            begin = baseline_encoder(encoder, trained.model.config.vision_config, training_args.seed)
-            device = trained.model.device
-            part |= forerunner_predictions(begin, trained.processor, train, part, device, training_args.seed)
     return standardised(part, trained.processor), trained.history
 
 

@@ -1,23 +1,29 @@
-"""The baseline `forerunner`: the recipe of the notebook that this project grew out of, trained on the same rows.
+"""The recipe of the notebook that this project grew out of, trained on the same rows as a model, and its figures.
+
+    python benchmarks/forerunner.py RUN CORPUS REPORT [--encoder NAME | scratch] [--seed 0]
+
+RUN is a model folder, REPORT the report that `visionflow evaluate RUN CORPUS REPORT` wrote. Prints the figures of the
+recipe beside those of the model and of ridge.
 
     image -> ViT, class token -> mean, logvar -> z -> linear -> 512 x 7 x 7 -> five ConvTranspose2d -> 224 px
     z -> 256-512-voxels -> fmri                       fmri -> voxels-512-256 -> z_fmri
     loss = sum (image - decode(z))^2 + sum KL + sum (z - z_fmri)^2 + sum (fmri - to_fmri(z))^2
 
-Every loss is a sum over elements with weight 1; Adam at 1e-4 on all weights, the ViT's too; batches of 16; 5 epochs;
-pixels in 0..1 with no normalisation, no augmentation, float32. Source: `VAE_Testing.ipynb` and the README of VisionFlow
-(github.com/sanpdy/VisionFlow). The README says 5 epochs, the notebook's loop would go to 20. An epoch had 24,450 rows
-there: of a small corpus 5 epochs are few steps, and the recipe is not stretched to make up for that.
+Every loss is a sum over elements with weight 1; Adam with learning rate 1e-4 on all weights, those of the ViT included;
+batches of 16; 5 epochs; pixels in 0..1 without normalisation or augmentation; float32. Source: `VAE_Testing.ipynb` and
+the README of VisionFlow (github.com/sanpdy/VisionFlow). The README says 5 epochs, the notebook's loop would run 20. An
+epoch had 24,450 rows there. On a small corpus 5 epochs are few steps; the recipe is not lengthened to compensate.
 
-What the source leaves open, or what cannot be as there:
-- It has one pair of MLPs for three subjects of equally many vertices. Subjects here differ in voxels: a pair for each.
-- Its responses are z-scored by session. Here they are standardised by the means and deviations of train, as for ridge.
-- Its pictures are made from fMRI that it predicted. Here z_fmri of measured fMRI is decoded, and fMRI is predicted from
-  the mean latent.
-- Trials of one stimulus are rows of their own, as for the model.
+Differences from the source:
+- It has one pair of MLPs for three subjects with equal numbers of vertices. Here each subject has its own pair.
+- Its responses are z-scored by session. Here they are standardised by the mean and standard deviation of train.
+- It reconstructs images from predicted fMRI. Here z_fmri of measured fMRI is decoded, and fMRI is predicted from the
+  mean latent.
+- Trials of one stimulus are separate rows, as for the model.
 """
 
-import math
+import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,19 +33,21 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoModel, PreTrainedModel
-
-from visionflow_hf.errors import UserError
-from visionflow_hf.evaluation.predictions import to_array
 from visionflow_hf.modeling import VisionFlowProcessor
-from visionflow_hf.training.arguments import PRETRAINED, SCRATCH
-from visionflow_hf.training.build import load_vision_model
+
+from visionflow_hf.corpus.responses import pairs_of
+from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.evaluation.predictions import to_array
+from visionflow_hf.evaluation.report import print_table
+from visionflow_hf.evaluation.scores import score
+from visionflow_hf.hub import load_model
 
 LATENT, HIDDEN, SIDE = 256, 512, 224
 BATCH, EPOCHS, LEARNING_RATE = 16, 5, 1e-4
 
 
 class Forerunner(nn.Module):
-    """The forerunner's network, for subjects with their numbers of voxels."""
+    """The network of the recipe; `voxels` gives the number of voxels of each subject."""
 
     def __init__(self, encoder: PreTrainedModel, voxels: dict[str, int]):
         super().__init__()
@@ -83,36 +91,12 @@ class Forerunner(nn.Module):
         return loss
 
 
-def baseline_encoder(name: str | None, run_config, seed: int = 0) -> PreTrainedModel:
-    """The ViT that the forerunner begins with.
-
-    Args:
-        name: name or folder of a pretrained one, or `scratch` for one like the run's, with weights drawn anew: a
-            ViT-B/16 of no experience would need more images than any such corpus has. By default the one that the run
-            began with, and google/vit-base-patch16-224-in21k where that had no name.
-        run_config: the `vision_config` of the run.
-
-    Raises:
-        UserError: it cannot be had, or has no class token.
-    """
-    name = name or run_config._name_or_path or PRETRAINED
-    if name == SCRATCH:
-        torch.manual_seed(seed)
-        encoder = AutoModel.from_config(run_config)
-    else:
-        try:
-            encoder = load_vision_model(name)
-        except UserError as error:
-            raise UserError(f"--baseline forerunner: {error}, as --baseline-encoder") from error
-    with torch.no_grad():
-        nothing = torch.zeros(1, encoder.config.num_channels, *encoder_size(encoder))
-        tokens = encoder(pixel_values=nothing).last_hidden_state
-    if tokens.ndim != 3 or math.isqrt(tokens.shape[1]) ** 2 == tokens.shape[1]:
-        raise UserError(
-            f"--baseline forerunner reads a class token, and {name} ({type(encoder).__name__}) has none: give a ViT as "
-            "--baseline-encoder"
-        )
-    return encoder
+def load_encoder(name: str, run_config, seed: int = 0) -> PreTrainedModel:
+    """A pretrained ViT by name or folder; `scratch` for one of the architecture `run_config` with random weights."""
+    if name != "scratch":
+        return AutoModel.from_pretrained(name)
+    torch.manual_seed(seed)
+    return AutoModel.from_config(run_config)
 
 
 def encoder_size(encoder: PreTrainedModel) -> list[int]:
@@ -129,11 +113,11 @@ def forerunner_predictions(
     device: torch.device | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Train the forerunner on the pairs of `train`, and predict the rows of `predictions` in both directions.
+    """Train the recipe on the pairs of `train`, and predict the rows of `predictions` in both directions.
 
     Args:
         predictions: the arrays of `visionflow_hf.evaluation.predictions`.
-        device: where to train; the accelerator, if there is one.
+        device: where to train; the accelerator by default, if there is one.
 
     Returns:
         `forerunner/reconstruction`, `single_trial/forerunner/reconstruction` where there are single trials, and
@@ -167,7 +151,7 @@ def forerunner_predictions(
 
 
 def train_forerunner(model: Forerunner, processor: VisionFlowProcessor, rows: Dataset, seed: int) -> list[float]:
-    """Train on all rows; returns the loss of each step, a row's mean."""
+    """Train on all rows; returns the loss of each step, divided by its number of rows."""
     device = next(model.parameters()).device
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
@@ -221,3 +205,25 @@ def _starts(rows) -> range:
 
 def _mlp(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(before, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, after))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("corpus")
+    parser.add_argument("report", type=Path)
+    parser.add_argument("--encoder", default="google/vit-base-patch16-224-in21k")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    model, processor = load_model(args.run)
+    with np.load(args.report / "predictions.npz") as file:
+        arrays = dict(file)
+    encoder = load_encoder(args.encoder, model.config.vision_config, args.seed)
+    train = pairs_of(open_corpus(args.corpus, allow_leakage=True).splits["train"])
+    arrays |= forerunner_predictions(encoder, processor, train, arrays, seed=args.seed)
+    counts = {"n_stimuli": len(np.unique(arrays["stimulus_id"])), "n_trials": int(arrays["trials"].sum())}
+    print_table({"split": str(args.report), **counts, **score(arrays)})
+
+
+if __name__ == "__main__":
+    main()
