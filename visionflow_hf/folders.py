@@ -16,6 +16,7 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool, marker: str) -> No
     command itself leaves there: `--overwrite` with a mistyped path must not delete a home folder.
     """
     path = Path(path)
+    put_back(path)
     if path.is_file() or path.is_symlink():
         raise UserError(f"{path} is not a folder: give the name of a folder to write")
     if not path.exists() or not any(path.iterdir()):
@@ -30,19 +31,49 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool, marker: str) -> No
 def new_folder(path: str | os.PathLike, overwrite: bool = False, *, marker: str) -> Iterator[Path]:
     """Yield an empty folder that takes the name `path` when the block ends well and vanishes when it does not.
 
-    A process killed in between leaves only the hidden `.NAME.partial` beside it, which the next call clears.
+    With `overwrite` the earlier folder stays until then: it is renamed to `.NAME.replaced`, the new one takes its
+    name, and only then is the earlier one deleted. Where that fails or is interrupted, the earlier one is put back; a
+    killed process leaves `.NAME.partial` or `.NAME.replaced`, and the next call clears the one and puts the other
+    back.
+
+    Raises:
+        UserError: see `refuse_existing`, or the folder cannot be replaced.
     """
     refuse_existing(path, overwrite, marker)
     path = Path(path).absolute()
-    partial, replaced = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
+    partial, replaced = path.with_name(f".{path.name}.partial"), replaced_name(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
+        try:
+            if path.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+                path.rename(replaced)
+            partial.rename(path)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror or error}): close what uses the folder, or give another "
+                "name. An earlier folder of this name is kept"
+            ) from error
+    finally:
+        put_back(path)
+        shutil.rmtree(partial, ignore_errors=True)
         if path.exists():
             shutil.rmtree(replaced, ignore_errors=True)
-            path.rename(replaced)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def replaced_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
+
+
+def put_back(path: Path) -> None:
+    """Give the earlier folder its name back where the one that was to replace it did not arrive."""
+    path = path.absolute()
+    replaced = replaced_name(path)
+    if not replaced.is_dir():
+        return
+    if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+        path.rmdir()
+    if not path.exists():
+        replaced.rename(path)

@@ -1,0 +1,93 @@
+"""Output folders appear whole or not at all, and an earlier one is never lost."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from visionflow_hf.errors import UserError
+from visionflow_hf.folders import new_folder, refuse_existing
+
+
+def write(target, text: str, overwrite: bool = True) -> None:
+    with new_folder(target, overwrite, marker="m") as folder:
+        (folder / "m").write_text(text)
+
+
+def assert_only(target, text: str) -> None:
+    assert (target / "m").read_text() == text
+    assert [file.name for file in target.parent.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), KeyboardInterrupt()], ids=["locked", "^C"])
+@pytest.mark.parametrize("moment", ["first", "between", "last", "after"])
+def test_the_earlier_or_the_new_folder_is_left_whole(tmp_path, monkeypatch, error, moment):
+    target, rename = tmp_path / "out", Path.rename
+    write(target, "earlier")
+
+    def failing(self, other):
+        first, last = self == target, self.name == ".out.partial"
+        if (moment == "first" and first) or (moment == "last" and last):
+            raise error
+        result = rename(self, other)
+        if (moment == "between" and first) or (moment == "after" and last):
+            raise error
+        return result
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
+        write(target, "new")
+    assert_only(target, "new" if moment == "after" else "earlier")
+    monkeypatch.undo()
+    write(target, "third")
+    assert_only(target, "third")
+
+
+def test_an_earlier_folder_that_cannot_be_put_back_stays_under_its_other_name(tmp_path, monkeypatch):
+    target, rename = tmp_path / "out", Path.rename
+    write(target, "earlier")
+
+    def failing(self, other):
+        if self != target:
+            raise PermissionError(13, "Permission denied")
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError):
+        write(target, "new")
+    assert (tmp_path / ".out.replaced" / "m").read_text() == "earlier"
+    monkeypatch.undo()
+    refuse_existing(target, overwrite=True, marker="m")  # the next command, of whatever kind, puts it back first
+    assert (target / "m").read_text() == "earlier"
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_a_killed_process_left_is_put_back(tmp_path, empty):
+    target = tmp_path / "out"
+    write(target, "earlier")
+    script = (
+        "import os, signal, sys; from pathlib import Path; from visionflow_hf.folders import new_folder\n"
+        "rename = Path.rename\n"
+        "Path.rename = lambda self, other: (rename(self, other), os.kill(os.getpid(), signal.SIGKILL))\n"
+        "with new_folder(sys.argv[1], True, marker='m') as folder: (folder / 'm').write_text('new')"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(target)]).returncode == -signal.SIGKILL
+    assert not target.exists() and (tmp_path / ".out.replaced").exists()
+    if empty:
+        target.mkdir()
+    with pytest.raises(UserError, match="--overwrite"):
+        write(target, "new", overwrite=False)
+    with pytest.raises(RuntimeError), new_folder(target, True, marker="m"):
+        raise RuntimeError
+    assert_only(target, "earlier")
+
+
+def test_what_a_process_killed_later_left_is_cleared(tmp_path):
+    target = tmp_path / "out"
+    write(target, "new")
+    (tmp_path / ".out.replaced").mkdir()
+    (tmp_path / ".out.replaced" / "m").write_text("earlier")
+    write(target, "newest")
+    assert_only(target, "newest")
