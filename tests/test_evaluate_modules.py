@@ -57,7 +57,8 @@ def test_they_give_the_figures_of_the_functions():
         "pattern_r": pytest.approx(metrics.pattern_correlation(MEASURED, PREDICTED).mean())
     }
     assert load("ceiling_normalised").compute(**responses, noise_ceiling=CEILING) == {
-        "ceiling_normalised": pytest.approx(metrics.ceiling_normalised(voxel_r, CEILING)[0])
+        "ceiling_normalised": pytest.approx(metrics.ceiling_normalised(voxel_r, CEILING)[0]),
+        "n_voxels": 2,
     }
     similarity = metrics.cosine_similarity(MEASURED - 100, PREDICTED - 100)
     assert load("retrieval").compute(predictions=PREDICTED - 100, references=MEASURED - 100, k=2) == {

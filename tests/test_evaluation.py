@@ -37,7 +37,8 @@ def test_the_report_is_complete(report):
         assert all(set(figures) == decoding for figures in block["decoding"].values())
         assert set(block["encoding"]) == {"model", "ridge", "nearest", "noise_ceiling"}
         for name, figures in block["encoding"].items():
-            assert set(figures) == (reachable if name == "noise_ceiling" else encoding)
+            assert set(figures) == (reachable | {"share_measurable"} if name == "noise_ceiling" else encoding)
+        assert block["encoding"]["noise_ceiling"]["share_measurable"] == 1  # the simulator draws them from .05 to .5
         retrieved = {f"retrieval_{ranked}_{k}" for ranked in ("image", "fmri") for k in ("top1", "top5", "top1_of_300")}
         assert set(block["latent"]) == {"cosine", *retrieved}
     assert metrics["decoding"]["mean_image"]["two_way"] == 0.5

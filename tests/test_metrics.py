@@ -3,6 +3,7 @@
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import pearsonr
 from skimage.color import rgb2gray
@@ -165,11 +166,27 @@ def test_tiny_units_lose_no_precision():
 
 
 def test_ceiling_normalised_by_hand():
-    r = np.array([[0.5, -0.5, 0.9, 0.3, 0.2]])
-    ceiling = np.array([0.5, 0.5, 0.5, 0.0, np.nan])
-    # .25 / .5, negative r counts 0, .81 / .5 is capped at 1, a ceiling of 0 too, an unknown one is left out
-    assert metrics.ceiling_normalised(r, ceiling)[0] == pytest.approx((0.5 + 0 + 1 + 1) / 4)
-    assert np.isnan(metrics.ceiling_normalised(r, np.full(5, np.nan))[0])
+    r = np.array([[0.5, -0.5, 0.9, 0.3, 0.3, 0.2]])
+    ceiling = np.array([0.5, 0.5, 0.5, 0.0, 0.04, np.nan])
+    # .25 / .5, negative r counts 0, .81 / .5 is capped at 1; ceilings below .05 and unknown ones are left out
+    assert metrics.ceiling_normalised(r, ceiling)[0] == pytest.approx((0.5 + 0 + 1) / 3)
+    assert np.isnan(metrics.ceiling_normalised(r, np.full(6, np.nan))[0])
+    assert metrics.ceiling_normalised(r, np.array([0.0, 0.01, 0.02, 0.03, 0.04, np.nan])).tolist() == [0]
+
+
+def test_noise_explains_nothing_of_voxels_without_signal():
+    """Half the voxels have no signal and the others a ceiling of .3; chance correlations over 100 stimuli."""
+    r = np.random.default_rng(0).normal(scale=0.1, size=(1, 10000))
+    ceiling = np.where(np.arange(10000) % 2, 0.0, 0.3)
+    assert metrics.ceiling_normalised(r, ceiling)[0] == pytest.approx(0.1**2 / 2 / 0.3, rel=0.1)
+
+
+def test_measurable_ceilings_give_the_score_of_algonauts_2023(corpus):
+    """The voxels of a simulated cortex with the default noise are all measurable, also on single trials."""
+    ceiling = pd.read_parquet(corpus / "voxels.parquet")["noise_ceiling"].to_numpy()
+    r = np.random.default_rng(0).uniform(-0.2, 1, (3, len(ceiling)))
+    expected = np.minimum(np.maximum(r, 0) ** 2 / np.maximum(ceiling, 1e-14), 1).mean(1)
+    np.testing.assert_array_equal(metrics.ceiling_normalised(r, ceiling), expected)
 
 
 def test_cosine_similarity_by_hand():

@@ -77,7 +77,8 @@ def of_voxels(measured, predicted, ceiling):
     r = np.where(varies, r, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         r2 = 1 - ((measured - predicted) ** 2).sum(0) / ((measured - measured.mean(0)) ** 2).sum(0)
-    share = np.minimum(np.maximum(r, 0) ** 2 / np.maximum(ceiling, 1e-14), 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(ceiling >= 0.05, np.minimum(np.maximum(r, 0) ** 2 / ceiling, 1), np.nan)
     return {
         "voxel_r_mean": np.nanmean(r),
         "voxel_r_median": np.nanmedian(r),
@@ -94,9 +95,10 @@ def of_patterns(measured, predicted, mean, std):
 def of_ceiling(ceiling):
     known = ceiling[np.isfinite(ceiling)]
     if not len(known):
-        return {"voxel_r_mean": None, "voxel_r_median": None, "r2_median": None}
-    r = np.sqrt(known)
-    return {"voxel_r_mean": r.mean(), "voxel_r_median": np.median(r), "r2_median": np.median(known)}
+        return {"voxel_r_mean": None, "voxel_r_median": None, "r2_median": None, "share_measurable": None}
+    r, share = np.sqrt(known), (known >= 0.05).sum() / len(ceiling)
+    medians = {"voxel_r_median": np.median(r), "r2_median": np.median(known)}
+    return {"voxel_r_mean": r.mean(), **medians, "share_measurable": share}
 
 
 def of_latents(images, fmri, stimulus, fold):

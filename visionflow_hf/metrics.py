@@ -1,9 +1,9 @@
-"""The field's metrics as pure functions on arrays.
+"""Metrics of decoding and encoding as pure functions on arrays.
 
-Images are float arrays of shape (images, height, width) or (images, height, width, 3) with values in 0..1. Where a
-correlation has no meaning, since a prediction is constant, it is 0: such a prediction tells nothing.
+Images are float arrays of shape (images, height, width) or (images, height, width, 3) with values in 0..1. The
+correlation with a constant prediction is undefined and counts as 0.
 
-`weights` of shape (draws, items) say how often each item counts in each draw of a bootstrap; once by default.
+`weights` of shape (draws, items) are the counts of each item in each bootstrap draw; by default every item counts once.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,9 @@ from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 
 BLOCK = 2_000_000  # numbers
+# Noise ceiling below which a voxel is left out of ceiling_normalised. A perfect model reaches r = sqrt(.05) = .22 there;
+# of chance correlations over 80 stimuli 95 % lie below that, too (1.96 / sqrt(80) = .22).
+LEAST_CEILING = 0.05
 
 
 def pixel_correlation(images: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
@@ -69,7 +72,7 @@ def cross_correlation(real: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 def two_way(
     correlation: np.ndarray, comparable: np.ndarray | None = None, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Two-way identification = sum over i != j of [r_ij < r_jj] / (n (n - 1)); a tie fails, chance is 0.5.
+    """Two-way identification = sum over i != j of [r_ij < r_jj] / (n (n - 1)); a tie counts as wrong, chance is 0.5.
 
     Args:
         correlation: r_ij of `cross_correlation`, columns are predictions; array of shape (n, n).
@@ -89,8 +92,8 @@ def top_k(
 ) -> np.ndarray:
     """Share of the columns j whose own row is among the k best: fewer than k rows i != j have r_ij >= r_jj.
 
-    Each column ranks the rows. A tie fails; chance is k / n. Arguments and result as in `two_way`; whatever the
-    weights, every row stays a candidate once. A column that can be compared with no row does not count.
+    Each column ranks the rows. A tie counts as wrong; chance is k / n. Arguments and result as in `two_way`. Weights
+    count columns only: every row stays a candidate once. A column that can be compared with no row is left out.
     """
     comparable, weights = _pairs(correlation, comparable, weights)
     ranking = comparable.any(0)
@@ -101,11 +104,13 @@ def top_k(
 def top1_of(
     among: int, correlation: np.ndarray, comparable: np.ndarray | None = None, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """`top_k` with k = 1 among so many rows drawn at random, the own row being one: the mean over all such draws.
+    """`top_k` with k = 1 among `among` rows drawn at random, one of which is the column's own: mean over all draws.
 
-        mean over j of C(n_j - rivals_j, among - 1) / C(n_j, among - 1)      n_j rows that can be compared with j
+        mean over j of C(n_j - rivals_j, among - 1) / C(n_j, among - 1)
 
-    Source: 300 candidates are those of Lin et al. 2022 (Mind Reader) and MindEye, who draw 30 times.
+    with n_j the number of rows that can be compared with j, and rivals_j how many of them have r_ij >= r_jj.
+
+    Source: Lin et al. 2022 (Mind Reader) and MindEye use 300 candidates and draw them 30 times.
 
     Returns:
         Array of shape (draws,), NaN where a column has fewer than `among` - 1 rows to be compared with.
@@ -143,7 +148,7 @@ def voxel_r2(measured: np.ndarray, predicted: np.ndarray, weights: np.ndarray | 
 def voxel_correlation_and_r2(
     measured: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`voxel_correlation` and `voxel_r2` from the same weighted sums, which take the time."""
+    """`voxel_correlation` and `voxel_r2` in one pass, since the weighted sums that both need take most of the time."""
     weights = np.ones((1, len(measured))) if weights is None else weights
     weights = weights / weights.sum(1, keepdims=True)
     correlation, explained = (np.empty((len(weights), measured.shape[1])) for _ in range(2))
@@ -182,18 +187,28 @@ def pattern_correlation(
 
 
 def ceiling_normalised(correlation: np.ndarray, noise_ceiling: np.ndarray) -> np.ndarray:
-    """mean over voxels of min(max(r, 0)^2 / ceiling, 1), over the voxels whose ceiling is known; NaN without any.
+    """mean over voxels of min(max(r, 0)^2 / ceiling, 1), over the voxels whose ceiling is at least `LEAST_CEILING`.
+
+    Voxels with a lower ceiling are left out: r^2 / ceiling would be at the cap of 1 as soon as r is above 0 by chance,
+    so that a model which predicts nothing would score up to .5. Voxels of unknown ceiling are left out, too.
 
     Args:
         correlation: r of each voxel, array of shape (draws, voxels).
-        noise_ceiling: share of the variance of what r was computed on that the stimulus explains, array of shape
-            (voxels,), NaN where unknown.
+        noise_ceiling: share of the variance of the responses r was computed on that the stimulus explains, array of
+            shape (voxels,), NaN where unknown.
 
-    Source: the Algonauts 2023 challenge (Gifford et al. 2023), where a ceiling of 0 becomes 1e-14.
+    Returns:
+        Array of shape (draws,). NaN where no ceiling is known; 0 where ceilings are known and all are lower.
+
+    Source: the score of the Algonauts 2023 challenge (Gifford et al. 2023), which keeps all voxels and replaces a
+    ceiling of 0 by 1e-14. The two agree where all ceilings are at least `LEAST_CEILING`.
     """
-    explained = correlation.clip(min=0)
+    measurable = noise_ceiling >= LEAST_CEILING
+    if not measurable.any():
+        return np.full(len(correlation), 0.0 if np.isfinite(noise_ceiling).any() else np.nan)
+    explained = correlation[:, measurable].clip(min=0)
     explained *= explained
-    explained /= noise_ceiling.clip(min=1e-14)
+    explained /= noise_ceiling[measurable]
     return nan_reduce(np.mean, explained.clip(max=1, out=explained))
 
 

@@ -5,12 +5,13 @@ import numpy as np
 from evaluate.utils.file_utils import add_start_docstrings
 
 from visionflow_hf.evaluation.module_inputs import features, paired
-from visionflow_hf.metrics import ceiling_normalised, voxel_correlation
+from visionflow_hf.metrics import LEAST_CEILING, ceiling_normalised, voxel_correlation
 
 DESCRIPTION = """
-Noise-normalised encoding accuracy, the score of the Algonauts 2023 challenge: Pearson's r of measured and predicted
-responses over stimuli for each voxel or vertex, negative r set to 0, r^2 divided by the noise ceiling, at most 1, and
-the mean over voxels. A ceiling of 0 becomes 1e-14.
+Noise-normalised encoding accuracy, the score of the Algonauts 2023 challenge over voxels with a measurable noise
+ceiling: Pearson's r of measured and predicted responses over stimuli for each voxel or vertex, negative r set to 0,
+r^2 divided by the noise ceiling, at most 1, and the mean over the voxels whose ceiling is at least 0.05. The challenge
+keeps voxels with lower ceilings, where r^2 / ceiling is 1 as soon as r is above 0 by chance.
 """
 
 INPUTS = """
@@ -20,7 +21,8 @@ Args:
     noise_ceiling: for each voxel the share of the variance of `references` that the stimulus explains, 0 to 1; None or
         NaN where it is unknown, which leaves the voxel out.
 Returns:
-    ceiling_normalised: 0 to 1; NaN where no ceiling is known.
+    ceiling_normalised: 0 to 1; NaN where no ceiling is known, 0 where ceilings are known and all are below 0.05.
+    n_voxels: how many voxels it is the mean of.
 """
 
 CITATION = """
@@ -52,4 +54,8 @@ class CeilingNormalised(evaluate.Metric):
             raise ValueError(
                 f"noise ceilings from {np.nanmin(ceiling):g} to {np.nanmax(ceiling):g}: give shares of variance, 0 to 1"
             )
-        return {"ceiling_normalised": float(ceiling_normalised(voxel_correlation(measured, predicted), ceiling)[0])}
+        r = voxel_correlation(measured, predicted)
+        return {
+            "ceiling_normalised": float(ceiling_normalised(r, ceiling)[0]),
+            "n_voxels": int(((ceiling >= LEAST_CEILING) & np.isfinite(r[0])).sum()),
+        }

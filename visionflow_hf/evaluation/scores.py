@@ -197,12 +197,13 @@ def _over_voxels(r: np.ndarray, r2: np.ndarray, ceiling: np.ndarray) -> dict:
 
 
 def _reachable(ceiling: np.ndarray) -> dict[str, np.ndarray]:
-    """The figures of a prediction that knows all that the stimulus explains: r = sqrt(ceiling), R2 = ceiling."""
-    r = np.sqrt(ceiling)[None]
+    """The figures of a perfect model, r = sqrt(ceiling) and R2 = ceiling, and which voxels have a measurable ceiling."""
+    r, known = np.sqrt(ceiling)[None], np.isfinite(ceiling).any()
     return {
         "voxel_r_mean": metrics.nan_reduce(np.mean, r),
         "voxel_r_median": metrics.nan_reduce(np.median, r),
         "r2_median": metrics.nan_reduce(np.median, r**2),
+        "share_measurable": np.array([np.mean(ceiling >= metrics.LEAST_CEILING) if known else np.nan]),
     }
 
 
