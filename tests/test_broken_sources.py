@@ -188,7 +188,7 @@ SPOILED = {
     "challenge unreadable image": (
         "algonauts_challenge",
         lambda s: next((training(s) / "training_images").glob("train-0008_*")).write_text("no image"),
-        "nsd-00003 is no image",
+        "the image nsd-00003 cannot be read as an image",
     ),
     "processed without testval": (
         "algonauts_processed",

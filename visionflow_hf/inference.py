@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.predictions import decode_fmri, encode_images
 from visionflow_hf.folders import new_folder, refuse_existing
 from visionflow_hf.hub import load_model
+from visionflow_hf.images import open_image
 
 MARKER = "0000.png"
 
@@ -49,17 +50,6 @@ def decode(
     with new_folder(output, overwrite, marker=MARKER) as folder:
         for index, image in enumerate(images):
             Image.fromarray(image).save(folder / f"{index:04d}.png")
-
-
-def open_image(path: str | os.PathLike) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except FileNotFoundError as error:
-        raise UserError(f"there is no image {path}") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error})") from error
 
 
 def read_fmri(file: Path) -> np.ndarray:

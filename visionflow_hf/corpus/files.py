@@ -1,6 +1,5 @@
 """Reading what others wrote: numbers only, from the files of the source only, and one line where a file is damaged."""
 
-import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,14 +8,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from visionflow_hf.errors import UserError
+from visionflow_hf.images import SUFFIXES
 
 BLOCK_BYTES = 64 * 2**20  # of a source that are in memory at a time
-MAX_PIXELS = 2**25  # of one image; a small file can claim any number
-IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 @contextmanager
@@ -111,27 +107,11 @@ def index_images(files: Iterable[Path]) -> dict[str, Path]:
     """The images among some files by their name without its ending."""
     images: dict[str, Path] = {}
     for file in files:
-        if file.suffix.lower() in IMAGE_SUFFIXES:
+        if file.suffix.lower() in SUFFIXES:
             other = images.setdefault(file.stem, file)
             if other != file:
                 raise UserError(f"two images bear the name {file.stem}: {other} and {file}; remove one")
     return images
-
-
-def to_pixels(encoded: bytes, name: str | os.PathLike) -> np.ndarray:
-    """The uint8 pixels of an encoded image, array of shape (height, width, 3), upright."""
-    with reading(name), open_image(encoded, name) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise UserError(f"{name} has {picture.width} x {picture.height} pixels: at most {MAX_PIXELS} are read")
-        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-
-
-def open_image(encoded: bytes, name: str | os.PathLike) -> Image.Image:
-    """Of the formats that pixels come in; PIL would hand others to other programs."""
-    try:
-        return Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS)
-    except UnidentifiedImageError as error:
-        raise UserError(f"{name} is no image, or a damaged one: replace or remove it") from error
 
 
 def read_images(files: dict[str, Path]) -> Iterator[tuple[str, bytes]]:

@@ -4,12 +4,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from PIL import Image
-
 from visionflow_hf.corpus.leakage import picture
 from visionflow_hf.corpus.schema import MARKER, voxel_table, write_corpus
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import refuse_existing
+from visionflow_hf.images import SUFFIXES
 
 UNIT = "no fMRI"
 
@@ -36,7 +35,7 @@ def prepare_images(
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-    pictures = [file for file in files if file.suffix.lower() in Image.registered_extensions()]
+    pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     others = sorted({file.suffix or file.name for file in files} - {file.suffix for file in pictures})
     if not pictures:
         raise UserError(f"{folder} has no picture in it, only {count(files, 'file')}: .png, .jpg and the like are read")

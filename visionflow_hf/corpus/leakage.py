@@ -10,15 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Image
 from tqdm import tqdm
 
 from visionflow_hf.errors import UserError, count
+from visionflow_hf.images import open_image, pixel_hash
 
 BATCH = 64
-DECODER = Image()  # turns a picture as its EXIF data say, as reading a row does
 
 
 class Picture(NamedTuple):
@@ -82,17 +81,9 @@ def encoded(split: Dataset, rows: list[int]) -> list[bytes]:
 
 
 def picture(image: bytes, where: str) -> Picture:
-    """An encoded image as a model would see it; of 16 and 32 bits a pixel all that is there."""
-    try:
-        decoded = DECODER.decode_example({"bytes": image, "path": None})
-    except Exception as error:  # decoders raise errors of a dozen kinds on a damaged image
-        raise UserError(f"{where} cannot be read as an image ({error}): remove it or mend it") from error
-    if not decoded.mode.startswith(("I", "F")):
-        decoded = decoded.convert("RGB")
-    pixels = np.ascontiguousarray(decoded)
-    return Picture(
-        hashlib.sha256(f"{decoded.mode}{pixels.shape}".encode() + pixels.tobytes()).hexdigest(), decoded.size
-    )
+    """The hash and the size of an encoded image."""
+    decoded = open_image(image, where)
+    return Picture(pixel_hash(decoded), decoded.size)
 
 
 def leakage(splits: DatasetDict, pictures: Pictures) -> str:

@@ -1,14 +1,17 @@
 """The responses and the images of a split as arrays."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset
+from datasets import Image as DatasetsImage
 from PIL import Image
 
 from visionflow_hf.corpus.repeats import average_repeats
 from visionflow_hf.errors import UserError, count
+from visionflow_hf.images import open_image, upright_size
 
 
 @dataclass
@@ -76,11 +79,24 @@ def responses_of(split: Dataset, subject: str) -> Responses:
 
 
 def images_of(split: Dataset, stimulus_ids: Sequence[str]) -> list[Image.Image]:
-    """The image of each stimulus, from the first row that shows it."""
+    """The image of each stimulus, from the first row that shows it, as `visionflow_hf.images.open_image` gives it."""
     first: dict[str, int] = {}
     for row, stimulus in enumerate(split["stimulus_id"]):
         first.setdefault(stimulus, row)
-    return list(split.select([first[stimulus] for stimulus in stimulus_ids])["image"])
+    files = image_files(split.select([first[stimulus] for stimulus in stimulus_ids]))
+    return [open_image(file, f"the image of {name}") for file, name in zip(files, stimulus_ids, strict=True)]
+
+
+def image_formats(split: Dataset) -> tuple[Counter, bool]:
+    """How many images have which (width, height) in px, and whether all are grey."""
+    formats = [upright_size(file, f"image {row} of the split") for row, file in enumerate(image_files(split))]
+    return Counter(size for size, _ in formats), all(grey for _, grey in formats)
+
+
+def image_files(split: Dataset) -> Iterator[bytes | str]:
+    """The image file of each row, its bytes or its path."""
+    for file in split.select_columns("image").cast_column("image", DatasetsImage(decode=False))["image"]:
+        yield file["bytes"] or file["path"]
 
 
 def check_responses(array: np.ndarray, key: str) -> np.ndarray:

@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from visionflow_hf.corpus.files import BLOCK_BYTES, open_image, to_pixels
+from visionflow_hf.corpus.files import BLOCK_BYTES
 from visionflow_hf.corpus.responses import check_responses
-from visionflow_hf.corpus.schema import pixel_hash
 from visionflow_hf.corpus.source import Block, Source
 from visionflow_hf.errors import UserError, count
+from visionflow_hf.images import is_plain_rgb, open_image, pixel_hash
 from visionflow_hf.processes import run
 
 
@@ -88,24 +88,21 @@ def store_images(part: Callable[[], Iterator[tuple[str, np.ndarray | bytes]]], p
         for stimulus, image in part():
             if stimulus in pictures:
                 continue
-            pixels, encoded = image, None
             if isinstance(image, bytes):
-                pixels = to_pixels(image, f"the image {stimulus}")
-                encoded = image if is_upright_rgb(image) else None
-            encoded = encoded or to_png(pixels)
-            pictures[stimulus] = Picture(path, file.tell(), len(encoded), pixel_hash(pixels))
+                name = f"the image {stimulus}"
+                picture = open_image(image, name).convert("RGB")
+                encoded = image if is_plain_rgb(image, name) else to_png(picture)
+            else:
+                picture = Image.fromarray(image)
+                encoded = to_png(picture)
+            pictures[stimulus] = Picture(path, file.tell(), len(encoded), pixel_hash(picture))
             file.write(encoded)
     return pictures
 
 
-def is_upright_rgb(encoded: bytes) -> bool:
-    with open_image(encoded, "the image") as picture:
-        return picture.mode == "RGB" and picture.getexif().get(0x0112, 1) == 1
-
-
-def to_png(pixels: np.ndarray) -> bytes:
+def to_png(picture: Image.Image) -> bytes:
     encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, "PNG")
+    picture.save(encoded, "PNG")
     return encoded.getvalue()
 
 

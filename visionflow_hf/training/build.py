@@ -1,17 +1,14 @@
 """A new model and its processor, with the sizes that fit a corpus."""
 
-import io
 import math
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Image
-from PIL import Image as PILImage
+from datasets import Dataset
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTConfig
 from transformers.utils import logging
 
-from visionflow_hf.corpus.responses import pairs_of, responses_of
+from visionflow_hf.corpus.responses import image_formats, pairs_of, responses_of
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
@@ -22,7 +19,6 @@ logger = logging.get_logger("visionflow_hf")
 
 LARGEST_IMAGE = 224  # px; what pretrained encoders take
 PRETRAINED_FROM = 64  # px; smaller stimuli get an encoder of their own
-GREY_MODES = ("1", "L", "I;16")
 
 
 def build_processor(train: Dataset, image_size: int | None) -> VisionFlowProcessor:
@@ -41,12 +37,7 @@ def build_processor(train: Dataset, image_size: int | None) -> VisionFlowProcess
 
 def image_format(pairs: Dataset, image_size: int | None) -> tuple[list[int], int]:
     """Height and width in px that a model works at, and the number of its channels."""
-    sizes: Counter = Counter()
-    grey = True
-    for item in pairs.select_columns("image").cast_column("image", Image(decode=False))["image"]:
-        with PILImage.open(io.BytesIO(item["bytes"]) if item["bytes"] else item["path"]) as picture:
-            sizes[picture.size] += 1
-            grey = grey and picture.mode in GREY_MODES
+    sizes, grey = image_formats(pairs)
     width, height = sizes.most_common(1)[0][0]
     scale = min(1.0, LARGEST_IMAGE / max(width, height)) if image_size is None else image_size / max(width, height)
     return [max(1, round(height * scale)), max(1, round(width * scale))], 1 if grey else 3

@@ -11,7 +11,6 @@ and the versions of the libraries that compute them.
 
 import hashlib
 import inspect
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,9 +24,9 @@ import transformers
 from accelerate import PartialState
 from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
-from PIL import Image
 from tqdm import tqdm
 
+from visionflow_hf.images import open_image
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.processes import cores, place_on_machine
 from visionflow_hf.training.kept_arrays import KeptArrays
@@ -137,7 +136,7 @@ def read_pixels(
     """Pixels in batches, uint8 arrays of shape (stimuli, height, width, channels); decoded and resized in threads."""
 
     def pixels(batch: list[bytes]) -> np.ndarray:
-        values = processor(images=[Image.open(io.BytesIO(file)) for file in batch])["pixel_values"]
+        values = processor(images=[open_image(file, "an image of the corpus") for file in batch])["pixel_values"]
         return (values * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
     with ThreadPoolExecutor(cores()) as threads:
