@@ -1,24 +1,37 @@
-"""What README.md and a card show runs as it stands, and the tree that README.md draws exists."""
+"""README.md, the docs and model cards: their Python lines run, their commands, flags, files and links exist."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from datasets import load_from_disk
 from loopback_hub import LoopbackHub, environment
 from PIL import Image
 
+from visionflow_hf.cli import main
+
 README = (ROOT / "README.md").read_text()
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(ROOT.glob("benchmarks/*.md")),
+]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, text: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def python_blocks(text: str) -> str:
-    return "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+    return "\n".join(blocks("python", text))
 
 
 @pytest.fixture
@@ -62,20 +75,103 @@ def test_the_python_lines_of_a_card_on_the_hub_run(reader, hub, tmp_path):
     assert "modeling_visionflow.py" in hub.files("somebody/tuned")
 
 
-def test_the_tree_and_the_links_exist():
-    for line in blocks("text")[0].splitlines():
-        name = line.split()[0]
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 120
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_of_a_page_exist(page):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_every_page_is_in_the_index():
+    for folder, index in (("docs", "index.md"), ("docs/experiments", "README.md")):
+        listed = (ROOT / folder / index).read_text()
+        for page in (ROOT / folder).glob("*.md"):
+            assert page.name == index or f"({page.name})" in listed, page
+
+
+def test_the_tree_exists():
+    tree = blocks("text", (ROOT / "docs" / "architecture.md").read_text())[0]
+    for line in tree.splitlines():
         folder = "visionflow_hf/" if line.startswith("  ") else ""
-        assert (ROOT / f"{folder}{name}").exists(), line
-    for link in re.findall(r"\]\(([^)]+)\)", README):
-        assert link.startswith("https://") or (ROOT / link).exists(), link
+        for name in re.findall(r"[\w./-]+", re.split(r"  +", line.strip())[0]):
+            assert (ROOT / f"{folder}{name}").exists(), line
 
 
-def test_the_commands_exist():
-    from visionflow_hf.cli import parser
+def flags_of(text: str) -> set[str]:
+    """The flags in a text; train takes each with underscores and with hyphens, so they are not distinguished."""
+    return {flag.replace("-", "_").replace("__", "--", 1) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
 
-    help_text = parser().format_help()
-    for command in set(re.findall(r"^visionflow (\w+)", "\n".join(blocks("sh")), flags=re.MULTILINE)):
-        assert command in help_text
-    for script in re.findall(r"^bash (\S+)", "\n".join(blocks("sh")), flags=re.MULTILINE):
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_and_flags_exist(page, capsys):
+    """Each `visionflow COMMAND` of a page is in the command line, and so are the flags behind it."""
+    text = page.read_text()
+    for script in re.findall(r"^bash (\S+)", "\n".join(blocks("sh", text)), flags=re.MULTILINE):
         assert (ROOT / script).is_file()
+    lines = "\n".join(blocks("sh", text)).replace("\\\n", " ").splitlines()
+    for line in [*lines, *re.findall(r"`(visionflow [^`]+)`", text)]:
+        found = re.search(
+            r"(?:visionflow|-m visionflow_hf\.cli) ((?:prepare )?[a-z][\w-]*)(.*)", line.partition("  #")[0]
+        )
+        if found is None:
+            continue
+        with pytest.raises(SystemExit) as ended:
+            main([*found[1].split(), "--help"])
+        assert ended.value.code == 0, line
+        known = flags_of(capsys.readouterr().out)
+        assert flags_of(found[2]) <= known, line
+
+
+def test_the_flags_of_training_exist(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    known = flags_of(capsys.readouterr().out)
+    named = flags_of(re.sub(r"```.*?```", "", (ROOT / "docs" / "training.md").read_text(), flags=re.DOTALL))
+    assert "--linear_dim" in named and named <= known | {"--help"}
+
+
+def test_the_python_lines_of_all_pages_are_python():
+    for page in PAGES:
+        for number, block in enumerate(blocks("python", page.read_text())):
+            compile(block, f"{page} {number}", "exec")
+
+
+def test_niftis_become_a_corpus_as_the_docs_show(tmp_path, monkeypatch):
+    import nibabel as nib
+
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    mask = rng.random((4, 5, 6)) > 0.5
+    betas = rng.normal(size=(4, 5, 6, 8)).astype(np.float32)
+    nib.save(nib.Nifti1Image(mask.astype(np.uint8), np.eye(4)), "visual_cortex.nii.gz")
+    nib.save(nib.Nifti1Image(betas, np.eye(4)), "betas.nii.gz")
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(f"{number}.png")
+    files = [f"{trial % 4}.png" for trial in range(8)]
+    Path("stimuli.txt").write_text("\n".join(files))
+
+    page = (ROOT / "docs" / "data.md").read_text()
+    exec(blocks("python", page)[0], {})
+    command = next(line for line in "\n".join(blocks("sh", page)).splitlines() if line.startswith("visionflow prepare"))
+    assert main(shlex.split(command)[1:]) == 0
+
+    corpus = load_from_disk("corpus")
+    rows = [*corpus["train"], *corpus["test"]]
+    assert len(rows) == 8 and {row["stimulus_id"] for row in rows} == set(files)
+    for row in rows:
+        trial = files.index(row["stimulus_id"]) + 4 * row["repeat"]
+        assert np.array_equal(np.float32(row["fmri"]), betas[mask][:, trial])
