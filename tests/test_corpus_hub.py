@@ -2,22 +2,20 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import DatasetDict, load_from_disk
 from loopback_hub import LoopbackHub, Repository, environment
 from test_hub import stranger, visionflow
-from test_processes import FLAGS, launch, losses
 
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.schema import FEATURES, read_corpus
-from visionflow_hf.corpus.shared_tables import SHARED_MEMORY, write
-from visionflow_hf.errors import UserError
 
 # What the card shows, by somebody without this package.
 READ = """
@@ -112,32 +110,27 @@ def test_train_and_evaluate_by_name_online_and_then_offline(hub, pushed, unpaire
     assert "simulated response" in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_processes_of_a_machine_share_a_stream(hub, pushed, tmp_path):
+def test_a_stream_of_several_shards_has_every_row(hub, pushed, unpaired, tmp_path):
     train = pq.read_table(io.BytesIO(pushed["data/train-00000-of-00001.parquet"]))
     shards = {}
     for number in range(3):
         shard = io.BytesIO()
         pq.write_table(train.slice(number * 24, 24), shard)
         shards[f"data/train-{number:05d}-of-00003.parquet"] = shard.getvalue()
-    kept = {name: content for name, content in pushed.items() if "train-" not in name}
     repository = hub.repositories["datasets/lab/shards"] = Repository(private=False)
-    repository.commit(kept | shards)
-    flags = [*FLAGS, "--max_steps", 4, "--validation_fraction", 0.1, "--wavelet_dim", 0, "--streaming"]
-    env, asked = environment(hub, tmp_path / "home"), []
-    for run, batch, start in (("two", 4, launch), ("one", 8, visionflow)):
-        before, rows = len(hub.requests), ["--per_device_train_batch_size", batch]
-        done = start("train", "lab/shards", tmp_path / run, *flags, *rows, env=env)
-        assert done.returncode == 0, done.stderr[-2000:]
-        asked.append(sorted(one for one in hub.requests[before:] if one.startswith("GET") and "data/" in one))
-    assert asked[0] == asked[1]  # no shard was read twice
-    for two, one in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
-        assert two == pytest.approx(one, rel=1e-4)
-    assert not list(SHARED_MEMORY.glob("visionflow-*"))
-
-
-def test_shared_memory_without_room_is_named():
-    with pytest.raises(UserError, match="has no room for 1 MiB more, which --streaming keeps there"):
-        write(pa.table({"fmri": np.zeros(2**17)}), "/dev/full")
+    repository.commit({name: content for name, content in pushed.items() if "train-" not in name} | shards)
+    env = environment(hub, tmp_path / "home")
+    script = (
+        "import sys; from visionflow_hf.corpus.schema import read_corpus\n"
+        "read_corpus(sys.argv[1], streaming=True).splits.save_to_disk(sys.argv[2])"
+    )
+    command = [sys.executable, "-c", script, "lab/shards", str(tmp_path / "read")]
+    result = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    read, expected = load_from_disk(str(tmp_path / "read")), load_from_disk(str(unpaired))
+    for name in ("train", "test"):
+        assert read[name].features == FEATURES
+        assert read[name].remove_columns("image")[:] == expected[name].remove_columns("image")[:]
 
 
 def test_train_in_a_stream_leaves_no_copy_and_gives_the_same_model(hub, pushed, unpaired, tmp_path, refused):

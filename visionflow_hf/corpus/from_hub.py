@@ -1,8 +1,7 @@
-"""Corpora from the Hub: Parquet shards, the voxel table and the card, as `push-corpus` leaves them there."""
+"""Corpora from the Hub: Parquet shards, the voxel table and the card, as `push-corpus` writes them."""
 
 import re
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,9 +9,8 @@ from datasets import Dataset, DatasetDict, Features, load_dataset
 from huggingface_hub import DatasetCard, HfApi, snapshot_download
 from tqdm import tqdm
 
-from visionflow_hf.corpus.shared_tables import read_tables
 from visionflow_hf.errors import UserError
-from visionflow_hf.hub_errors import HUB_ERRORS
+from visionflow_hf.hub_errors import reading_corpus
 
 SHARD = re.compile(r"data/(\w+)-[^/]*\.parquet")
 BESIDE = ["voxels.parquet", "README.md"]
@@ -22,62 +20,53 @@ def fetch_corpus(name: str) -> Path:
     """The folder of the corpus ORG/NAME in the cache; what is there already is not fetched again.
 
     Raises:
-        UserError: there is none, or the Hub cannot be reached.
+        UserError: there is none, it cannot be stored here, or the Hub does not answer.
     """
-    try:
+    with reading_corpus(name):
         folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=["data/*.parquet", *BESIDE]))
-    except HUB_ERRORS as error:
-        raise no_corpus(name, error) from error
     if not is_parquet(folder):
         raise without_shards(name)
     return folder
 
 
 def stream_corpus(name: str, features: Features) -> tuple[DatasetDict, Path]:
-    """The splits of the corpus ORG/NAME, read into memory with no copy on disk; once for all processes of a machine.
+    """The splits of the corpus ORG/NAME, read by `datasets` into the memory of this process, with no copy on disk.
 
     Returns:
         The splits, and the folder of what lies beside them: voxel table and card.
 
     Raises:
-        UserError: there is none, it has other columns than `features`, or the Hub cannot be reached.
+        UserError: there is none, it has other columns than `features`, or the Hub does not answer.
     """
-    try:
+    corpus = DatasetDict()
+    with reading_corpus(name):
         revision = HfApi().dataset_info(name).sha
         folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=BESIDE))
         shards = shards_of(HfApi().list_repo_files(name, repo_type="dataset", revision=revision))
         if not shards:
             raise without_shards(name)
-        corpus = DatasetDict()
         for split, files in shards.items():
             addresses = [f"hf://datasets/{name}@{revision}/{file}" for file in files]
-            with tqdm(desc=f"reading {split}", unit=" rows", leave=False, disable=None) as bar:
-                tables = read_tables(addresses, partial(stream_shard, features=features, bar=bar))
-            corpus[split] = Dataset(pa.concat_tables(tables))
-    except (KeyError, pa.ArrowInvalid) as error:
-        raise UserError(
-            f"corpus {name} cannot be read ({' '.join(str(error).split())[:100]}): whole Parquet files are expected, "
-            f"with the columns {', '.join(features)}"
-        ) from error
-    except HUB_ERRORS as error:
-        raise no_corpus(name, error) from error
+            try:
+                corpus[split] = Dataset(read_stream(addresses, split, features))
+            except (KeyError, pa.ArrowInvalid) as error:
+                raise UserError(
+                    f"corpus {name} cannot be read ({' '.join(str(error).split())[:100]}): whole Parquet files are "
+                    f"expected, with the columns {', '.join(features)}"
+                ) from error
     describe(corpus, folder)
     return corpus, folder
 
 
-def stream_shard(address: str, features: Features, bar: tqdm) -> pa.Table:
-    """The columns `features` of a Parquet file on the Hub; `bar` counts its rows."""
+def read_stream(addresses: list[str], split: str, features: Features) -> pa.Table:
+    """The columns `features` of Parquet files on the Hub."""
     batches = []
-    rows = load_dataset("parquet", data_files=address, split="train", streaming=True)  # as a file alone is named
-    for batch in rows.with_format("arrow").iter(100):
-        batches.append(batch)
-        bar.update(len(batch))
-    return pa.concat_tables(batches).select(list(features)).cast(features.arrow_schema)
-
-
-def no_corpus(name: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(f"{name} is no corpus: there is no such folder, and the Hub gives none ({reason})")
+    rows = load_dataset("parquet", data_files=addresses, split="train", streaming=True)  # `datasets` names it so
+    with tqdm(desc=f"reading {split}", unit=" rows", leave=False, disable=None) as bar:
+        for batch in rows.with_format("arrow").iter(100):
+            batches.append(batch.select(list(features)).cast(features.arrow_schema))
+            bar.update(len(batch))
+    return pa.concat_tables(batches)
 
 
 def without_shards(name: str) -> UserError:
