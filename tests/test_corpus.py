@@ -15,7 +15,7 @@ from visionflow_hf.corpus.inspect import summarise
 from visionflow_hf.corpus.repeats import average_repeats, ceiling_of_average, ncsnr, ncsnr_of_ceiling, number_repeats
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import FEATURES, open_corpus, voxel_table, write_corpus
-from visionflow_hf.corpus.splits import split_stimuli, stimulus_folds
+from visionflow_hf.corpus.splits import draw_test, place, split_stimuli, stimulus_folds
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import new_folder
 
@@ -42,6 +42,38 @@ def test_folds_keep_repeats_together_and_hold_every_row_out_once():
 def test_folds_that_cannot_be_made_are_refused(folds):
     with pytest.raises(UserError, match="between 2 and 4"):
         list(stimulus_folds(["a", "b", "c", "d"], folds, seed=0))
+
+
+@pytest.mark.parametrize("folds", [1, 2, 10])
+def test_one_stimulus_has_no_folds_whatever_their_number(folds):
+    with pytest.raises(UserError, match="1 distinct stimulus .* needs at least 2") as caught:
+        list(stimulus_folds(["a", "a"], folds, seed=0))
+    assert "--folds" not in str(caught.value) and "between" not in str(caught.value)
+
+
+def test_a_stimulus_is_drawn_whatever_the_others_are():
+    names = [f"s{number}" for number in range(1000)]
+    test = draw_test(names, 0.1, seed=0)
+    assert 70 < len(test) < 130  # the binomial distribution's standard deviation is 9.5
+    assert draw_test(names[300:800], 0.1, seed=0) == test & set(names[300:800])
+    assert draw_test(names * 2, 0.1, seed=0) == test < draw_test(names, 0.2, seed=0)
+    assert len(draw_test(names, 0.1, seed=1) & test) < 30
+    # these values must stay, or corpora of today and of tomorrow could not be merged
+    assert sorted(draw_test(names[:50], 0.1, seed=0)) == ["s15", "s23", "s30", "s37"]
+
+
+def test_a_small_draw_has_a_stimulus_on_each_side_and_says_so(capsys):
+    for fraction, number in ((0.001, 1), (0.999, 3)):
+        said = []
+        assert len(draw_test(["a", "b", "c", "d"], fraction, seed=0, report=said.append)) == number
+        assert len(said) == 1 and "one was moved there" in said[0]
+    nearest = min("abcd", key=lambda name: place(name, 0))
+    assert draw_test("abcd", 0.001, seed=0) == {nearest}
+    with pytest.raises(UserError, match="1 distinct stimulus"):
+        draw_test(["a", "a"], 0.1, seed=0)
+    for fraction in (0, 1, -0.1, float("nan")):
+        with pytest.raises(UserError, match="between 0 and 1"):
+            draw_test("abcd", fraction, seed=0)
 
 
 def test_a_split_has_at_least_one_stimulus_on_each_side():

@@ -208,7 +208,14 @@ def test_nsd_with_splits_drawn_anew(source, tmp_path):
     assert_rows(rows, expected)
     split = {}
     assert all(split.setdefault(key[1], value[0]) == value[0] for key, value in rows.items())
-    assert list(split.values()).count("test") == round(len(split) / 2)
+    assert set(split.values()) == {"train", "test"}
+    flags = ["--test-fraction", 0.5, "--seed", 3, "--subjects"]
+    for subject in ("subj01", "subj02"):  # imported alone, each stimulus is where it was
+        assert prepare("nsd", source, tmp_path / subject, *flags, subject) == 0
+        alone = rows_of(tmp_path / subject)
+        assert {key: value[0] for key, value in alone.items()} == {
+            key: value[0] for key, value in rows.items() if key[0] == subject
+        }
 
 
 @of("god", "god_legacy")

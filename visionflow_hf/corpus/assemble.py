@@ -19,7 +19,7 @@ from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_groups, nu
 from visionflow_hf.corpus.schema import MARKER, SPLITS, voxel_table, write_splits
 from visionflow_hf.corpus.scratch import Picture, StoredResponses, gather_images, gather_responses
 from visionflow_hf.corpus.source import Source, Subject
-from visionflow_hf.corpus.splits import split_stimuli
+from visionflow_hf.corpus.splits import draw_test
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import new_folder, refuse_existing
 
@@ -62,8 +62,8 @@ def write_source(
     """Write the corpus `out`, whole or not at all.
 
     Args:
-        test_fraction: share of the stimuli to draw as test; None keeps the splits of the source, and draws a tenth
-            where it leaves them open.
+        test_fraction: about what share of the stimuli to draw as test, by a hash of their pixels; None keeps the
+            splits of the source, and draws a tenth where it has none.
         average: keep one row a stimulus and subject, the mean of its trials.
         num_proc: processes that read side by side.
         report: told, a line each, what a reader of the corpus should know.
@@ -131,9 +131,8 @@ def assign_splits(
     if test_fraction is None and any(subject.splits is None for subject in source.subjects):
         test_fraction = 0.1
     if test_fraction is not None:
-        first = {pictures[name].pixels: name for name in reversed(stimuli)}
-        held_out = split_stimuli(list(first.values()), test_fraction, seed)
-        return {name: "test" if first[pictures[name].pixels] in held_out else "train" for name in stimuli}
+        test = draw_test((pictures[name].pixels for name in stimuli), test_fraction, seed, report)
+        return {name: "test" if pictures[name].pixels in test else "train" for name in stimuli}
     found: dict[str, set[str]] = {}
     for subject in source.subjects:
         for name, split in zip(subject.stimuli, subject.splits, strict=True):

@@ -1,29 +1,43 @@
 """Reading what others wrote: numbers only, from the files of the source only, and one line where a file is damaged."""
 
+import lzma
 import os
+import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from tokenize import TokenError
+from zipfile import BadZipFile
 
 import h5py
 import numpy as np
+import pyarrow as pa
+from scipy.io.matlab import MatReadError
 
 from visionflow_hf.errors import UserError
 from visionflow_hf.images import SUFFIXES
 
+FORMAT_ERRORS = (  # what the readers of HDF5, .mat, .npy, .npz, Arrow, NIfTI and text raise on damaged files
+    *(OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, ArithmeticError, RuntimeError, MemoryError),
+    *(struct.error, zlib.error, lzma.LZMAError, BadZipFile, TokenError, MatReadError, pa.ArrowException),
+)
 BLOCK_BYTES = 64 * 2**20  # of a source that are in memory at a time
 
 
 @contextmanager
 def reading(file: str | os.PathLike) -> Iterator[None]:
-    """Whatever a reader raises on a damaged file becomes one line; readers raise errors of a dozen kinds."""
+    """Raise `UserError` where `file` cannot be opened, or where a reader of its format finds it damaged."""
     try:
         yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{file} cannot be read ({error or type(error).__name__}): is it whole?") from error
+    except FORMAT_ERRORS as error:
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+        if isinstance(error, MemoryError):
+            raise UserError(f"{file} does not fit into memory ({error}), or is damaged") from error
+        detail = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{file} cannot be read ({detail}): is it whole?") from error
 
 
 def existing(file: Path) -> Path:

@@ -180,7 +180,10 @@ def nifti(file: Path):
     except ImportError as error:
         raise UserError("reading NIfTI needs nibabel: pip install 'visionflow-hf[brain]'") from error
     with reading(existing(file)):
-        return nibabel.load(file)
+        try:
+            return nibabel.load(file)
+        except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
+            raise ValueError(str(error)) from error
 
 
 def read_volume(file: Path) -> np.ndarray:

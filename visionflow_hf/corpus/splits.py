@@ -1,6 +1,7 @@
-"""Splits and folds by stimulus: all repeats and all subjects of an image stay on one side."""
+"""Splits and folds by stimulus: all repeats of a stimulus, of all subjects, are on one side."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from sklearn.model_selection import KFold
@@ -8,15 +9,54 @@ from sklearn.model_selection import KFold
 from visionflow_hf.errors import UserError
 
 
-def split_stimuli(stimulus_ids: Sequence[str], fraction: float, seed: int) -> set[str]:
-    """Draw `fraction` of the distinct stimuli (at least one, never all)."""
-    distinct = sorted(set(stimulus_ids))
+def draw_test(stimuli: Iterable[str], fraction: float, seed: int, report: Callable[[str], None] = print) -> set[str]:
+    """Draw about `fraction` of the distinct stimuli as the test split, each by a hash of its own.
+
+    A stimulus is in test where `place(stimulus, seed)` is below `fraction`, whatever the other stimuli are: corpora
+    that are prepared one by one with the same fraction and seed agree, and can be merged. Where this leaves one side
+    empty, the stimulus nearest to `fraction` moves there.
+
+    Args:
+        stimuli: what stimuli are known by in all corpora, such as hashes of their pixels.
+        report: told where a stimulus had to move.
+
+    Raises:
+        UserError: a fraction beyond 0 and 1, or fewer than 2 stimuli.
+    """
+    distinct = check_drawn(stimuli, fraction)
+    places = {stimulus: place(stimulus, seed) for stimulus in distinct}
+    test = {stimulus for stimulus in distinct if places[stimulus] < fraction}
+    if not test or len(test) == len(distinct):
+        empty = "train" if test else "test"
+        nearest = min(distinct, key=lambda stimulus: abs(places[stimulus] - fraction))
+        test ^= {nearest}
+        report(
+            f"a share of {fraction:g} of {len(distinct)} stimuli left none in {empty}: one was moved there, which may "
+            "be on the other side in another corpus"
+        )
+    return test
+
+
+def place(stimulus: str, seed: int) -> float:
+    """Where a stimulus lies between 0 and 1, a hash of its name and the seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {stimulus}".encode()).digest()[:8], "big") / 2**64
+
+
+def split_stimuli(stimulus_ids: Iterable[str], fraction: float, seed: int) -> set[str]:
+    """Draw just `fraction` of the distinct stimuli, at least one and never all; which ones depends on all of them."""
+    distinct = check_drawn(stimulus_ids, fraction)
+    count = min(max(round(len(distinct) * fraction), 1), len(distinct) - 1)
+    return set(np.random.default_rng(seed).choice(distinct, count, replace=False).tolist())
+
+
+def check_drawn(stimuli: Iterable[str], fraction: float) -> list[str]:
+    """The distinct stimuli, sorted."""
+    distinct = sorted(set(stimuli))
     if not 0 < fraction < 1:
         raise UserError(f"the held-out fraction is {fraction}: give one between 0 and 1")
     if len(distinct) < 2:
         raise UserError(f"there is {len(distinct)} distinct stimulus: at least 2 are needed to hold some out")
-    count = min(max(round(len(distinct) * fraction), 1), len(distinct) - 1)
-    return set(np.random.default_rng(seed).choice(distinct, count, replace=False).tolist())
+    return distinct
 
 
 def stimulus_folds(stimulus_ids: Sequence[str], folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -24,11 +64,20 @@ def stimulus_folds(stimulus_ids: Sequence[str], folds: int, seed: int) -> Iterat
 
     The folds are a shuffled `KFold` over the distinct stimuli in their order of appearance: where each stimulus has
     one row, they are the folds of scikit-learn's `KFold(folds, shuffle=True, random_state=seed)` over the rows.
+
+    Raises:
+        UserError: fewer than 2 stimuli, or another number of folds than 2 to as many as there are stimuli.
     """
     distinct = np.array(list(dict.fromkeys(stimulus_ids)))
+    if len(distinct) < 2:
+        raise UserError(
+            f"the corpus has {len(distinct)} distinct stimulus to draw folds from: cross-validation, as in "
+            "`crossvalidate`, needs at least 2"
+        )
     if not 2 <= folds <= len(distinct):
         raise UserError(
-            f"{folds} folds of {len(distinct)} distinct stimuli: give --folds between 2 and {len(distinct)}"
+            f"{folds} folds of {len(distinct)} distinct stimuli: the number of folds must be between 2 and "
+            f"{len(distinct)}"
         )
     stimulus_ids = np.asarray(stimulus_ids)
     for _, held_out in KFold(folds, shuffle=True, random_state=seed).split(distinct):
