@@ -1,4 +1,4 @@
-"""The command line `visionflow`: the flags of every command, and errors as one line with exit code 2.
+"""The command line `visionflow`: one parser for all commands, and errors as one line with exit code 2.
 
 A command imports what it needs when it runs, so that help and importers need not wait for torch.
 """
@@ -10,21 +10,51 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from threading import current_thread, main_thread
 
+from visionflow_hf import __version__
 from visionflow_hf.errors import UserError
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what it has begun is cleaned up."""
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Help that shows `--max_steps`, and not `--max-steps` beside it, which is taken as well."""
+
+    def _format_action_invocation(self, action):
+        if len(action.option_strings) > 1 and "_" in action.option_strings[0]:
+            action = argparse.Action(action.option_strings[:1], action.dest, action.nargs, metavar=action.metavar)
+        return super()._format_action_invocation(action)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse whose complaint is one line."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's; words that a command does not know are told with that command's own help."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unknown arguments {' '.join(unknown)}")
+        return namespace, unknown
 
     def error(self, message: str):
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 for what the user can mend."""
+    """Run one command.
+
+    Returns:
+        The exit code: 0; 2 for what the user can mend; 130 after Ctrl-C; 143 after SIGTERM.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = take_debug_flag(argv)
     if not debug:
@@ -34,25 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("visionflow_hf").setLevel(logging.INFO if first else logging.ERROR)
     if not first:
         os.environ["TQDM_DISABLE"] = "1"
+    # A thread that waits for another sleeps, and leaves its core to it. libgomp reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        if argv[:1] != ["train"] and os.environ.get("WORLD_SIZE", "1") != "1":
-            raise UserError("only `train` shares its work among several processes: run this without a launcher")
-        if argv[:1] == ["train"]:
-            if current_thread() is main_thread():  # the only one that may say so
-                signal.signal(signal.SIGTERM, signal.default_int_handler)  # a launcher's end, too, lets it clean up
-            train(argv[1:])
-        elif argv[:1] == ["crossvalidate"]:
-            crossvalidate(argv[1:])
-        else:
-            args = vars(parser().parse_args(argv))
-            args.pop("command")
-            args.pop("layout", None)
+        with sigterm_raises():
+            if argv[:1] != ["train"] and os.environ.get("WORLD_SIZE", "1") != "1":
+                raise UserError("only `train` shares its work among several processes: run this without a launcher")
+            args = parse(argv)
             args.pop("run_command")(**args)
     except UserError as error:
         if debug:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Terminated:
+        print("error: terminated", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
@@ -68,147 +95,265 @@ def take_debug_flag(argv: list[str]) -> bool:
     return False
 
 
-def parser() -> Parser:
-    """Everything but `train` and `crossvalidate`, whose flags are those of TrainingArguments."""
-    top = Parser(prog="visionflow", description="Reads and writes the visual cortex.", allow_abbrev=False)
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+@contextmanager
+def sigterm_raises():
+    """SIGTERM raises `Terminated` within; only in the main thread, where Python allows it."""
+    if current_thread() is not main_thread():
+        yield
+        return
 
-    def command(name: str, run_command, help: str, group=commands) -> Parser:
-        added = group.add_parser(name, help=help, description=help, allow_abbrev=False)
+    def end(number, frame):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def parse(argv: list[str]) -> dict:
+    """The flags of a command by name, and the command's function as `run_command`.
+
+    The flags of `--config FILE.yaml` come before those of the command line, which override them.
+    """
+    one = parser(argv)
+    args = vars(one.parse_args(argv))
+    file = args.pop("config", None)
+    if file is not None:
+        from visionflow_hf.training.arguments import config_words
+
+        # `--config` once more ends a list of values before CORPUS would be taken for one of them
+        args = vars(one.parse_args([argv[0], *config_words(file), "--config", str(file), *argv[1:]]))
+        del args["config"]
+    return args
+
+
+def parser(argv: Sequence[str] = ()) -> Parser:
+    """The parser of all commands.
+
+    Args:
+        argv: words of the command line. The flags of `train` and `crossvalidate` come from transformers, so that only
+            these two wait for it: they have all their flags if `argv` begins with their name.
+    """
+    top = Parser(
+        prog="visionflow",
+        description="Train models that predict fMRI responses from images and reconstruct images from fMRI responses.",
+        epilog="`visionflow COMMAND --help` explains a command. --debug shows the traceback of an error.",
+    )
+    top.add_argument("--version", action="version", version=f"visionflow {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run_command, help: str, group=commands, **kwargs) -> Parser:
+        added = group.add_parser(name, help=help, description=help, **kwargs)
         added.set_defaults(run_command=run_command)
         return added
 
-    one = command("simulate", simulate, "Write a corpus of a synthetic cortex whose noise ceiling is known.")
-    one.add_argument("out", metavar="OUT")
-    one.add_argument("--stimuli", type=int, default=600, help="distinct images, train and test together (600)")
-    one.add_argument("--subjects", type=int, default=2, help="(2)")
-    one.add_argument("--voxels", type=int, default=400, help="voxels of each subject (400)")
-    one.add_argument("--image-size", type=int, default=32, help="height and width in px (32)")
-    one.add_argument("--repeats", type=int, default=1, help="trials of a train stimulus (1)")
-    one.add_argument("--test-repeats", type=int, default=3, help="trials of a test stimulus (3)")
-    one.add_argument("--test-fraction", type=float, default=0.1, help="share of the stimuli in test (0.1)")
-    one.add_argument("--seed", type=int, default=0, help="(0)")
-    one.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
+    one = command("simulate", simulate, "Write a simulated corpus whose noise ceiling is known.")
+    add_out(one)
+    add_number(one, "--stimuli", 600, "number of distinct images, train and test together")
+    add_number(one, "--subjects", 2, "number of simulated subjects")
+    add_number(one, "--voxels", 400, "number of voxels of each subject")
+    add_number(one, "--image-size", 32, "height and width of the images in px")
+    add_number(one, "--repeats", 1, "number of trials of each train stimulus")
+    add_number(one, "--test-repeats", 3, "number of trials of each test stimulus")
+    add_number(one, "--test-fraction", 0.1, "share of the stimuli in the test split")
+    add_number(one, "--seed", 0, "seed of images, voxels and noise")
+    add_overwrite(one, "corpus")
 
-    prepare = commands.add_parser("prepare", help="Import a lab's files as a corpus.", allow_abbrev=False)
-    layouts = prepare.add_subparsers(dest="layout", required=True, metavar="LAYOUT")
-    one = command("arrays", prepare_arrays, "Images and responses in a .mat, .npz or .h5 file.", layouts)
-    one.add_argument("file", metavar="FILE")
-    one.add_argument("out", metavar="OUT")
-    one.add_argument(
-        "--images", metavar="KEY", help="images, the first axis counts trials; left out, the fMRI stands alone"
+    prepare = commands.add_parser(
+        "prepare", help="Import a dataset as a corpus.", description="Import a dataset as a corpus."
     )
-    one.add_argument("--fmri", required=True, metavar="KEY", help="responses (trials, voxels)")
-    one.add_argument("--test-images", metavar="KEY", help="the same of the test split ...")
-    one.add_argument("--test-fmri", metavar="KEY", help="... which is drawn by stimulus where these are not given")
-    one.add_argument("--image-shape", type=int, nargs="+", metavar="N", help="HEIGHT WIDTH [CHANNELS] of flat rows")
-    one.add_argument("--column-major", action="store_true", help="flat rows run down the columns first (MATLAB)")
-    one.add_argument("--stimulus-ids", metavar="KEY", help="a name or number a trial; default: a hash of its pixels")
-    one.add_argument("--test-stimulus-ids", metavar="KEY", help="the same of the test split")
-    one.add_argument("--subject", default="subj01", metavar="NAME", help="whose responses these are (subj01)")
+    layouts = prepare.add_subparsers(required=True, metavar="LAYOUT")
+    one = command("arrays", prepare_arrays, "Images and responses in a .mat, .npz or .h5 file.", layouts)
+    one.add_argument("file", metavar="FILE", help="the .mat, .npz or .h5 file")
+    add_out(one)
+    one.add_argument(
+        "--images", metavar="KEY", help="name of the array of images, trials first (default: none, fMRI alone)"
+    )
+    one.add_argument("--fmri", required=True, metavar="KEY", help="name of the array of responses (trials, voxels)")
+    one.add_argument("--test-images", metavar="KEY", help="images of the test split (default: it is drawn by stimulus)")
+    one.add_argument("--test-fmri", metavar="KEY", help="responses of the test split")
+    one.add_argument(
+        "--image-shape", type=int, nargs="+", metavar="N", help="height, width and channels of images in flat rows"
+    )
+    one.add_argument(
+        "--column-major", action="store_true", help="the flat rows are in column-major order, as MATLAB writes them"
+    )
+    one.add_argument(
+        "--stimulus-ids", metavar="KEY", help="name or number of each trial's stimulus (default: a hash of its pixels)"
+    )
+    one.add_argument("--test-stimulus-ids", metavar="KEY", help="the same for the test split")
+    one.add_argument("--subject", default="subj01", metavar="NAME", help="name of the subject (default: %(default)s)")
     add_prepare_flags(one, 0.1)
     for layout, help in {
         "algonauts23": "Algonauts 2023: the challenge's folder, or the one that holds processed/.",
         "nsd": "Natural Scenes Dataset: the folder with nsddata, nsddata_betas and nsddata_stimuli.",
-        "god": "Generic Object Decoding: a folder with one bdpy .h5 a subject.",
+        "god": "Generic Object Decoding: a folder with one bdpy .h5 file per subject.",
         "bold5000": "BOLD5000: the folder with the ROI files, the lists of images and the images.",
         "things": "THINGS-fMRI: the folder with betas_csv and the images.",
     }.items():
         one = command(layout, partial(prepare_source, layout), help, layouts)
-        one.add_argument("source", metavar="SOURCE")
-        one.add_argument("out", metavar="OUT")
-        one.add_argument("--subjects", nargs="+", metavar="NAME", help="default: all that are there")
+        one.add_argument("source", metavar="SOURCE", help="folder of the dataset")
+        add_out(one)
+        one.add_argument("--subjects", nargs="+", metavar="NAME", help="subjects to import (default: all)")
         if layout == "nsd":
             one.add_argument("--zscore-sessions", action="store_true", help="z-score each voxel within each session")
         if layout in ("god", "bold5000", "things"):
-            one.add_argument("--images-folder", metavar="FOLDER", help="where the images lie (somewhere in SOURCE)")
-        one.add_argument("--num-proc", type=int, default=1, metavar="N", help="processes that read side by side (1)")
+            one.add_argument("--images-folder", metavar="FOLDER", help="folder of the images (default: SOURCE)")
+        add_number(one, "--num-proc", 1, "number of processes that read")
         add_prepare_flags(one, None)
 
-    one = command("images", prepare_images, "A folder of pictures without fMRI, to be merged with pairs.", layouts)
-    one.add_argument("folder", metavar="FOLDER")
-    one.add_argument("out", metavar="OUT")
-    one.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
+    one = command("images", prepare_images, "A folder of images without fMRI, to be merged with a corpus.", layouts)
+    one.add_argument("folder", metavar="FOLDER", help="folder of the images")
+    add_out(one)
+    add_overwrite(one, "corpus")
 
-    one = command("merge", merge, "Write two corpora as one.")
-    one.add_argument("one", metavar="A")
-    one.add_argument("other", metavar="B")
-    one.add_argument("out", metavar="OUT")
-    one.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
+    one = command("merge", merge, "Merge two corpora into one.")
+    one.add_argument("one", metavar="A", help="folder of the first corpus")
+    one.add_argument("other", metavar="B", help="folder of the second corpus")
+    add_out(one)
+    add_overwrite(one, "corpus")
 
-    one = command("inspect", inspect, "Tell what is in a corpus.")
-    one.add_argument("corpus", metavar="CORPUS")
+    one = command("inspect", inspect, "Check a corpus and show what is in it.")
+    one.add_argument("corpus", metavar="CORPUS", help="folder of the corpus, or ORG/NAME on the Hub")
     one.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
     add_leakage_flag(one)
 
-    commands.add_parser("train", help="Train a model: visionflow train CORPUS RUN [flags].")
-    one = command("evaluate", evaluate, "Figures, pictures and baselines of a model on a split.")
-    one.add_argument("run", metavar="RUN", help="model folder, or a name on the Hub")
-    one.add_argument("corpus", metavar="CORPUS")
-    one.add_argument("out", metavar="OUT")
-    one.add_argument("--split", default="test", help="(test)")
-    one.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    one = command("train", train, "Train a model on a corpus.", **training_flags("train", argv))
+    one.add_argument("corpus", metavar="CORPUS", help="folder of the corpus, or ORG/NAME on the Hub")
+    one.add_argument("run", metavar="RUN", help="folder for checkpoints and the trained model")
+    add_training_flags(one)
+    one.add_argument(
+        "--streaming", action="store_true", help="read a corpus of the Hub into memory, without a copy on disk"
+    )
+    add_leakage_flag(one)
+
+    one = command("evaluate", evaluate, "Evaluate a model on a split of a corpus, beside baselines.")
+    add_model(one)
+    one.add_argument("corpus", metavar="CORPUS", help="folder of the corpus, or ORG/NAME on the Hub")
+    add_out(one, "report")
+    one.add_argument("--split", default="test", help="split to evaluate on (default: %(default)s)")
+    add_overwrite(one, "report")
     add_leakage_flag(one)
     add_perceptual_flag(one)
-    commands.add_parser(
-        "crossvalidate", help="Train and evaluate in folds: visionflow crossvalidate CORPUS OUT [flags]."
+
+    help = "Train and evaluate in cross-validation, in folds by stimulus."
+    one = command("crossvalidate", crossvalidate, help, **training_flags("crossvalidate", argv))
+    one.add_argument("corpus", metavar="CORPUS", help="folder of the corpus")
+    add_out(one, "report")
+    add_training_flags(one)
+    add_number(one, "--folds", 10, "number of folds")
+    one.add_argument(
+        "--num-proc",
+        type=int,
+        metavar="N",
+        help="number of folds trained at the same time (default: one per core for a small encoder, else 1)",
+    )
+    add_perceptual_flag(one)
+
+    one = command("encode", encode, "Predict the fMRI responses to images.")
+    add_model(one)
+    one.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    one.add_argument("--subject", required=True, metavar="NAME", help="subject whose responses are predicted")
+    one.add_argument("--output", required=True, metavar="FILE.npz", help="file for the responses (images, voxels)")
+
+    one = command("decode", decode, "Reconstruct images from fMRI responses.")
+    add_model(one)
+    one.add_argument("file", metavar="FILE.npz", help="file with the array fmri (rows, voxels)")
+    one.add_argument("--subject", required=True, metavar="NAME", help="subject whose responses these are")
+    one.add_argument("--output", required=True, metavar="DIR", help="folder for the images")
+    add_overwrite(one, "folder of images")
+
+    one = command("push", push, "Push a model to the Hugging Face Hub.")
+    one.add_argument("run", metavar="RUN", help="model folder")
+    add_repository(one)
+
+    one = command("push-corpus", push_corpus, "Push a corpus to the Hugging Face Hub.")
+    one.add_argument("corpus", metavar="CORPUS", help="folder of the corpus")
+    add_repository(one)
+    one.add_argument(
+        "--license", default="unknown", help="identifier of the license, such as cc-by-4.0 (default: %(default)s)"
+    )
+    one.add_argument("--source", metavar="SENTENCE", help="where the data come from, for the dataset card")
+    one.add_argument("--citation", metavar="FILE", help="file that says how to cite the data, such as a .bib file")
+
+    one = command("export", export, "Export a model to ONNX.")
+    add_model(one)
+    add_out(one, "ONNX files")
+    add_overwrite(one, "folder of ONNX files")
+    return top
+
+
+def training_flags(name: str, argv: Sequence[str]) -> dict:
+    """What a parser needs for the flags of ModelArguments and TrainingArguments, if its command is asked for."""
+    if list(argv[:1]) != [name]:
+        return {}
+    from visionflow_hf.training.arguments import TrainingFlags
+
+    out = {"train": "RUN", "crossvalidate": "OUT"}[name]
+    return {"parents": [TrainingFlags("--help-all" in argv)], "usage": f"visionflow {name} CORPUS {out} [flags]"}
+
+
+def add_training_flags(one: Parser) -> None:
+    one.add_argument("--help-all", action="help", help="show all flags of transformers' TrainingArguments, too")
+    one.add_argument(
+        "--config", type=Path, metavar="FILE.yaml", help="file with flags, which those of the command line override"
     )
 
-    one = command("encode", encode, "Predict the fMRI that images evoke.")
-    one.add_argument("run", metavar="RUN")
-    one.add_argument("images", nargs="+", metavar="IMAGE")
-    one.add_argument("--subject", required=True)
-    one.add_argument("--output", required=True, metavar="FILE.npz")
-    one = command("decode", decode, "Reconstruct images from the array fmri (rows, voxels) of an .npz file.")
-    one.add_argument("run", metavar="RUN")
-    one.add_argument("file", metavar="FILE.npz")
-    one.add_argument("--subject", required=True)
-    one.add_argument("--output", required=True, metavar="DIR")
-    one.add_argument("--overwrite", action="store_true", help="replace an existing folder of reconstructions")
 
-    one = command("push", push, "Push a model folder to the Hub.")
-    one.add_argument("run", metavar="RUN")
-    one.add_argument("name", metavar="ORG/NAME")
+def add_number(one: Parser, name: str, default: int | float, help: str) -> None:
+    one.add_argument(name, type=type(default), default=default, metavar="N", help=f"{help} (default: %(default)s)")
+
+
+def add_out(one: Parser, what: str = "corpus") -> None:
+    one.add_argument("out", metavar="OUT", help=f"folder for the {what}")
+
+
+def add_model(one: Parser) -> None:
+    one.add_argument("run", metavar="RUN", help="model folder, or ORG/NAME on the Hub")
+
+
+def add_repository(one: Parser) -> None:
+    one.add_argument("name", metavar="ORG/NAME", help="repository on the Hub")
     one.add_argument("--private", action="store_true", help="make a new repository private")
 
-    one = command("push-corpus", push_corpus, "Push a corpus to the Hub.")
-    one.add_argument("corpus", metavar="CORPUS")
-    one.add_argument("name", metavar="ORG/NAME")
-    one.add_argument("--private", action="store_true", help="make a new repository private")
-    one.add_argument("--license", default="unknown", help="an identifier of the Hub, such as cc-by-4.0 (unknown)")
-    one.add_argument("--source", metavar="SENTENCE", help="where the data come from, for the card")
-    one.add_argument("--citation", metavar="FILE", help="how to cite them, such as a .bib file, for the card")
 
-    one = command("export", export, "Write both directions as ONNX files.")
-    one.add_argument("run", metavar="RUN", help="model folder, or a name on the Hub")
-    one.add_argument("out", metavar="OUT")
-    one.add_argument("--overwrite", action="store_true", help="replace an existing folder of ONNX files")
-    return top
+def add_overwrite(one: Parser, what: str) -> None:
+    one.add_argument("--overwrite", action="store_true", help=f"replace an existing {what}")
 
 
 def add_prepare_flags(one: Parser, test_fraction: float | None) -> None:
     """What every importer takes."""
-    default = "the source's own test split, 0.1 where it has none" if test_fraction is None else f"{test_fraction:g}"
+    default = "%(default)s" if test_fraction else "the test split of the dataset, or 0.1 where it has none"
     one.add_argument(
-        "--test-fraction", type=float, default=test_fraction, help=f"share of the stimuli drawn as test ({default})"
+        "--test-fraction",
+        type=float,
+        default=test_fraction,
+        metavar="X",
+        help=f"share of the stimuli drawn for the test split (default: {default})",
     )
     repeats = one.add_mutually_exclusive_group()
-    repeats.add_argument("--keep-repeats", action="store_false", dest="average", help="a row a trial (default)")
-    repeats.add_argument("--average-repeats", action="store_true", dest="average", help="a row a stimulus, their mean")
+    repeats.add_argument("--keep-repeats", action="store_false", dest="average", help="one row per trial (default)")
+    repeats.add_argument(
+        "--average-repeats", action="store_true", dest="average", help="one row per stimulus, the mean of its trials"
+    )
     one.set_defaults(average=False)
-    one.add_argument("--seed", type=int, default=0, help="draws the test split (0)")
-    one.add_argument("--overwrite", action="store_true", help="replace an existing corpus")
+    add_number(one, "--seed", 0, "seed that draws the test split")
+    add_overwrite(one, "corpus")
 
 
-def add_leakage_flag(one: argparse.ArgumentParser) -> None:
+def add_leakage_flag(one: Parser) -> None:
     one.add_argument(
         "--allow-leakage", action="store_true", help="go on where a stimulus is in two splits, and record it"
     )
 
 
-def add_perceptual_flag(one: argparse.ArgumentParser) -> None:
+def add_perceptual_flag(one: Parser) -> None:
     one.add_argument(
-        "--perceptual", action="store_true", help="also by AlexNet, Inception, CLIP, EfficientNet and SwAV"
+        "--perceptual",
+        action="store_true",
+        help="compare images by AlexNet, Inception, CLIP, EfficientNet and SwAV, too; needs torchvision",
     )
 
 
@@ -302,39 +447,26 @@ def export(run: str, out: str, overwrite: bool) -> None:
         print(f"wrote {out}/{name}: within {difference:.1e} of the model")
 
 
-def train(argv: list[str]) -> None:
+def train(corpus: str, run: str, streaming: bool, allow_leakage: bool, **flags) -> None:
+    from visionflow_hf.training.arguments import dataclasses_of
+
+    model_args, training_args = dataclasses_of(flags)  # refuses what is wrong before the rest is imported
     from visionflow_hf.training import train
-    from visionflow_hf.training.arguments import TrainingParser
 
-    flags = TrainingParser(prog="visionflow train", description="Train a model on a corpus.")
-    flags.add_argument("corpus", metavar="CORPUS")
-    flags.add_argument("run", metavar="RUN", help="folder for checkpoints and, at the end, the model")
-    flags.add_argument(
-        "--streaming", action="store_true", help="read a corpus of the Hub into memory, with no copy on disk"
-    )
-    add_leakage_flag(flags)
-    model_args, training_args, rest = flags.parse(argv)
-    train.train(rest.corpus, rest.run, model_args, training_args, rest.allow_leakage, rest.streaming)
+    train.train(corpus, run, model_args, training_args, allow_leakage, streaming)
     if training_args.process_index == 0:
-        print(f"wrote {rest.run}")
+        print(f"wrote {run}")
 
 
-def crossvalidate(argv: list[str]) -> None:
+def crossvalidate(corpus: str, out: str, folds: int, num_proc: int | None, perceptual: bool, **flags) -> None:
+    from visionflow_hf.training.arguments import dataclasses_of
+
+    model_args, training_args = dataclasses_of(flags)
     from visionflow_hf import crossvalidate
-    from visionflow_hf.training.arguments import TrainingParser
 
-    flags = TrainingParser(prog="visionflow crossvalidate", description="Train and evaluate in folds by stimulus.")
-    flags.add_argument("corpus", metavar="CORPUS")
-    flags.add_argument("out", metavar="OUT")
-    flags.add_argument("--folds", type=int, default=10, help="(10)")
-    flags.add_argument(
-        "--num-proc", type=int, metavar="N", help="folds trained side by side (one a core if the encoder is small)"
-    )
-    add_perceptual_flag(flags)
-    model_args, training_args, rest = flags.parse(argv)
-    more = {"perceptual": rest.perceptual, "overwrite": training_args.overwrite}
-    crossvalidate.crossvalidate(rest.corpus, rest.out, model_args, training_args, rest.folds, rest.num_proc, **more)
-    print(f"wrote {rest.out}")
+    more = {"overwrite": training_args.overwrite, "perceptual": perceptual}
+    crossvalidate.crossvalidate(corpus, out, model_args, training_args, folds, num_proc, **more)
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":
