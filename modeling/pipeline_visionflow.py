@@ -1,29 +1,72 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """The pipelines `image-to-fmri` (encoding) and `fmri-to-image` (decoding)."""
 
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
-from PIL import Image
-from transformers import Pipeline
-from transformers.image_utils import load_image
+from huggingface_hub import get_session
+from PIL import Image, UnidentifiedImageError
+from transformers import AutoModel, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
 
 
 class VisionFlowPipeline(Pipeline):
-    """What both directions share: a processor, subjects by name, and several samples of the latent."""
+    """What both directions share: rows, their subjects, and samples.
+
+    Raises:
+        ValueError: there is no processor, or its subjects are not those of the model.
+    """
 
     _load_processor = True
     _load_tokenizer = False
     _load_image_processor = False
     _load_feature_extractor = False
+    column = ""  # of a row that is a dict
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # Under this name `Pipeline` saves it beside the model, and agrees to make batches.
+        if self.processor is None:
+            raise ValueError("the pipeline has no processor: give processor=AutoProcessor.from_pretrained(...)")
+        self.processor.check_subjects(self.model.config)
+        # `Pipeline` makes batches only where it has one of these.
         self.feature_extractor, self.tokenizer = self.processor, None
+
+    def __call__(self, inputs, **kwargs):
+        if self.is_one(inputs):
+            return super().__call__(inputs, **kwargs)
+        if isinstance(inputs, torch.utils.data.Dataset):  # `Pipeline` streams it
+            return super().__call__(inputs, **kwargs)
+        if isinstance(inputs, (np.ndarray, torch.Tensor, list, tuple)):
+            return super().__call__(list(inputs), **kwargs) if len(inputs) else []
+        results = super().__call__((row for row in inputs), **kwargs)  # one row at a time, as a column is read
+        return list(results) if hasattr(inputs, "__len__") else results
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Write the model folder: model, processor and their code."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+    def is_one(self, inputs) -> bool:
+        """Whether these are a single row."""
+        return isinstance(inputs, Mapping)
+
+    def value_and_subject(self, row, subject: str | None):
+        if not isinstance(row, Mapping):
+            return row, subject
+        if row.get(self.column) is None:
+            raise ValueError(f"a row has no {self.column}, only {', '.join(map(str, row))}: {self.column} is needed")
+        return row[self.column], row.get("subject") or subject
 
     def _sanitize_parameters(self, subject=None, num_samples=None, generator=None):
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}: at least 1 is needed")
+        if subject is not None and not isinstance(subject, str):
+            row = f"{{'{self.column}': ..., 'subject': ...}}"
+            raise ValueError(f"subject is a {type(subject).__name__}: give one name, or a row {row} for each")
         sampling = {} if num_samples is None else {"num_samples": num_samples}
         drawing = {} if generator is None else {"generator": generator}
         return {} if subject is None else {"subject": subject}, sampling | drawing, sampling
@@ -36,32 +79,50 @@ class ImageToFmriPipeline(VisionFlowPipeline):
     fmri = encode("image.png", subject="subj01")
     """
 
+    column = "image"
+
     def __call__(self, images, **kwargs):
         """
         Args:
-            images: a `PIL.Image`, a path, a URL, or an array (`(height, width[, channels])`, uint8, or float in 0..1);
-                or several of them, as a list or as an array with one more axis.
-            subject (`str`): whose response; needed where the model knows several subjects.
-            num_samples (`int`, *optional*): samples of what a single trial may give, instead of its mean.
-            generator (`torch.Generator`, *optional*): the randomness of these samples, on the CPU.
+            images: an image (a path, a URL, or what `VisionFlowProcessor` takes), or a dict `{"image": ..., "subject":
+                ...}`; or several, as a list, an array with one more axis, a `datasets.Dataset` or a column of it, a
+                `KeyDataset` or a generator.
+            subject (`str`): whose response; needed where the model knows several subjects and a row names none.
+            num_samples (`int`, *optional*): samples of a single trial's response, in place of its mean.
+            generator (`torch.Generator`, *optional*): randomness of the samples, on the CPU.
             batch_size (`int`, *optional*): images at once.
 
         Returns:
-            For each image an array of shape `(voxels,)`, `(num_samples, voxels)` with samples, float32 in the data's
-            own unit; a list of them where several images were given.
+            For each image an array of shape `(voxels,)`, `(num_samples, voxels)` with samples, float32 in the raw unit.
+            A list of them where several images are given, an iterator for a `KeyDataset` or a generator.
         """
-        return super().__call__(_each(images, ndim=4), **kwargs)
+        return super().__call__(images, **kwargs)
 
-    def preprocess(self, image, subject=None):
-        if isinstance(image, (str, Image.Image)):
-            image = load_image(image)
-        return self.processor(images=image, subject=subject)
+    def is_one(self, images) -> bool:
+        if isinstance(images, (str, os.PathLike, Image.Image)):
+            return True
+        if isinstance(images, (np.ndarray, torch.Tensor)):
+            return images.dtype != object and len(images) > 0 and self.processor.split_images(images)[0] is images
+        return super().is_one(images)
+
+    def preprocess(self, row, subject=None):
+        image, subject = self.value_and_subject(row, subject)
+        if isinstance(image, (str, os.PathLike)):
+            image = open_image(os.fspath(image))
+        inputs = self.processor(images=[image], subject=subject)
+        if "subject_ids" not in inputs:
+            known = ", ".join(self.processor.subjects)
+            raise ValueError(f"the subject is missing: give subject=..., the model knows {known or 'none'}")
+        return inputs
 
     def _forward(self, inputs, num_samples=None, generator=None):
-        return {"fmri": self.model.predict_fmri(**inputs, num_samples=num_samples, generator=generator)}
+        fmri = self.model.predict_fmri(**inputs, num_samples=num_samples, generator=generator)
+        return {"fmri": fmri, "subject_ids": inputs["subject_ids"]}
 
     def postprocess(self, outputs, num_samples=None):
-        return outputs["fmri"][0].float().cpu().numpy()
+        subject = self.processor.subjects[int(outputs["subject_ids"][0])]
+        voxels = len(self.processor.fmri_mean[subject])  # a batch is as wide as its largest subject
+        return outputs["fmri"][0, ..., :voxels].float().cpu().numpy()
 
 
 class FmriToImagePipeline(VisionFlowPipeline):
@@ -71,37 +132,72 @@ class FmriToImagePipeline(VisionFlowPipeline):
     image = decode(fmri, subject="subj01")
     """
 
+    column = "fmri"
+
     def __call__(self, fmri, **kwargs):
         """
         Args:
-            fmri: one response, an array of shape `(voxels,)` in the data's own unit; or several, as a list or as an
-                array of shape `(responses, voxels)`.
+            fmri: a response, numbers of shape `(voxels,)` in the raw unit, or a dict `{"fmri": ..., "subject": ...}`;
+                or several, as a list, an array `(responses, voxels)`, a `datasets.Dataset` or a column of it, a
+                `KeyDataset` or a generator.
             subject, num_samples, generator, batch_size: as in `ImageToFmriPipeline`.
 
         Returns:
-            For each response a `PIL.Image`, a list of `num_samples` images with samples; a list of these where several
-            responses were given.
+            For each response a `PIL.Image`, a list of `num_samples` images with samples. A list of these where several
+            responses are given, an iterator for a `KeyDataset` or a generator.
         """
-        if isinstance(fmri, (list, tuple)) and len(fmri) and np.ndim(fmri[0]) == 0:
-            fmri = np.asarray(fmri)  # one response, not a list of them
-        return super().__call__(_each(fmri, ndim=2), **kwargs)
+        if isinstance(fmri, Sequence) and len(fmri) and is_number(fmri[0]):
+            fmri = np.asarray([float(value) for value in fmri], dtype=np.float32)  # one response, not a list of them
+        elif hasattr(fmri, "__array__") and not isinstance(fmri, torch.Tensor):
+            fmri = np.asarray(fmri)  # a table of pandas, too
+        return super().__call__(fmri, **kwargs)
 
-    def preprocess(self, fmri, subject=None):
-        return self.processor(fmri=np.asarray(fmri, dtype=np.float32), subject=subject)
+    def is_one(self, fmri) -> bool:
+        if isinstance(fmri, (np.ndarray, torch.Tensor)):
+            return fmri.ndim < 2 and fmri.dtype != object
+        return super().is_one(fmri)
+
+    def preprocess(self, row, subject=None):
+        fmri, subject = self.value_and_subject(row, subject)
+        return self.processor(fmri=[fmri], subject=subject)
 
     def _forward(self, inputs, num_samples=None, generator=None):
         return {"pixels": self.model.reconstruct_image(**inputs, num_samples=num_samples, generator=generator)}
 
     def postprocess(self, outputs, num_samples=None):
-        images = self.processor.to_images(outputs["pixels"][0] if num_samples else outputs["pixels"])
+        images = self.processor.post_process_images(outputs["pixels"][0] if num_samples else outputs["pixels"])
         return images if num_samples else images[0]
 
 
-def _each(inputs, ndim: int):
-    """The rows of an array that has `ndim` axes, as a list; anything else as it is."""
-    if isinstance(inputs, (np.ndarray, torch.Tensor)) and inputs.ndim == ndim:
-        return list(inputs)
-    return inputs
+def open_image(source: str) -> Image.Image:
+    """The image at a path or a URL, as it is stored; `transformers.image_utils.load_image` cuts 16 bits off at 255."""
+    if source.startswith(("http://", "https://")):
+        response = get_session().get(source, follow_redirects=True)
+        response.raise_for_status()
+        return Image.open(io.BytesIO(response.content))
+    if os.path.isfile(source):
+        return Image.open(source)
+    encoded = source.partition(",")[2] if source.startswith("data:image/") else source
+    try:
+        return Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
+    except (ValueError, UnidentifiedImageError) as error:
+        raise ValueError(f"{source[:200]} is no image: give the path of a file, a URL, or base64") from error
+
+
+def is_number(value) -> bool:
+    return isinstance(value, (int, float, np.number)) or (
+        isinstance(value, (np.ndarray, torch.Tensor)) and not value.ndim
+    )
+
+
+def register_pipelines() -> None:
+    """Make `pipeline(task, model=model, processor=processor)` work with a model and a processor at hand.
+
+    `pipeline` looks up a task in the config only where it is given the name of a model.
+    """
+    for task, pipeline_class in (("image-to-fmri", ImageToFmriPipeline), ("fmri-to-image", FmriToImagePipeline)):
+        if task not in PIPELINE_REGISTRY.get_supported_tasks():
+            PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline_class, pt_model=AutoModel)
 
 
 __all__ = ["FmriToImagePipeline", "ImageToFmriPipeline"]
