@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .vision_encoder import layer_widths, native_image_size
+
 PIPELINES = {
     "image-to-fmri": {"impl": "pipeline_visionflow.ImageToFmriPipeline", "pt": ["AutoModel"]},
     "fmri-to-image": {"impl": "pipeline_visionflow.FmriToImagePipeline", "pt": ["AutoModel"]},
@@ -31,10 +33,12 @@ class VisionFlowConfig(PreTrainedConfig):
             token; 0 reads the class token alone.
         feature_layers (`list[int]`, *optional*, defaults to `[-1]`):
             The encoder's layers that are read so, by their place in its `hidden_states`; -1 is its final output.
+        feature_widths (`list[int]`, *optional*, defaults to the encoder's `hidden_size` for each layer):
+            The number of channels of each of these layers.
         latent_dim (`int`, *optional*, defaults to 256):
-            Dimensions of the Gaussian that images and fMRI share.
-        wavelet_dim (`int`, *optional*, defaults to 0):
-            How many of them, the last ones, are linear in the image's Gabor-wavelet energies and colours. The decoder
+            Dimensions of the latent Gaussian that the image encoder's head makes and the image decoder reads.
+        linear_dim (`int`, *optional*, defaults to 256):
+            Further dimensions of the latent, linear in the image's Gabor energies and colours; 0 for none. The decoder
             does not read them.
         subjects (`list[str]`, *optional*, defaults to `[]`):
             Names of the subjects; a row's `subject_ids` is the place in this list.
@@ -44,7 +48,7 @@ class VisionFlowConfig(PreTrainedConfig):
             Width of the two shared MLPs between latent and fMRI.
         bridge_dropout (`float`, *optional*, defaults to 0.3):
             Dropout in these MLPs.
-        voxel_dropout (`float`, *optional*, defaults to 0.3):
+        voxel_dropout (`float`, *optional*, defaults to 0.5):
             Share of the voxels that a training step leaves out of the measured fMRI.
         decoder_type (`str`, *optional*, defaults to `"conv_transpose"`):
             `"conv_transpose"`, a stack of ConvTranspose2d layers that ends at the pixels; or `"autoencoder_kl"`, where
@@ -56,13 +60,8 @@ class VisionFlowConfig(PreTrainedConfig):
         decoder_max_channels (`int`, *optional*, defaults to 256):
             Their upper bound.
         linear_share (`float`, *optional*, defaults to 0.0):
-            Share of the image that is linear in the latent, beside the decoder's; from 0, where there is no such path,
-            to 1.
-        decoding_spread (`float`, *optional*, defaults to 0.0):
-            Decoding averages the images of latents that spread around the mean of q(z | fMRI) by this share of its
-            standard deviation; 0 decodes the mean alone.
-        black_point (`float`, *optional*, defaults to 0.0):
-            Of what is decoded from fMRI, on a 0..1 scale: what is no brighter is black, the rest is stretched.
+            Share of the decoded image that comes from a linear map of the latent to pixels, from 0 to 1; the rest comes
+            from the image decoder.
         image_weight, kl_weight, alignment_weight, fmri_weight (`float`, *optional*):
             Weights of the four losses, each a mean per element (pixel, latent dimension, latent dimension, voxel).
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -80,20 +79,19 @@ class VisionFlowConfig(PreTrainedConfig):
     image_std: Sequence[float] = (0.5, 0.5, 0.5)
     feature_grid: int = 4
     feature_layers: Sequence[int] = (-1,)
+    feature_widths: Sequence[int] | None = None
     latent_dim: int = 256
-    wavelet_dim: int = 0
+    linear_dim: int = 256
     subjects: Sequence[str] = ()
     num_voxels: Sequence[int] = ()
     bridge_hidden_size: int = 256
     bridge_dropout: float = 0.3
-    voxel_dropout: float = 0.3
+    voxel_dropout: float = 0.5
     decoder_type: str = "conv_transpose"
     autoencoder_config: dict | None = None
     decoder_channels: int = 16
     decoder_max_channels: int = 256
     linear_share: float = 0.0
-    decoding_spread: float = 0.0
-    black_point: float = 0.0
     image_weight: float = 0.3
     kl_weight: float = 0.03
     alignment_weight: float = 0.1
@@ -107,29 +105,23 @@ class VisionFlowConfig(PreTrainedConfig):
         for name in ("image_size", "image_mean", "image_std", "feature_layers", "subjects", "num_voxels"):
             setattr(self, name, list(getattr(self, name)))  # as JSON gives them back
         if self.encoder_image_size is None:  # an encoder that states no size takes any
-            size = getattr(self.vision_config, "image_size", None) or self.image_size
-            self.encoder_image_size = [size, size] if isinstance(size, int) else size
+            self.encoder_image_size = native_image_size(self.vision_config) or self.image_size
         self.encoder_image_size = list(self.encoder_image_size)
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"image_size is {self.image_size}: [height, width] in px is expected")
-        depth = getattr(self.vision_config, "num_hidden_layers", None)
-        if getattr(self.vision_config, "depths", None):  # stages of different widths
-            depth = None
-        most = -1 if depth is None else depth  # places below are those of the embeddings and of the layers' outputs
-        if not self.feature_layers or not all(layer == -1 or 0 <= layer <= most for layer in self.feature_layers):
-            others = "" if depth is None else f", 0 for its embeddings or 1 to {depth} for a layer"
+        if not self.feature_layers:
+            raise ValueError("feature_layers is empty: -1 for the encoder's output, or places in its hidden_states")
+        if self.feature_widths is None:
+            self.feature_widths = layer_widths(self.vision_config, self.feature_layers, self.encoder_image_size)
+        self.feature_widths = list(self.feature_widths)
+        if self.latent_dim < 1 or self.linear_dim < 0:
             raise ValueError(
-                f"feature_layers is {self.feature_layers}: -1 for the output of this encoder{others} is expected"
+                f"latent_dim is {self.latent_dim}, linear_dim {self.linear_dim}: at least 1 and at least 0 are expected"
             )
-        if not 0 <= self.wavelet_dim < self.latent_dim:
-            raise ValueError(f"wavelet_dim is {self.wavelet_dim}: less than latent_dim, {self.latent_dim}, is expected")
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels is {self.num_channels}: 1 (grey) or 3 (RGB) is expected")
-        for name in ("linear_share", "decoding_spread"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: a share from 0 to 1 is expected")
-        if not 0 <= self.black_point < 1:
-            raise ValueError(f"black_point is {self.black_point}: from 0 to less than 1 is expected")
+        if not 0 <= self.linear_share <= 1:
+            raise ValueError(f"linear_share is {self.linear_share}: a share from 0 to 1 is expected")
         if self.decoder_type not in ("conv_transpose", "autoencoder_kl"):
             raise ValueError(f"decoder_type is {self.decoder_type}: conv_transpose or autoencoder_kl is expected")
         if (self.decoder_type == "autoencoder_kl") != (self.autoencoder_config is not None):
@@ -138,11 +130,6 @@ class VisionFlowConfig(PreTrainedConfig):
             raise ValueError(
                 f"subjects {self.subjects} and num_voxels {self.num_voxels}: one voxel count for each distinct subject"
             )
-
-    @property
-    def learned_dim(self) -> int:
-        """The latent dimensions that the image encoder's head makes and the decoder reads."""
-        return self.latent_dim - self.wavelet_dim
 
     def to_dict(self):
         return super().to_dict() | {"custom_pipelines": copy.deepcopy(PIPELINES)}

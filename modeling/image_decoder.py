@@ -28,7 +28,7 @@ class ConvTransposeDecoder(nn.Module):
             min(config.decoder_channels * 2 ** (doublings - level), config.decoder_max_channels)
             for level in range(doublings + 1)
         ]
-        self.seed = nn.Linear(config.learned_dim, widths[0] * math.prod(self.grid))
+        self.seed = nn.Linear(config.latent_dim, widths[0] * math.prod(self.grid))
         layers = []
         for width, next_width in pairwise(widths):
             layers += [
@@ -42,7 +42,7 @@ class ConvTransposeDecoder(nn.Module):
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """`(batch, latent_dim)` to `(batch, num_channels, height, width)`, in the range of the last layer."""
-        seed = self.seed(latent[:, : self.seed.in_features]).unflatten(1, (-1, *self.grid))
+        seed = self.seed(latent).unflatten(1, (-1, *self.grid))
         seed = seed.contiguous(memory_format=torch.channels_last)  # in which convolutions are fast, on CPU and GPU
         return crop(self.layers(seed), self.image_size)
 
@@ -90,7 +90,7 @@ class AutoencoderKLDecoder(nn.Module):
 class LinearDecoder(nn.Module):
     """Latent to image: a linear map to pixels, of 32 px a side at most, enlarged to the image's size.
 
-    Behind the linear map from fMRI to latent it is a linear map from fMRI to pixels.
+    After the linear map from fMRI to latent it is a linear map from fMRI to pixels.
     """
 
     def __init__(self, config):
@@ -98,11 +98,12 @@ class LinearDecoder(nn.Module):
         self.image_size = config.image_size
         scale = min(1.0, LINEAR_SIDE / max(config.image_size))
         self.shape = [config.num_channels, *(max(1, round(side * scale)) for side in config.image_size)]
-        self.pixels = nn.Linear(config.latent_dim, math.prod(self.shape))
+        self.from_learned = nn.Linear(config.latent_dim, math.prod(self.shape))
+        self.from_linear = nn.Linear(config.linear_dim, math.prod(self.shape), bias=False)
 
-    def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        """`(batch, latent_dim)` to `(batch, num_channels, height, width)` on a 0..1 scale."""
-        small = self.pixels(latent).unflatten(1, self.shape).clamp(0, 1)
+    def forward(self, learned: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
+        """z `(batch, latent_dim)` and w `(batch, linear_dim)` to `(batch, num_channels, height, width)` in 0..1."""
+        small = (self.from_learned(learned) + self.from_linear(linear)).unflatten(1, self.shape).clamp(0, 1)
         if self.shape[1:] == self.image_size:
             return small
         return nn.functional.interpolate(small, self.image_size, mode="bilinear", align_corners=False)
@@ -116,14 +117,6 @@ def blend(image: torch.Tensor, straight: torch.Tensor, share: float) -> torch.Te
     """
     odds = [one.float().logit(HALF_LEVEL) for one in (image, straight)]  # 1 - 1 / 512 is 1 in bfloat16
     return torch.lerp(*odds, share).sigmoid().to(image.dtype)
-
-
-def blacken(image: torch.Tensor, black_point: float) -> torch.Tensor:
-    """max(0, image - black_point) / (1 - black_point), on a 0..1 scale.
-
-    A sigmoid, and still more a mean of several, leaves a haze where an image is black.
-    """
-    return (image - black_point).clamp(min=0) / (1 - black_point)
 
 
 def crop(image: torch.Tensor, size: list[int]) -> torch.Tensor:

@@ -1,7 +1,6 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
-"""VisionFlowModel: images and the fMRI that they evoke in one latent Gaussian, read and written from both sides."""
+"""VisionFlowModel: images and the fMRI responses that they evoke in one latent Gaussian, in both directions."""
 
-import inspect
 import math
 from dataclasses import dataclass
 
@@ -15,19 +14,20 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from .configuration_visionflow import VisionFlowConfig
 from .fmri_bridges import FmriToLatent, LatentToFmri
 from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
-from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder, blacken, blend
-from .latent_gaussian import LatentGaussian
+from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder, blend
+from .latent_gaussian import Gaussian, LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
-from .row_noise import draw_rows
+from .vision_encoder import layer_maps, pooled_features
 
 NARROW = -3.0  # logarithm of the variance with which posteriors begin
-DRAWS = 8  # of noise, each taken with both signs, that decoding averages over
+LEAST_NOISE = 1e-3  # of a voxel's variance
+OF_THE_PROCESSOR = ("fmri_mean", "fmri_std")  # in its batches for `predict_fmri`; no other method needs them
 
 
 @dataclass
 class VisionFlowOutput(ModelOutput):
     r"""
-    What a forward pass makes of a batch. A row may lack its image or its fMRI; each part covers the rows that have
+    What a forward pass makes of a batch. A row may lack its image or its response; each part covers the rows that have
     what it needs, and is absent where none has.
 
     Args:
@@ -36,22 +36,22 @@ class VisionFlowOutput(ModelOutput):
             + fmri_weight * loss_fmri.
         loss_image (`torch.Tensor` of shape `()`):
             Bernoulli divergence per pixel of the image decoded from the image's own latent and, for paired rows, from
-            the latent of its fMRI (see `losses.image_loss`).
+            the latent of its response (see `losses.image_loss`).
         loss_kl (`torch.Tensor` of shape `()`):
             KL(q || N(0, 1)) per latent dimension, q being the posterior given the image (given fMRI without one).
         loss_alignment (`torch.Tensor` of shape `()`):
             KL(q(z | image) || q(z | fmri)) per latent dimension, over paired rows.
         loss_fmri (`torch.Tensor` of shape `()`):
-            Mean squared error per voxel, in standard deviations of train, of the fMRI read from the image's latent
-            (from its own without an image).
+            Mean squared error per voxel, standardised, of the response predicted from the image's latent (from the
+            response's own without an image).
         reconstruction (`torch.Tensor` of shape `(batch, num_channels, height, width)`):
-            Image decoded from the fMRI, from the image itself in rows without fMRI; on a 0..1 scale.
+            Image decoded from the response, from the image itself in rows without one; on a 0..1 scale.
         fmri (`torch.Tensor` of shape `(batch, max_voxels)`):
-            Response predicted from the image, from the fMRI itself in rows without image; standardised on train.
-        image_latent_mean, image_latent_logvar (`torch.Tensor` of shape `(batch, latent_dim)`):
-            q(z | image).
-        fmri_latent_mean, fmri_latent_logvar (`torch.Tensor` of shape `(batch, latent_dim)`):
-            q(z | fmri).
+            Response predicted from the image, from the response itself in rows without image; standardised.
+        image_latent_mean, image_latent_logvar (`torch.Tensor` of shape `(batch, latent_dim + linear_dim)`):
+            q(z, w | image), learned dimensions first.
+        fmri_latent_mean, fmri_latent_logvar (`torch.Tensor` of shape `(batch, latent_dim + linear_dim)`):
+            q(z, w | fmri).
         hidden_states, attentions (`tuple(torch.Tensor)`, *optional*):
             Those of the image encoder, on request.
     """
@@ -72,11 +72,15 @@ class VisionFlowOutput(ModelOutput):
 
 
 class VisionFlowModel(PreTrainedModel):
-    """One latent Gaussian between an image encoder and decoder on one side and the fMRI of several subjects opposite.
+    """One latent Gaussian between an image encoder and decoder on one side and the responses of several subjects.
 
     Encoding is `predict_fmri` (image to fMRI), decoding is `reconstruct_image` (fMRI to image); the round trip is one
     after the other. `forward` does both at once and computes the four losses. Sampling happens only in training, or
-    where `noise` or `num_samples` is given: everything else is the posterior's mean, and deterministic.
+    where `noise` or `num_samples` is given: everything else uses the posterior's mean, and is deterministic. Gradients
+    flow through all of them: wrap calls in `torch.no_grad()` where none are needed.
+
+    The batch of a `VisionFlowProcessor` can be passed to every method, as in `model.predict_fmri(**batch)`: each uses
+    what it needs.
     """
 
     config_class = VisionFlowConfig
@@ -92,22 +96,15 @@ class VisionFlowModel(PreTrainedModel):
     def __init__(self, config: VisionFlowConfig):
         super().__init__(config)
         self.encoder = AutoModel.from_config(config.vision_config)
-        trained_on = getattr(config.vision_config, "image_size", None)
-        other_size = trained_on is not None and config.encoder_image_size not in (trained_on, [trained_on] * 2)
-        takes_it = "interpolate_pos_encoding" in inspect.signature(self.encoder.forward).parameters
-        self.encoder_options = {"interpolate_pos_encoding": True} if other_size and takes_it else {}
-        tokens = len(config.feature_layers) * (1 + config.feature_grid**2)
-        self.posterior_head = nn.Linear(tokens * encoder_width(config.vision_config), 2 * config.learned_dim)
-        if config.wavelet_dim:
-            self.wavelet_head = nn.Linear(wavelet_channels(config.num_channels) * GRID**2, config.wavelet_dim)
-            self.wavelet_logvar = nn.Parameter(torch.full((config.wavelet_dim,), NARROW))
+        features = sum(config.feature_widths) * (1 + config.feature_grid**2)
+        self.posterior_head = nn.Linear(features, 2 * config.latent_dim)
+        self.linear_head = nn.Linear(wavelet_channels(config.num_channels) * GRID**2, config.linear_dim)
+        self.linear_logvar = nn.Parameter(torch.full((config.linear_dim,), NARROW))
         if config.decoder_type == "autoencoder_kl":
             self.image_decoder = AutoencoderKLDecoder(config)
         else:
             self.image_decoder = ConvTransposeDecoder(config, config.image_size, config.num_channels, nn.Sigmoid())
-        if config.linear_share:
-            self.linear_decoder = LinearDecoder(config)
-        self.decoding_noise = nn.Parameter(torch.empty(DRAWS, config.learned_dim), requires_grad=False)
+        self.linear_decoder = LinearDecoder(config)
         self.fmri_to_latent = FmriToLatent(config)
         self.latent_to_fmri = LatentToFmri(config)
         self.post_init()
@@ -119,22 +116,16 @@ class VisionFlowModel(PreTrainedModel):
             init.normal_(module.weight, std=1 / math.sqrt(module.in_channels * math.prod(module.kernel_size)))
         elif module is self.posterior_head:  # narrow posteriors: the first reconstructions are not drowned in noise
             if not getattr(module.bias, "_is_hf_initialized", False):  # a slice does not bear the flag
-                init.constant_(module.bias[self.config.learned_dim :], NARROW)
+                init.constant_(module.bias[self.config.latent_dim :], NARROW)
         elif module is self:
-            if self.config.wavelet_dim:
-                init.constant_(self.wavelet_logvar, NARROW)
-            generator = torch.Generator().manual_seed(0)  # the same for every model
-            init.copy_(
-                self.decoding_noise, torch.randn(DRAWS, self.config.learned_dim, generator=generator, device="cpu")
-            )
+            init.constant_(self.linear_logvar, NARROW)
         elif isinstance(module, FmriToLatent):
-            init.normal_(module.hidden.weight, std=1 / math.sqrt(self.config.latent_dim))
+            init.normal_(module.hidden.weight, std=1 / math.sqrt(module.hidden.in_features))
             init.zeros_(module.head.weight)
             init.ones_(module.mlp_share)
-            if module.wavelet_logvar is not None:
-                init.zeros_(module.wavelet_logvar)
+            init.zeros_(module.linear_logvar)
         elif isinstance(module, LatentToFmri):
-            init.normal_(module.hidden.weight, std=1 / math.sqrt(self.config.learned_dim))
+            init.normal_(module.hidden.weight, std=1 / math.sqrt(module.hidden.in_features))
             init.zeros_(module.noise_logvar)
             for voxel_map in module.voxel_maps:
                 init.zeros_(voxel_map.weight)
@@ -165,13 +156,10 @@ class VisionFlowModel(PreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         fmri: torch.Tensor | None = None,
         subject_ids: torch.Tensor | None = None,
-        subject_rows: dict[int, torch.Tensor] | None = None,
         has_image: torch.Tensor | None = None,
         has_fmri: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
-        fmri_mean: torch.Tensor | None = None,
-        fmri_std: torch.Tensor | None = None,
         decode_images: bool = True,
         **kwargs,
     ) -> VisionFlowOutput:
@@ -180,63 +168,64 @@ class VisionFlowModel(PreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`, *optional*):
                 Images on a 0..1 scale, as `VisionFlowProcessor` makes them.
             fmri (`torch.Tensor` of shape `(batch, max_voxels)`, *optional*):
-                Responses, standardised on train; subjects with fewer voxels are padded on the right.
+                Responses, standardised; subjects with fewer voxels are padded on the right.
             subject_ids (`torch.Tensor` of shape `(batch,)`, *optional*):
                 Place of each row's subject in `config.subjects`, -1 for none. May be left out with a single subject.
-            subject_rows (`dict[int, torch.Tensor]`, *optional*):
-                The rows of each subject that occurs, by its place. They follow from `subject_ids`; but an accelerator
-                has to finish its work before they can be found there.
             has_image, has_fmri (`torch.Tensor` of shape `(batch,)`, bool, *optional*):
                 Which rows have an image, and which a response; all by default.
             noise (`torch.Tensor` of shape `(batch, latent_dim)`, *optional*):
-                Standard normal noise by which the latents are sampled. In training it is drawn where it is not given,
-                otherwise latents are the posterior's means.
+                Standard normal noise by which z is sampled. In training it is drawn where it is not given, otherwise
+                the posterior's mean is used.
             image_features (`torch.Tensor` of shape `(batch, features)`, *optional*):
                 What `extract_image_features` made of these images, so that the encoder need not run.
-            fmri_mean, fmri_std:
-                Not used here (the processor gives them, and `predict_fmri` uses them).
             decode_images (`bool`, *optional*, defaults to `True`):
                 False leaves out `reconstruction` and `loss_image`, which cost most.
             kwargs: passed on to the image encoder.
         """
         if pixel_values is None and fmri is None:
             raise ValueError("neither pixel_values nor fmri was given: give one or both")
-        size = (pixel_values if pixel_values is not None else fmri).shape[0]
-        every_row = torch.ones(size, dtype=torch.bool, device=self.device)
+        given = pixel_values if pixel_values is not None else fmri
+        every_row = torch.ones(len(given), dtype=torch.bool, device=given.device)
         has_image = ~every_row if pixel_values is None else every_row if has_image is None else has_image
         has_fmri = ~every_row if fmri is None else every_row if has_fmri is None else has_fmri
-        if self.training and noise is None:
-            shape = {"device": self.device, "dtype": self.dtype}
-            noise = draw_rows(lambda rows: torch.randn(rows, self.config.latent_dim, **shape), size)
 
         image_posterior = fmri_posterior = encoded = None
         if pixel_values is not None:
             if image_features is None:
+                kwargs = {name: value for name, value in kwargs.items() if name not in OF_THE_PROCESSOR}
                 image_features, encoded = self.extract_image_features(pixel_values, **kwargs)
-            image_posterior = self.encode_image(pixel_values, image_features)
+            reads_linear = fmri is not None or not self.training or self.config.linear_share > 0
+            image_posterior = self.encode_image(pixel_values, image_features, with_linear=reads_linear)
+        known = subject_ids is not None or len(self.config.subjects) == 1
+        if fmri is not None or known:
+            subject_ids = self._subject_ids(subject_ids, given, least=-1)  # -1 for rows without fMRI
         if fmri is not None:
-            with_fmri = subject_rows or self._subject_rows(subject_ids, has_fmri)
-            fmri_posterior = self.fmri_to_latent(fmri.to(self.dtype), with_fmri)
+            ids = torch.where(has_fmri, subject_ids, -1)
+            fmri_posterior = self.fmri_to_latent(fmri.to(self._own_dtype()), ids)
         if image_posterior is None or fmri_posterior is None:
             posterior = image_posterior or fmri_posterior
         else:
             posterior = image_posterior.where(has_image, fmri_posterior)
-
-        latent = posterior.sample(noise)
+        learned = posterior.learned
+        if self.training and noise is None:
+            noise = torch.randn_like(learned.mean)
+        latent = learned.sample(noise)
         paired = has_image & has_fmri
         both = image_posterior is not None and fmri_posterior is not None
+
         reconstruction = reconstructions = None
         if decode_images:
-            latents = torch.stack([latent, fmri_posterior.sample(noise)] if both else [latent])
-            reconstructions = self.decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+            sources = [(latent, posterior.linear.mean)]
+            if both:
+                sources.append((fmri_posterior.learned.sample(noise), fmri_posterior.linear.mean))
+            stacked = [torch.cat(parts) for parts in zip(*sources, strict=True)]
+            reconstructions = self.decode(*stacked).unflatten(0, (len(sources), -1))
             reconstruction = reconstructions[0]
             if both:
                 reconstruction = torch.where(has_fmri[:, None, None, None], reconstructions[1], reconstruction)
         predicted = None
-        asked = fmri is not None or not self.training  # in training images alone teach nothing about voxels
-        if asked and (subject_ids is not None or len(self.config.subjects) == 1):
-            rows_of_subject = subject_rows or self._subject_rows(subject_ids, every_row)
-            predicted = self.latent_to_fmri(latent, rows_of_subject)
+        if known and (fmri is not None or not self.training):  # in training images alone teach nothing about voxels
+            predicted = self.latent_to_fmri(latent, posterior.linear.mean, subject_ids)
 
         losses = {
             "loss_image": None,
@@ -246,12 +235,10 @@ class VisionFlowModel(PreTrainedModel):
         }
         if pixel_values is not None and decode_images:
             counted = torch.stack([has_image, paired][: len(reconstructions)])
-            losses["loss_image"] = image_loss(reconstructions, pixel_values.to(self.dtype), counted)
+            losses["loss_image"] = image_loss(reconstructions, pixel_values, counted)
         if fmri is not None:
-            counts = fmri.new_ones(size)
-            for subject, rows in rows_of_subject.items():
-                counts[rows] = self.config.num_voxels[subject]
-            losses["loss_fmri"] = fmri_loss(predicted[:, : fmri.shape[1]], fmri.to(self.dtype), counts, has_fmri)
+            voxels = torch.tensor([*self.config.num_voxels, 0], device=fmri.device)[subject_ids]
+            losses["loss_fmri"] = fmri_loss(predicted[:, : fmri.shape[1]], fmri, voxels, has_fmri)
         weights = {name: getattr(self.config, name.removeprefix("loss_") + "_weight") for name in losses}
         return VisionFlowOutput(
             loss=sum(weights[name] * loss for name, loss in losses.items() if loss is not None),
@@ -266,7 +253,6 @@ class VisionFlowModel(PreTrainedModel):
             attentions=getattr(encoded, "attentions", None),
         )
 
-    @torch.no_grad()
     def predict_fmri(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -276,76 +262,78 @@ class VisionFlowModel(PreTrainedModel):
         image_features: torch.Tensor | None = None,
         num_samples: int | None = None,
         generator: torch.Generator | None = None,
+        **kwargs,
     ) -> torch.Tensor:
         """Encoding: the response of each row's subject to its image.
 
-        Samples are responses of single trials: the prediction and, voxel by voxel, Gaussian noise as wide as what
-        predictions missed of the stimuli held out in training. Nine tenths of what is measured lie between a voxel's
-        5th and 95th percentile. Noise that voxels share is not modelled.
+        Samples are responses of single trials: the prediction and, voxel by voxel, Gaussian noise as wide as the errors
+        of predictions for held-out train stimuli. 90 % of measured values lie between a voxel's 5th and 95th
+        percentile. Noise that voxels share is not modelled.
 
         Args:
             num_samples (`int`, *optional*): samples of each row's response, instead of its mean.
             generator (`torch.Generator`, *optional*): their randomness, on the CPU.
             fmri_mean, fmri_std (`torch.Tensor` of shape `(batch, max_voxels)`, *optional*):
-                Mean and standard deviation of each voxel over train, from the processor.
+                Mean and standard deviation of each voxel over the train split, from the processor.
+            kwargs: other parts of the processor's batch, which are not used.
             The others as in `forward`.
 
         Returns:
             `(batch, max_voxels)` in the data's own unit, max_voxels being that of `fmri_mean`; without `fmri_mean` and
-            `fmri_std` in standard deviations from the mean of train, as wide as the subject with the most voxels
-            needs. A row is zero beyond its subject's own voxels. `(batch, num_samples, max_voxels)` with samples.
+            `fmri_std` standardised, as wide as the subject with the most voxels needs. A row is zero beyond its
+            subject's own voxels. `(batch, num_samples, max_voxels)` with samples.
         """
-        latent = self.encode_image(pixel_values, image_features).mean
-        rows = self._subject_rows(subject_ids, latent.new_ones(latent.shape[0]) > 0)
-        fmri = self.latent_to_fmri(latent, rows)[:, None]
+        posterior = self.encode_image(pixel_values, image_features)
+        subject_ids = self._subject_ids(subject_ids, posterior.learned.mean)
+        fmri = self.latent_to_fmri(posterior.learned.mean, posterior.linear.mean, subject_ids)[:, None]
         if num_samples is not None:
             noise = torch.randn(len(fmri), num_samples, fmri.shape[2], generator=generator)
-            fmri = fmri + self.latent_to_fmri.noise_std(fmri[:, 0], rows)[:, None] * noise.to(fmri)
+            fmri = fmri + self.latent_to_fmri.noise_std(subject_ids)[:, None].to(fmri) * noise.to(fmri)
         if fmri_mean is not None:
-            fmri = fmri[..., : fmri_mean.shape[1]] * fmri_std[:, None] + fmri_mean[:, None]
+            mean, std = fmri_mean.to(fmri.device)[:, None], fmri_std.to(fmri.device)[:, None]
+            fmri = (fmri[..., : mean.shape[2]] * std + mean).to(fmri.dtype)
         return fmri.squeeze(1) if num_samples is None else fmri
 
-    @torch.no_grad()
     def reconstruct_image(
         self,
         fmri: torch.Tensor,
         subject_ids: torch.Tensor | None = None,
-        fmri_mean: torch.Tensor | None = None,
-        fmri_std: torch.Tensor | None = None,
         num_samples: int | None = None,
         generator: torch.Generator | None = None,
+        **kwargs,
     ) -> torch.Tensor:
-        """Decoding: the image behind each response, as `decode_mean` makes it of q(z | fmri).
-
-        Samples are images of samples of q(z | fmri).
+        """Decoding: the image behind each response, decoded from the mean of q(z, w | fmri).
 
         Args:
-            fmri (`torch.Tensor` of shape `(batch, max_voxels)`): standardised on train, as the processor makes it.
-            fmri_mean, fmri_std: not used (the processor has standardised `fmri` already).
-            num_samples, generator: as in `predict_fmri`.
+            fmri (`torch.Tensor` of shape `(batch, max_voxels)`): standardised, as the processor makes it.
+            num_samples (`int`, *optional*): images of that many samples of q(z | fmri), instead of one of its mean.
+            generator (`torch.Generator`, *optional*): their randomness, on the CPU.
+            kwargs: other parts of the processor's batch, which are not used.
             subject_ids: as in `forward`.
 
         Returns:
             `(batch, num_channels, height, width)` on a 0..1 scale; `(batch, num_samples, ...)` with samples.
         """
         posterior = self.encode_fmri(fmri, subject_ids)
+        mean, linear = posterior.learned.mean, posterior.linear.mean
         if num_samples is None:
-            return self.decode_mean(posterior)
-        noise = torch.randn(len(fmri), num_samples, self.config.latent_dim, generator=generator).to(posterior.mean)
-        latents = posterior.mean[:, None] + (posterior.logvar / 2).exp()[:, None] * noise
-        return self.decode(latents.flatten(0, 1)).unflatten(0, (-1, num_samples))
+            return self.decode(mean, linear)
+        noise = torch.randn(len(fmri), num_samples, mean.shape[1], generator=generator).to(mean)
+        learned = mean[:, None] + (posterior.learned.logvar / 2).exp()[:, None] * noise
+        linear = linear[:, None].expand(-1, num_samples, -1)
+        return self.decode(learned.flatten(0, 1), linear.flatten(0, 1)).unflatten(0, (-1, num_samples))
 
     @torch.no_grad()
     def add_subject(self, name: str, voxels: int) -> None:
-        """Make room for a new person: linear maps between the latent and their voxels, zero until they are fitted.
+        """Make room for a new subject: linear maps between the latent and its voxels, zero until they are fitted.
 
-        What the subjects share stays as it is, and so do the maps of the others. The processor has to learn the name
+        What the subjects share stays as it is, and so do the maps of the others. The processor has to know the name
         too (`VisionFlowProcessor.add_subject`). `visionflow train CORPUS RUN --from-model OLD --freeze-shared` does
         both, and fits the maps.
 
         Args:
-            name (`str`): of the person, as a corpus has it in its column `subject`.
-            voxels (`int`): their number.
+            name (`str`): of the subject, as in the corpus's column `subject`.
+            voxels (`int`): the number of its voxels.
 
         Raises:
             ValueError: a name that is known, or no voxel.
@@ -354,14 +342,15 @@ class VisionFlowModel(PreTrainedModel):
             raise ValueError(f"subject {name} is known already: give another name, or remove_subject first")
         if voxels < 1:
             raise ValueError(f"{voxels} voxels for subject {name}: at least 1 is needed")
+        config = self.config
         self.fmri_to_latent.add_subject(voxels)
-        self.latent_to_fmri.add_subject(voxels, self.config.wavelet_dim)
-        self.config.subjects = [*self.config.subjects, name]
-        self.config.num_voxels = [*self.config.num_voxels, voxels]
+        self.latent_to_fmri.add_subject(voxels, config.latent_dim + config.bridge_hidden_size + config.linear_dim)
+        config.subjects = [*config.subjects, name]
+        config.num_voxels = [*config.num_voxels, voxels]
 
     @torch.no_grad()
     def remove_subject(self, name: str) -> None:
-        """Forget a person: the maps between the latent and their voxels, the name and the noise.
+        """Delete a subject: the maps between the latent and its voxels, its name and its noise.
 
         Raises:
             ValueError: a name that is not known.
@@ -372,7 +361,15 @@ class VisionFlowModel(PreTrainedModel):
         self.fmri_to_latent.remove_subject(place)
         self.latent_to_fmri.remove_subject(place)
         self.config.subjects = [other for other in self.config.subjects if other != name]
-        self.config.num_voxels = [voxel_map.in_features for voxel_map in self.fmri_to_latent.voxel_maps]
+        self.config.num_voxels = [count for at, count in enumerate(self.config.num_voxels) if at != place]
+
+    @torch.no_grad()
+    def set_noise(self, subject: str, variance: torch.Tensor) -> None:
+        """Take a variance `(voxels,)`, standardised, for that of a subject's single trials around their prediction."""
+        logvar = variance.clamp(min=LEAST_NOISE).log()
+        self.latent_to_fmri.noise_logvar[self.config.subjects.index(subject), : len(logvar)] = logvar.to(
+            self.latent_to_fmri.noise_logvar
+        )
 
     def pipeline(self, task: str, processor):
         """`image-to-fmri` or `fmri-to-image` with this model, as `transformers.pipeline` makes it from a folder's name.
@@ -387,30 +384,42 @@ class VisionFlowModel(PreTrainedModel):
             raise ValueError(f"unknown task {task}: {', '.join(pipelines)} are there")
         return pipelines[task](model=self, processor=processor)
 
-    def encode_image(self, pixel_values: torch.Tensor | None, image_features: torch.Tensor | None = None):
-        """q(z | image), a `LatentGaussian`; from `pixel_values`, or from the `image_features` made of them."""
+    def encode_image(
+        self, pixel_values: torch.Tensor, image_features: torch.Tensor | None = None, with_linear: bool = True
+    ) -> LatentGaussian:
+        """q(z, w | image).
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`): on a 0..1 scale.
+            image_features: as in `forward`.
+            with_linear (`bool`): False leaves w out, which costs time; it has no dimensions then.
+        """
         if image_features is None:
             image_features, _ = self.extract_image_features(pixel_values)
-        features, wavelets = image_features.to(self.dtype).tensor_split([self.posterior_head.in_features], dim=-1)
-        posterior = LatentGaussian.from_head(self.posterior_head(features))
-        if self.config.wavelet_dim:
-            posterior = posterior.beside(self.wavelet_head(wavelets), self.wavelet_logvar)
-        return posterior
+        dtype = self.posterior_head.weight.dtype
+        learned = Gaussian.from_head(self.posterior_head(image_features.to(dtype)))
+        if self.config.linear_dim and with_linear:
+            energies = wavelet_maps(pixel_values.float()).flatten(1)
+            mean = self.linear_head(energies.to(dtype)).to(learned.mean.dtype)
+        else:
+            mean = learned.mean[:, :0]
+        logvar = self.linear_logvar[: mean.shape[1]].to(mean.dtype).expand_as(mean)
+        return LatentGaussian(learned, Gaussian(mean, logvar))
 
-    def encode_fmri(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None):
-        """q(z | fmri), a `LatentGaussian`."""
-        every_row = torch.ones(fmri.shape[0], dtype=torch.bool, device=fmri.device)
-        return self.fmri_to_latent(fmri.to(self.dtype), self._subject_rows(subject_ids, every_row))
+    def encode_fmri(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None) -> LatentGaussian:
+        """q(z, w | fmri)."""
+        return self.fmri_to_latent(fmri.to(self._own_dtype()), self._subject_ids(subject_ids, fmri))
 
     def encode(
         self,
         pixel_values: torch.Tensor | None = None,
         fmri: torch.Tensor | None = None,
         subject_ids: torch.Tensor | None = None,
-    ):
-        """q(z | image), q(z | fmri), or of both the product of experts q(z | image) q(z | fmri) / p(z).
+        **kwargs,
+    ) -> LatentGaussian:
+        """q(z, w | image), q(z, w | fmri), or of both the product of experts q(. | image) q(. | fmri) / p.
 
-        A `LatentGaussian`; the arguments are those of `forward`.
+        The arguments are those of `forward`; other parts of the processor's batch are not used.
         """
         if pixel_values is None and fmri is None:
             raise ValueError("neither pixel_values nor fmri was given: give one or both")
@@ -420,46 +429,24 @@ class VisionFlowModel(PreTrainedModel):
             return self.encode_fmri(fmri, subject_ids)
         return self.encode_image(pixel_values).times(self.encode_fmri(fmri, subject_ids))
 
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """logit image = (1 - linear_share) logit decoder(z) + linear_share logit linear(z).
+    def decode(self, learned: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
+        """logit image = (1 - linear_share) logit decoder(z) + linear_share logit linear_decoder(z, w).
 
-        `(batch, latent_dim)` to `(batch, num_channels, height, width)` on a 0..1 scale.
+        z `(batch, latent_dim)` and w `(batch, linear_dim)` to `(batch, num_channels, height, width)` on a 0..1 scale.
         """
-        image, share = self.image_decoder(latent), self.config.linear_share
-        return blend(image, self.linear_decoder(latent), share) if share else image
-
-    def decode_mean(self, posterior) -> torch.Tensor:
-        """image = blacken(mean of decode(mean + decoding_spread std noise)), the noise the same for each row and call.
-
-        What is uncertain comes out soft, so that the squared error is less than that of the mean latent's image, and
-        what is darker than `black_point` is black.
-
-        Args:
-            posterior (`LatentGaussian`)
-
-        Returns:
-            `(batch, num_channels, height, width)` on a 0..1 scale.
-        """
-        if not self.config.decoding_spread:
-            return blacken(self.decode(posterior.mean), self.config.black_point)
-        step = nn.functional.pad(self.decoding_noise, (0, self.config.wavelet_dim))
-        step = self.config.decoding_spread * step[:, None] * (posterior.logvar / 2).exp()
-        images = 0
-        for away in step:
-            images = images + self.decode(posterior.mean + away) + self.decode(posterior.mean - away)
-        return blacken(images / (2 * len(self.decoding_noise)), self.config.black_point)
+        image, share = self.image_decoder(learned), self.config.linear_share
+        return blend(image, self.linear_decoder(learned, linear), share) if share else image
 
     def extract_image_features(self, pixel_values: torch.Tensor, **kwargs):
-        """What the posterior's heads read of an image, and the encoder's whole output.
+        """What the head of the posterior reads of an image, and the encoder's whole output.
 
         Returns:
-            Features `(batch, layers * (1 + feature_grid^2) * width)`: of each of `feature_layers` the class token, or
-            the mean token of an encoder without one, beside the patch tokens averaged over a grid of `feature_grid` x
-            `feature_grid` cells; and, where the latent has dimensions for them, the Gabor-wavelet energies and colours.
+            Features `(batch, (1 + feature_grid^2) * width of the layers)`: of each of `feature_layers` the class token
+            (the mean token of an encoder without one) beside the patch tokens averaged over a grid of `feature_grid` x
+            `feature_grid` cells.
         """
-        vision = self.config.vision_config
         pixels = pixel_values.float()  # resizing is not defined for every dtype on every device
-        if self.config.num_channels == 1 and vision.num_channels == 3:
+        if self.config.num_channels == 1 and self.config.vision_config.num_channels == 3:
             pixels = pixels.expand(-1, 3, -1, -1)
         mean, std = (  # filled in on the device: a copy to it would wait for all that it still has to do
             torch.cat([pixels.new_full((1, 1, 1), value) for value in values[: pixels.shape[1]]])
@@ -468,47 +455,33 @@ class VisionFlowModel(PreTrainedModel):
         size = self.config.encoder_image_size
         if list(pixels.shape[-2:]) != size:
             pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
-        layers = self.config.feature_layers
-        if layers != [-1]:
-            kwargs["output_hidden_states"] = True
-        encoded = self.encoder(pixel_values=((pixels - mean) / std).to(self.dtype), **self.encoder_options, **kwargs)
-        features = []
-        for layer in layers:
-            tokens = encoded.last_hidden_state if layer == -1 else encoded.hidden_states[layer]
-            if tokens.ndim == 4:  # (batch, width, rows, columns), a convolutional encoder
-                tokens = tokens.flatten(2).transpose(1, 2)
-            side = math.isqrt(tokens.shape[1])
-            before = tokens.shape[1] - side**2  # class token, registers
-            patches = tokens[:, before:]
-            features.append(tokens[:, 0] if before else patches.mean(1))
-            if self.config.feature_grid:
-                grid = patches.transpose(1, 2).unflatten(2, (side, side))
-                if side != self.config.feature_grid:
-                    grid = nn.functional.adaptive_avg_pool2d(grid, self.config.feature_grid)
-                features.append(grid.flatten(1))
-        if self.config.wavelet_dim:
-            features.append(wavelet_maps(pixel_values).flatten(1).to(tokens.dtype))
-        return torch.cat(features, dim=1), encoded
+        pixels = ((pixels - mean) / std).to(self._own_dtype())
+        layers, encoded = layer_maps(self.encoder, pixels, self.config.feature_layers, **kwargs)
+        return torch.cat([pooled_features(layer, self.config.feature_grid) for layer in layers], dim=1), encoded
 
-    def _subject_rows(self, subject_ids: torch.Tensor | None, rows: torch.Tensor) -> dict[int, torch.Tensor | slice]:
-        """Of the rows that count, `(batch,)` bool, those of each subject that occurs, by place in `config.subjects`."""
-        if not self.config.subjects:
+    def _own_dtype(self) -> torch.dtype:
+        """The weights' dtype; `self.dtype` has no parameters to look at in a replica of `nn.DataParallel`."""
+        return self.posterior_head.weight.dtype
+
+    def _subject_ids(self, subject_ids: torch.Tensor | None, rows: torch.Tensor, least: int = 0) -> torch.Tensor:
+        """The place of each row's subject in `config.subjects`, `(batch,)`, on the device of `rows`.
+
+        Raises:
+            ValueError: none given although there are several subjects, or a place below `least` or beyond the last.
+        """
+        subjects = self.config.subjects
+        if not subjects:
             raise ValueError("this model knows no subject: give the config `subjects` and `num_voxels`")
         if subject_ids is None:
-            if len(self.config.subjects) > 1:
-                raise ValueError(f"subject_ids is missing: this model knows {', '.join(self.config.subjects)}")
-            return {0: slice(None)}
-        return {
-            subject: torch.nonzero(rows & (subject_ids == subject)).squeeze(1)
-            for subject in range(len(self.config.subjects))
-        }
-
-
-def encoder_width(vision_config) -> int:
-    """Length of one token of the image encoder."""
-    if getattr(vision_config, "hidden_sizes", None):  # ConvNeXt and its kin: one width a stage
-        return vision_config.hidden_sizes[-1]
-    return vision_config.hidden_size
+            if len(subjects) > 1:
+                raise ValueError(f"subject_ids is missing: this model knows {', '.join(subjects)}")
+            return torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+        waits = subject_ids.device.type != "cpu" and self.training  # an accelerator would have to finish its work first
+        if len(subject_ids) and not waits and not torch.compiler.is_compiling():
+            low, high = int(subject_ids.min()), int(subject_ids.max())
+            if low < least or high >= len(subjects):
+                raise ValueError(f"subject_ids has {low} to {high}: this model knows 0 to {len(subjects) - 1}")
+        return subject_ids.to(rows.device)
 
 
 __all__ = ["VisionFlowModel", "VisionFlowOutput"]

@@ -12,7 +12,11 @@ from transformers import AutoModel
 from transformers.modeling_outputs import ModelOutput
 
 MADE_HERE = ("pixel_values", "pixel_attention_mask", "spatial_shapes")  # inputs that `layer_maps` gives an encoder
-STAGED = ("depths", "hidden_sizes", "backbone_config")  # config fields of encoders whose stages differ in grid and width
+STAGED = ("depths", "hidden_sizes", "backbone_config")  # config fields of encoders whose stages have different grids
+PLAIN = (  # families whose layers all have `hidden_size` channels, for images of any size
+    *("vit", "deit", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit_mae", "vit_msn"),
+    *("ijepa", "clip_vision_model", "siglip_vision_model", "siglip2_vision_model"),
+)
 VIDEO = ("tubelet_size", "num_frames", "frames_per_clip")  # config fields of encoders of videos
 
 
@@ -121,9 +125,10 @@ def average_pool(grid: torch.Tensor, cells: int) -> torch.Tensor:
 
 
 def layer_widths(config, layers: list[int], image_size: list[int]) -> list[int]:
-    """Width of each of `layers`, found by running the architecture once.
+    """Width of each of `layers`.
 
-    It is built and run on the meta device, without memory for weights; on the CPU if it cannot run there.
+    Families in `PLAIN` have it in their config. Any other is built without weights and run once on the meta device,
+    which takes no memory; on the CPU if it does not run there.
 
     Args:
         config: Config of the encoder.
@@ -133,16 +138,21 @@ def layer_widths(config, layers: list[int], image_size: list[int]) -> list[int]:
     Raises:
         ValueError: The encoder cannot be used, not with this image size, or has no such layer.
     """
+    if config.model_type in PLAIN:
+        for layer in layers:
+            check_layer(config.model_type, layer, config.num_hidden_layers + 1)
+        return [config.hidden_size] * len(layers)
     try:
-        try:
-            return probed_widths(config, layers, image_size, "meta")
-        except (RuntimeError, NotImplementedError):  # it reads values, which tensors on meta lack
-            return probed_widths(config, layers, image_size, "cpu")
+        with torch.random.fork_rng(devices=[]):  # the weights of the model that is built next stay the same
+            try:
+                return probed_widths(config, layers, image_size, "meta")
+            except RuntimeError:  # it reads values, which tensors on meta lack
+                return probed_widths(config, layers, image_size, "cpu")
     except UnusableEncoder:
         raise
     except Exception as error:  # of the encoder's own code
         raise ValueError(
-            f"encoder {config.model_type} does not run on images of {image_size[0]} x {image_size[1]} px "
+            f"encoder {config.model_type} cannot be run on images of {image_size[0]} x {image_size[1]} px "
             f"({' '.join(str(error).split())[:200]}): another encoder or another encoder_image_size is needed"
         ) from error
 
@@ -167,6 +177,12 @@ def probed_widths(config, layers: list[int], image_size: list[int], device: str)
     return [one.grid.shape[1] for one in maps]
 
 
+def check_layer(name: str, layer: int, places: int) -> None:
+    if layer != -1 and not 0 <= layer < places:
+        others = f" or 0 to {places - 1} for a place in its hidden_states" if places else ""
+        raise UnusableEncoder(f"layer {layer} of encoder {name}: -1 for its output{others} is expected")
+
+
 def without_adapters(encoder: nn.Module) -> nn.Module:
     return encoder.get_base_model() if hasattr(encoder, "get_base_model") else encoder
 
@@ -177,17 +193,17 @@ def one_patch_size(config) -> bool:
     return not staged and hasattr(config, "patch_size") and hasattr(config, "hidden_size")
 
 
-def encoder_inputs(encoder: nn.Module, pixels: torch.Tensor) -> dict[str, torch.Tensor | bool]:
+def encoder_inputs(encoder: nn.Module, pixels: torch.Tensor) -> dict[str, torch.Tensor | bool | None]:
     """What the encoder's `forward` takes for these images, beside options that the user may choose."""
     config = encoder.config
-    batch, channels, height, width = pixels.shape
+    batch, _, height, width = pixels.shape
     if config.model_type == "siglip2_vision_model":  # takes flattened patches
         size = config.patch_size
         rows, columns = height // size, width // size
         patches = pixels[..., : rows * size, : columns * size].unflatten(3, (columns, size)).unflatten(2, (rows, size))
         return {
             "pixel_values": patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1),
-            "pixel_attention_mask": pixels.new_ones((batch, rows * columns), dtype=torch.int64),
+            "pixel_attention_mask": None,  # no patch is padding
             "spatial_shapes": torch.tensor([[rows, columns]] * batch, device="cpu"),  # its values are read
         }
     inputs = {"pixel_values": pixels}
@@ -216,15 +232,8 @@ def layer_map(encoder: nn.Module, encoded: ModelOutput, layer: int, pixels: torc
     """The `LayerMap` of one place in `hidden_states`, of `last_hidden_state` for -1."""
     config, (batch, _, height, width) = encoder.config, pixels.shape
     maps = getattr(encoded, "reshaped_hidden_states", None) or getattr(encoded, "hidden_states", None) or ()
-    if layer == -1:
-        states = getattr(encoded, "last_hidden_state", None)
-    elif 0 <= layer < len(maps):
-        states = maps[layer]
-    else:
-        raise UnusableEncoder(
-            f"layer {layer} of encoder {type(encoder).__name__}: -1 for its output"
-            + (f", or 0 to {len(maps) - 1} for a place in hidden_states, is expected" if maps else " is expected")
-        )
+    check_layer(config.model_type, layer, len(maps))
+    states = getattr(encoded, "last_hidden_state", None) if layer == -1 else maps[layer]
     grid = states if isinstance(states, torch.Tensor) else None
     if grid is not None and grid.ndim == 4:
         grid = channels_first(grid, height, width)
@@ -241,7 +250,7 @@ def layer_map(encoder: nn.Module, encoded: ModelOutput, layer: int, pixels: torc
             classes = min(before - registers, number_of_classes(config))
             summary = tokens[:, :classes].mean(1) if classes > 1 else tokens[:, 0] if classes else patches.mean(1)
             return LayerMap(summary=summary, grid=patches.transpose(1, 2).unflatten(2, (rows, columns)))
-    shape = list(states.shape) if isinstance(states, torch.Tensor) else "nothing"
+    shape = list(states.shape) if isinstance(states, torch.Tensor) else "no tensor"
     raise UnusableEncoder(
         f"layer {layer} of encoder {type(encoder).__name__} gives {shape} for {batch} images of {height} x {width} px: "
         "patch tokens or a feature map are needed"
@@ -281,7 +290,7 @@ def token_grid(config, maps, count: int, height: int, width: int) -> tuple[int, 
         known = [channels_first(one, height, width) for one in known]
         grids = [tuple(one.shape[2:]) for one in reversed(known) if one is not None]
     if not grids:
-        strides = [stride for stride in range(1, max(height, width) + 1)]
+        strides = range(1, max(height, width) + 1)
         grids = [(height // s, width // s) for s in strides if height % s == 0 and width % s == 0]
         grids += [(math.ceil(height / s), math.ceil(width / s)) for s in strides]
     for before in range(number_of_registers(config), most + 1):

@@ -41,24 +41,35 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False, *, marker: str)
     """
     refuse_existing(path, overwrite, marker)
     path = Path(path).absolute()
-    partial, replaced = path.with_name(f".{path.name}.partial"), replaced_name(path)
+    partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        try:
-            if path.exists():
-                shutil.rmtree(replaced, ignore_errors=True)
-                path.rename(replaced)
-            partial.rename(path)
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be written ({error.strerror or error}): close what uses the folder, or give another "
-                "name. An earlier folder of this name is kept"
-            ) from error
+        take_name(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def take_name(folder: Path, path: Path) -> None:
+    """Rename `folder` to `path`, in the place of a folder of that name; where that fails the earlier one is kept.
+
+    Raises:
+        UserError: the earlier folder cannot be replaced.
+    """
+    replaced = replaced_name(path)
+    try:
+        if path.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            path.rename(replaced)
+        folder.rename(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): close what uses the folder, or give another "
+            "name. An earlier folder of this name is kept"
+        ) from error
     finally:
         put_back(path)
-        shutil.rmtree(partial, ignore_errors=True)
         if path.exists():
             shutil.rmtree(replaced, ignore_errors=True)
 

@@ -139,10 +139,10 @@ class VisionFlowTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Compute in float16. Default: true on a CUDA GPU without bfloat16 units."}
     )
     num_train_epochs: float = field(
-        default=0.0, metadata={"help": "Passes over the train split. Default: see --max_steps."}
+        default=0.0, metadata={"help": "Passes over the train stimuli. Default: see --max_steps."}
     )
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Train rows per device and step."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Validation rows per device and step."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Train images per device and step."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Validation images per device and step."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of the optimizer."})
     lr_scheduler_type: str = field(
         default="cosine", metadata={"help": "Learning rate schedule, such as cosine, linear or constant."}
@@ -194,7 +194,7 @@ class VisionFlowTrainingArguments(TrainingArguments):
         },
     )
     seed: int = field(
-        default=0, metadata={"help": "Seed of initial weights, order of the rows, dropout and validation stimuli."}
+        default=0, metadata={"help": "Seed of initial weights, order of the images, dropout and held-out stimuli."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing output folder."})
 
@@ -277,8 +277,8 @@ def refuse_missing_loggers(report_to: str | list[str] | None) -> None:
 
 
 TEXT = "it is for language models, and this model reads images and fMRI"
-OWN_VALIDATION = "validation computes the mean of each loss, and nothing else"
-OWN_SAMPLER = "the rows come in a random order, drawn from --seed, in full batches"
+LOSS_ALONE = "validation computes the loss alone"
+RANDOM_ORDER = "the train images come in random order"
 SHARDS = "it divides the weights among GPUs, but some are fitted in closed form to whole ones; launch with --multi_gpu"
 HUB_ONCE = "the finished model is pushed once, to the main branch"
 REFUSED = {
@@ -290,19 +290,17 @@ REFUSED = {
     "hub_strategy": HUB_ONCE,
     "hub_always_push": HUB_ONCE,
     "hub_revision": HUB_ONCE,
-    "data_seed": OWN_SAMPLER,
-    "train_sampling_strategy": OWN_SAMPLER,
-    "length_column_name": OWN_SAMPLER,
-    "dataloader_drop_last": OWN_SAMPLER,
+    "train_sampling_strategy": RANDOM_ORDER,
+    "length_column_name": RANDOM_ORDER,
     "remove_unused_columns": "the collator needs all columns",
     "label_names": "the inputs that losses are computed for are fixed",
     "label_smoothing_factor": "there are no class labels to smooth",
-    "prediction_loss_only": OWN_VALIDATION,
-    "eval_do_concat_batches": OWN_VALIDATION,
-    "eval_use_gather_object": OWN_VALIDATION,
-    "eval_accumulation_steps": OWN_VALIDATION,
-    "include_for_metrics": OWN_VALIDATION,
-    "batch_eval_metrics": OWN_VALIDATION,
+    "prediction_loss_only": LOSS_ALONE,
+    "eval_do_concat_batches": LOSS_ALONE,
+    "eval_use_gather_object": LOSS_ALONE,
+    "eval_accumulation_steps": LOSS_ALONE,
+    "include_for_metrics": LOSS_ALONE,
+    "batch_eval_metrics": LOSS_ALONE,
     "bf16_full_eval": "validation is in the precision of training: use --bf16",
     "fp16_full_eval": "validation is in the precision of training: use --fp16",
     "average_tokens_across_devices": TEXT,
@@ -336,7 +334,8 @@ SHOWN = {
     "Hugging Face Hub": ["push_to_hub", "hub_model_id", "hub_private_repo"],
 }
 HELP = {  # of what TrainingArguments says at length
-    "max_steps": "Number of optimizer steps. Default: 10 passes over the train split, from 1,000 to 30,000 steps.",
+    "max_steps": "Number of optimizer steps. Default: 10 passes over the train stimuli, from 1,000 to 30,000 steps; three "
+    "quarters of that without validation, where training runs twice.",
     "gradient_accumulation_steps": "Batches whose gradients are summed for one optimizer step.",
     "max_grad_norm": "Gradients with a larger norm are scaled down to it; 0 for no limit.",
     "save_strategy": "When to save checkpoints: no, steps, epoch or best.",

@@ -1,37 +1,36 @@
-"""Images that no subject saw, made from those that were seen, for the image side to learn from."""
+"""Augmented images for the image stage, made from the stimuli."""
 
 import math
 
 import torch
 from torch.nn import functional as F
 
-from visionflow_hf.modeling.row_noise import draw_rows
-
 ROTATION, SHEAR, SCALE, SHIFT = math.radians(15), 0.15, 0.15, 0.1
-FEW_STIMULI = 50  # with fewer, half of the images are composed of two
+FEW_STIMULI = 50  # with fewer, half of the augmented images are composed of two
 CELLS = 4  # a composed image takes each cell of a 4 x 4 grid from one of two images
 
 
-def augment(images: torch.Tensor, few: bool) -> torch.Tensor:
-    """Images moved about and, where stimuli are `few`, half of them composed of two.
+def augment(images: torch.Tensor, distinct: int) -> torch.Tensor:
+    """Randomly moved images and, of fewer than 50 distinct stimuli, half of them composed of two.
 
-    `(batch, channels, height, width)` to the same shape. What is composed of two looks like no stimulus, but it keeps
-    the decoder from knowing a handful of them by heart.
+    A composed image looks like no stimulus, but it keeps the decoder from memorising a handful of them. Uses torch's
+    random state, which the Trainer seeds, saves and restores.
 
-    Uses torch's global random state, which Trainer seeds, saves and restores.
+    Args:
+        images (`torch.Tensor` of shape `(batch, channels, height, width)`)
+        distinct: how many distinct stimuli there are.
     """
-    if not few:
+    if distinct >= FEW_STIMULI:
         return move(images)
     half = len(images) // 2
     return torch.cat([move(images[:half]), compose(move(images[half:], amount=0.3))])
 
 
 def move(images: torch.Tensor, amount: float = 1.0) -> torch.Tensor:
-    """Random rotation, shear, scale and shift of each image; what comes in at the border repeats the border."""
+    """Random rotation, shear, scale and shift of each image; the border is repeated beyond the image."""
 
     def draw(limit: float) -> torch.Tensor:
-        drawn = draw_rows(lambda rows: torch.rand(rows, device=images.device), len(images))
-        return (drawn * 2 - 1) * limit * amount
+        return (torch.rand(len(images), device=images.device) * 2 - 1) * limit * amount
 
     angle, shear = draw(ROTATION), draw(SHEAR)
     wide, tall = draw(SCALE).exp(), draw(SCALE).exp()

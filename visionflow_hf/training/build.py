@@ -1,46 +1,34 @@
-"""A new model and its processor, with the sizes that fit a corpus."""
+"""A new model and its processor, with the sizes that fit a corpus; and which weights of its encoder are trained."""
 
 import math
 from pathlib import Path
 
-import numpy as np
 from datasets import Dataset
+from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTConfig
 from transformers.utils import logging
 
-from visionflow_hf.corpus.responses import image_formats, pairs_of, responses_of
-from visionflow_hf.errors import UserError, count
+from visionflow_hf.errors import UserError
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.modeling.vision_encoder import check_encoder, prepare_encoder
 from visionflow_hf.training.arguments import PRETRAINED, SCRATCH, ModelArguments
-from visionflow_hf.training.learning_encoder import choose_what_learns
 
 logger = logging.get_logger("visionflow_hf")
 
-LARGEST_IMAGE = 224  # px; what pretrained encoders take
-PRETRAINED_FROM = 64  # px; smaller stimuli get an encoder of their own
+PRETRAINED_FROM = 64  # px; for smaller stimuli a small encoder is trained
+PASSED_ON = (
+    *("bridge_dropout", "voxel_dropout", "decoder_channels"),
+    *("image_weight", "kl_weight", "alignment_weight", "fmri_weight"),
+)
 
 
-def build_processor(train: Dataset, image_size: int | None) -> VisionFlowProcessor:
-    """Image size and channels from the stimuli, mean and standard deviation of each voxel from all fMRI in train.
-
-    A stimulus is an image that has fMRI; fMRI without an image counts for mean and standard deviation.
-
-    Args:
-        image_size: longer side in px, if it is not to be that of most stimuli.
-    """
-    size, channels = image_format(pairs_of(train), image_size)
-    processor = VisionFlowProcessor(image_size=size, num_channels=channels)
-    add_subjects(processor, train)
-    return processor
-
-
-def image_format(pairs: Dataset, image_size: int | None) -> tuple[list[int], int]:
-    """Height and width in px that a model works at, and the number of its channels."""
-    sizes, grey = image_formats(pairs)
-    width, height = sizes.most_common(1)[0][0]
-    scale = min(1.0, LARGEST_IMAGE / max(width, height)) if image_size is None else image_size / max(width, height)
-    return [max(1, round(height * scale)), max(1, round(width * scale))], 1 if grey else 3
+def build_processor(train: Dataset, image_size: int | None = None) -> VisionFlowProcessor:
+    """`VisionFlowProcessor.from_dataset`, whose complaints are the user's to mend."""
+    try:
+        return VisionFlowProcessor.from_dataset(train, image_size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def encoder_name(image_size: list[int], args: ModelArguments) -> str:
@@ -48,109 +36,117 @@ def encoder_name(image_size: list[int], args: ModelArguments) -> str:
     return args.encoder or (PRETRAINED if max(image_size) >= PRETRAINED_FROM else SCRATCH)
 
 
-def add_subjects(processor: VisionFlowProcessor, train: Dataset) -> None:
-    """Teach the processor all subjects of `train` who have pairs: mean and standard deviation of each voxel.
+def build_model(processor: VisionFlowProcessor, args: ModelArguments, stimuli: int | None = None) -> VisionFlowModel:
+    """A model with new weights, but those of a pretrained encoder and of an autoencoder.
 
-    fMRI without an image counts, too.
-    """
-    pairs = pairs_of(train)
-    alone = sorted(set(train["subject"]) - set(pairs["subject"]) - {None})
-    if alone:
-        logger.warning(f"{count(alone, 'subject')} without a pair of image and fMRI in train: left out of the model")
-    for subject in sorted(set(pairs["subject"])):
-        fmri = responses_of(train, subject).fmri
-        mean = fmri.mean(0, dtype=np.float64).astype(np.float32)
-        spread = fmri.std(0, dtype=np.float64).astype(np.float32)
-        constant = np.ptp(fmri, axis=0) == 0
-        if constant.any():
-            logger.warning(
-                f"{subject}: {count(np.flatnonzero(constant), 'voxel')} constant in train: kept, standardised to 0"
-            )
-        processor.add_subject(subject, mean, np.where(constant, np.float32(1), spread))
-
-
-def build_model(processor: VisionFlowProcessor, args: ModelArguments) -> VisionFlowModel:
-    """A model with fresh weights, those of a pretrained encoder and of an autoencoder bit for bit.
+    Args:
+        stimuli: the number of distinct train stimuli, which bounds the linear dimensions of the latent.
 
     Raises:
         UserError: the encoder or the autoencoder cannot be found, or the encoder is no vision model.
     """
-    encoder = None
+    encoder, own = None, {}
     name = encoder_name(processor.image_size, args)
-    encoder_input = {}
     if name == SCRATCH:
         if args.unfreeze_blocks or args.lora_rank:
-            raise UserError("--unfreeze_blocks and --lora_rank keep what an encoder knows: name one with --encoder")
-        vision_config = small_vit(processor.image_size, processor.num_channels)
-        feature_grid = vision_config.image_size[0] // vision_config.patch_size
+            raise UserError("--unfreeze_blocks and --lora_rank are for a pretrained encoder: name one with --encoder")
+        own["vision_config"] = small_vit(processor.image_size, processor.num_channels)
+        own["feature_grid"] = own["vision_config"].image_size[0] // own["vision_config"].patch_size
     else:
-        encoder, encoder_input = load_encoder(name)
-        vision_config, feature_grid = encoder.config, 4
-    autoencoder_part = {}
+        encoder, own = load_encoder(name)
+        own["vision_config"] = encoder.config
     if args.autoencoder is not None:
         autoencoder = load_autoencoder(args.autoencoder)
-        own = {name: value for name, value in autoencoder.config.items() if not name.startswith("_")}
-        autoencoder_part = {"decoder_type": "autoencoder_kl", "autoencoder_config": own}
+        settings = {name: value for name, value in autoencoder.config.items() if not name.startswith("_")}
+        own |= {"decoder_type": "autoencoder_kl", "autoencoder_config": settings}
     num_voxels = [len(processor.fmri_mean[subject]) for subject in processor.subjects]
+    linear_dim = args.linear_dim if stimuli is None else min(args.linear_dim, stimuli)
     try:
         config = VisionFlowConfig(
-            vision_config=vision_config,
             image_size=processor.image_size,
             num_channels=processor.num_channels,
-            feature_grid=feature_grid,
             feature_layers=args.feature_layers or [-1],
             latent_dim=args.latent_dim or (128 if name == SCRATCH else 256),
+            linear_dim=linear_dim,
             subjects=processor.subjects,
             num_voxels=num_voxels,
             bridge_hidden_size=args.bridge_hidden_size or bridge_width(num_voxels),
-            bridge_dropout=args.bridge_dropout,
-            voxel_dropout=args.voxel_dropout,
-            decoder_channels=args.decoder_channels,
-            image_weight=args.image_weight,
-            kl_weight=args.kl_weight,
-            alignment_weight=args.alignment_weight,
-            fmri_weight=args.fmri_weight,
-            **encoder_input,
-            **autoencoder_part,
+            **{name: getattr(args, name) for name in PASSED_ON},
+            **own,
         )
     except ValueError as error:  # the config says what it expected
         raise UserError(str(error)) from error
     model = VisionFlowModel(config)
     if encoder is not None:
         model.encoder = encoder
-    if autoencoder_part:
+    if args.autoencoder is not None:
         model.image_decoder.set_autoencoder(autoencoder)
-    choose_what_learns(model, args, frozen=encoder is not None)
+    choose_trained_weights(model, args, frozen=encoder is not None)
     return model
 
 
 def continue_model(name: str, train: Dataset, args: ModelArguments) -> tuple[VisionFlowModel, VisionFlowProcessor]:
-    """The image side of a trained model and its MLP to fMRI, with new maps for the subjects of `train`; its processor.
-
-    The MLP from fMRI to latent begins anew: it corrected the maps of other people.
+    """The image side of a trained model, with new maps for the subjects of `train`; its processor.
 
     Raises:
         UserError: no model of that name.
     """
     trained, old = load_model(name)
-    processor = VisionFlowProcessor(image_size=old.image_size, num_channels=old.num_channels)
-    add_subjects(processor, train)
+    processor = build_processor(train)
+    processor.image_size, processor.num_channels = old.image_size, old.num_channels
     config = VisionFlowConfig.from_dict(trained.config.to_dict())
-    config.latent_dim, config.wavelet_dim = config.learned_dim, 0
-    config.linear_share = config.decoding_spread = config.black_point = 0.0
-    config.subjects, config.num_voxels = [], []
+    config.linear_share, config.subjects = 0.0, processor.subjects
+    config.num_voxels = [len(processor.fmri_mean[subject]) for subject in processor.subjects]
     model = VisionFlowModel(config)
-    own = model.state_dict()
-    kept = {
-        key: values
-        for key, values in trained.state_dict().items()
-        if key in own and values.shape == own[key].shape and not key.startswith("fmri_to_latent.")
-    }
-    model.load_state_dict(own | kept)
-    for subject in processor.subjects:
-        model.add_subject(subject, len(processor.fmri_mean[subject]))
-    choose_what_learns(model, args, frozen=False)
+    for part in ("encoder", "posterior_head", "image_decoder"):
+        getattr(model, part).load_state_dict(getattr(trained, part).state_dict())
+    choose_trained_weights(model, args, frozen=False)
     return model, processor
+
+
+def choose_trained_weights(model: VisionFlowModel, args: ModelArguments, frozen: bool) -> None:
+    """Freeze the weights of the encoder that are not to be trained, and add adapters where `args` asks for them.
+
+    Args:
+        frozen: whether the encoder's weights are kept where `args` does not say.
+
+    Raises:
+        UserError: more blocks than the encoder has, or peft is not installed.
+    """
+    frozen = frozen if args.freeze_encoder is None else args.freeze_encoder
+    model.encoder.requires_grad_(not (frozen or args.unfreeze_blocks or args.lora_rank))
+    if args.unfreeze_blocks:
+        unfreeze_last_blocks(model.encoder, args.unfreeze_blocks)
+    if args.lora_rank:
+        model.encoder = with_adapters(model.encoder, args.lora_rank)
+
+
+def unfreeze_last_blocks(encoder: nn.Module, number: int) -> None:
+    """Train the last blocks and all that follows them; the blocks of a hierarchical encoder are its stages."""
+    blocks = next((module for module in encoder.modules() if isinstance(module, nn.ModuleList)), [])
+    if not 0 < number <= len(blocks):
+        raise UserError(f"--unfreeze_blocks is {number}: 1 to {len(blocks)} is expected, which this encoder has")
+    weights = list(encoder.parameters())
+    first = next(blocks[-number].parameters())
+    for weight in weights[next(place for place, weight in enumerate(weights) if weight is first) :]:
+        weight.requires_grad_()
+
+
+def with_adapters(encoder: nn.Module, rank: int) -> nn.Module:
+    """LoRA (Hu et al. 2021, arXiv:2106.09685): W of each linear layer is frozen, W + B A is used; B begins at zero."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise UserError("--lora_rank needs peft: pip install 'visionflow-hf[lora]'") from error
+    if rank < 1:
+        raise UserError(f"--lora_rank is {rank}: 1 or more is expected")
+    return get_peft_model(encoder, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+
+
+def merge_adapters(model: VisionFlowModel) -> None:
+    """Add each B A to its W, which leaves an encoder without adapters."""
+    if hasattr(model.encoder, "merge_and_unload"):
+        model.encoder = model.encoder.merge_and_unload()
 
 
 def bridge_width(num_voxels: list[int]) -> int:
@@ -196,7 +192,7 @@ def load_encoder(name: str):
 
 
 def load_vision_model(name: str):
-    """A pretrained vision model in float32; of a model of images and text, as CLIP is, the part that sees."""
+    """A pretrained vision model in float32; of a model of images and text, as CLIP is, the vision part."""
     try:
         config = AutoConfig.from_pretrained(name)
         config = getattr(config, "vision_config", config)
@@ -205,10 +201,11 @@ def load_vision_model(name: str):
         raise UserError(
             f"no encoder {name} ({' '.join(str(error).split())[:200]}): give a folder, a name on the Hub, or {SCRATCH}"
         ) from error
-    if encoder.main_input_name != "pixel_values":
-        raise UserError(
-            f"encoder {name} is a {type(encoder).__name__}: a vision model that takes pixel_values is needed"
-        )
+    try:
+        check_encoder(encoder)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+    prepare_encoder(encoder)
     encoder.config._name_or_path = Path(name).name if Path(name).is_dir() else name  # what is shared names no folder
     return encoder
 

@@ -1,198 +1,199 @@
-"""`train --from-model OLD --freeze-shared`: new people read and written by a trained model, from few trials of each.
+"""`train --from_model OLD --freeze_shared`: new subjects of a trained model, from few trials of each.
 
-All that subjects share is kept. Only linear maps are fitted, in closed form. A new voxel is a weighted sum of what the
-model predicts for the voxels that it knows, since many people's voxels see the same place,
+All that subjects share is kept. Only linear maps are fitted, in closed form. The responses of a new voxel are predicted
+from those that the model predicts for the voxels that it knows, since many subjects' voxels respond to the same things:
 
     fmri_v  =  t_0 ridge_v(known voxels)  +  t_1 mean over known voxels k of (a_vk known_k + b_vk), by likelihood
 
-where the second term looks for voxels that see what this one sees, as `encoding_models.fit_fields` looks for a place.
-The fMRI is read into the latent by two ridges,
+The fMRI is mapped to the latent by two ridges,
 
-    z  =  t_2 ridge from the trials  +  t_3 ridge from made-up trials, images with the fMRI that the line above predicts
+    z, w  =  t_2 ridge from the trials  +  t_3 ridge from simulated trials, images with the fMRI predicted above
 
-All t are non-negative least squares on stimuli that the terms were fitted without.
+All t are fitted by non-negative least squares to held-out stimuli.
 """
 
+import logging
+import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from datasets import Dataset
-from scipy.optimize import nnls
-from transformers.utils import logging
 
-from visionflow_hf.corpus.responses import pairs_of, responses_of
-from visionflow_hf.corpus.splits import stimulus_folds
+from visionflow_hf.corpus.responses import pairs_of
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.ridge import FOLDS, linear_map, ridge_of
-from visionflow_hf.training.alignment_stage import IMAGES, image_posteriors
-from visionflow_hf.training.build import add_subjects
-from visionflow_hf.training.encoding_models import fit_features
-from visionflow_hf.training.field_ridges import BLOCK, WORKING_SET, FieldRidges, Linear, held_out_errors, shares
-from visionflow_hf.training.fit_bridges import LEAST_NOISE, put, put_noise
-from visionflow_hf.training.image_latents import image_latents
+from visionflow_hf.modeling.fmri_bridges import put
+from visionflow_hf.modeling.ridge import FOLDS, Ridge, RidgePath, fit_ridge, group_folds
+from visionflow_hf.training.alignment import IMAGES, image_latents
+from visionflow_hf.training.build import build_processor
+from visionflow_hf.training.linear_latent import BLOCK, WORKING_SET, likely_mean, stack
 from visionflow_hf.training.stimuli import BATCH, Stimuli
-from visionflow_hf.training.voxel_weights import voxel_weights
+from visionflow_hf.training.trials import Trials
 
-logger = logging.get_logger("visionflow_hf")
+logger = logging.getLogger(__name__)
 
 FEWEST_STIMULI = 4  # the least from which folds within folds within folds can be made
-MOST_KNOWN = 2000  # voxels of the model that a new voxel is compared with, shared out among the subjects
+MOST_KNOWN = 2000  # known voxels with which a new one is compared, shared out among the subjects
+LEAST_NOISE = 1e-3  # of a voxel's variance
 
 
 @torch.no_grad()
 def fit_new_subjects(
-    model: VisionFlowModel, processor: VisionFlowProcessor, train: Dataset, seed: int, cache: str | None = None
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    train: Dataset,
+    seed: int,
+    cache: str | os.PathLike | None = None,
 ) -> None:
-    """Teach a trained model the subjects of `train`; who has the name of a known subject takes that subject's place.
+    """Fit the subjects of `train` to a trained model; one with the name of a known subject takes its place.
 
     Raises:
-        UserError: a model without subjects, or a subject of `train` who saw too few stimuli.
+        UserError: a model without subjects, or a subject with too few stimuli.
     """
     if not processor.subjects:
-        raise UserError("the model knows no subject, of whose voxels those of a new one could be made: train it first")
+        raise UserError("the model knows no subject to whose voxels new ones could be compared: train it first")
     pairs = pairs_of(train)
-    weights, levels = known_voxels(model, seed)
+    own = build_processor(train)
+    known = known_voxels(model, seed)
     stimuli = Stimuli(processor, [pairs], cache=cache)
-    images = images_to_make_trials_of(model, stimuli, seed)
-    made_up = images.cpu().numpy(), reads(model, images) @ weights + levels
-    names = sorted(set(pairs["subject"]))
-    for name in set(names) & set(processor.subjects):
-        logger.warning(f"{name} is a subject of the model already, and is fitted anew")
-        model.remove_subject(name)
-        processor.remove_subject(name)
-    add_subjects(processor, train)
-    for name in names:
-        trials = responses_of(pairs, name)
-        distinct = list(dict.fromkeys(trials.stimulus_ids))
+    simulated = images_to_simulate(model, stimuli, seed)
+    simulated_known = known.predict(simulated[0])
+    for name in own.subjects:
+        if name in processor.subjects:
+            logger.warning(f"{name} is a subject of the model already, and is fitted anew")
+            model.remove_subject(name)
+            processor.remove_subject(name)
+        processor.add_subject(name, own.fmri_mean[name], own.fmri_std[name])
+        model.add_subject(name, len(own.fmri_mean[name]))
+    trials = Trials(pairs, processor)
+    for name in own.subjects:
+        names = trials.stimulus_ids(name)
+        distinct = list(dict.fromkeys(names))
         if len(distinct) < FEWEST_STIMULI:
-            raise UserError(
-                f"{name} saw {count(distinct, 'stimulus')}: {FEWEST_STIMULI} distinct ones are needed at least"
-            )
-        fmri = (trials.fmri - processor.fmri_mean[name]) / processor.fmri_std[name]
-        latents = image_latents(model, stimuli, distinct)
-        position = {stimulus: row for row, stimulus in enumerate(distinct)}
-        latents = latents[[position[stimulus] for stimulus in trials.stimulus_ids]]
-        known = reads(model, torch.from_numpy(latents)) @ weights + levels
-        model.add_subject(name, fmri.shape[1])
-        linear, intercept, missed = fit_voxels(known, fmri, trials.stimulus_ids)
-        put(model.latent_to_fmri.voxel_maps[-1], weights @ linear, levels @ linear + intercept)
-        put_noise(model, len(model.config.subjects) - 1, missed)
-        inward = fit_latents(fmri, latents, known, made_up, trials.stimulus_ids, model.config.learned_dim)
-        put(model.fmri_to_latent.voxel_maps[-1], *inward)
+            raise UserError(f"{name} has {count(distinct, 'stimulus')}: at least {FEWEST_STIMULI} are needed")
+        fmri = trials.fmri(name).to(model.device)
+        posterior = image_latents(model, stimuli, distinct)
+        rows = [distinct.index(stimulus) for stimulus in names]
+        learned, linear = posterior.learned.mean[rows], posterior.linear.mean[rows]
+        responses = known.predict(model.latent_to_fmri.read(learned, linear))
+        to_voxels, missed = fit_voxels(responses, fmri, names)
+        place = model.config.subjects.index(name)
+        weights, level = known.weights @ to_voxels.weights, known.intercept @ to_voxels.weights + to_voxels.intercept
+        put(model.latent_to_fmri.voxel_maps[place], Ridge(weights, level, 0.0))
+        model.set_noise(name, missed)
+        to_latent = fit_latents(fmri, learned, linear, responses, (simulated_known, simulated[1]), names)
+        sizes = [model.config.latent_dim, model.config.linear_dim]
+        parts = zip(to_latent.weights.split(sizes, dim=1), to_latent.intercept.split(sizes), strict=True)
+        bridge = model.fmri_to_latent
+        for layer, (own_weights, own_level) in zip(
+            (bridge.to_learned[place], bridge.to_linear[place]), parts, strict=True
+        ):
+            put(layer, Ridge(own_weights, own_level, 0.0))
         logger.info(f"{name}: {fmri.shape[1]} voxels fitted to {len(fmri)} trials of {len(distinct)} stimuli")
 
 
-def images_to_make_trials_of(model: VisionFlowModel, stimuli: Stimuli, seed: int) -> torch.Tensor:
-    """Latents `(images, latent_dim)` of the stimuli, of images made of them, and of what the model takes for images."""
+def images_to_simulate(model: VisionFlowModel, stimuli: Stimuli, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the voxels' maps read, and z and w, of the stimuli, augmented copies, and images decoded from the prior.
+
+    `(images, read)` and `(images, latent_dim + linear_dim)`.
+    """
     torch.manual_seed(seed)
-    latents = [image_posteriors(model, stimuli, list(stimuli.keys)).mean]
+    posteriors = [image_latents(model, stimuli, list(stimuli.keys), IMAGES)]
     for _ in range(IMAGES // BATCH):
-        dreamt = model.decode(torch.randn(BATCH, model.config.latent_dim, device=model.device, dtype=model.dtype))
-        latents.append(model.encode_image(dreamt).mean.float())
-    return torch.cat(latents)
+        learned = torch.randn(BATCH, model.config.latent_dim, device=model.device)
+        posteriors.append(model.encode_image(model.image_decoder(learned.to(model.dtype))))
+    learned = torch.cat([one.learned.mean.float() for one in posteriors])
+    linear = torch.cat([one.linear.mean.float() for one in posteriors])
+    return model.latent_to_fmri.read(learned, linear), torch.cat([learned, linear], dim=1)
 
 
-def reads(model: VisionFlowModel, latents: torch.Tensor) -> np.ndarray:
-    """What the voxels' linear maps read of latents, `(rows, read)`."""
-    return model.latent_to_fmri.read(latents.to(model.device, model.dtype)).float().cpu().numpy()
-
-
-def known_voxels(model: VisionFlowModel, seed: int) -> Linear:
-    """Weights (read, voxels) and levels (voxels,) of up to MOST_KNOWN of the model's voxels, drawn by chance."""
+def known_voxels(model: VisionFlowModel, seed: int) -> Ridge:
+    """The maps to up to MOST_KNOWN of the model's voxels, drawn at random: weights `(read, voxels)`."""
     rng = np.random.default_rng(seed)
     maps = model.latent_to_fmri.voxel_maps
-    weights, levels = [], []
-    for one in maps:
-        drawn = np.sort(rng.permutation(one.out_features)[: max(1, MOST_KNOWN // len(maps))])
-        weights.append(one.weight.float().cpu().numpy()[drawn].T)
-        levels.append(one.bias.float().cpu().numpy()[drawn])
-    return np.concatenate(weights, axis=1), np.concatenate(levels)
+    drawn = [np.sort(rng.permutation(one.out_features)[: max(1, MOST_KNOWN // len(maps))]) for one in maps]
+    weights = torch.cat([one.weight[rows] for one, rows in zip(maps, drawn, strict=True)]).float().T
+    return Ridge(weights, torch.cat([one.bias[rows] for one, rows in zip(maps, drawn, strict=True)]).float(), 0.0)
 
 
-def fit_voxels(
-    known: np.ndarray, fmri: np.ndarray, stimulus_ids: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights (known voxels, voxels) and intercepts (voxels,), and what they miss of held-out stimuli (voxels,)."""
+def fit_voxels(known: torch.Tensor, fmri: torch.Tensor, stimulus_ids: Sequence[str]) -> tuple[Ridge, torch.Tensor]:
+    """Known voxels `(trials, known)` to new ones, and the mean squared error on held-out stimuli `(voxels,)`."""
 
-    def models(rows: np.ndarray) -> list[Linear]:
-        seen = [stimulus_ids[row] for row in rows]
-        return [fit(known[rows], fmri[rows], seen) for fit in (fit_features, fit_twins)]
+    def models(rows: torch.Tensor) -> list[Ridge]:
+        names = [stimulus_ids[row] for row in rows]
+        return [fit(known[rows], fmri[rows], names) for fit in (fit_ridge, fit_similar_voxels)]
 
-    linear, intercept, expected = trusted(models, known, fmri, stimulus_ids, fmri.shape[1])
-    return linear, intercept, np.square(expected - fmri).mean(0)
+    ridge, expected = stacked(models, known, fmri, stimulus_ids)
+    return ridge, (expected - fmri).square().mean(0)
 
 
 def fit_latents(
-    fmri: np.ndarray,
-    latents: np.ndarray,
-    known: np.ndarray,
-    made_up: tuple[np.ndarray, np.ndarray],
+    fmri: torch.Tensor,
+    learned: torch.Tensor,
+    linear: torch.Tensor,
+    known: torch.Tensor,
+    simulated: tuple[torch.Tensor, torch.Tensor],
     stimulus_ids: Sequence[str],
-    learned_dim: int,
-) -> Linear:
-    """Weights (voxels, latent_dim) and intercept (latent_dim,) of the map from fMRI to the latents of the images.
+) -> Ridge:
+    """fMRI `(trials, voxels)` to z and w `(trials, latent_dim + linear_dim)`.
 
     Args:
-        made_up: latents of images, and what known voxels say to them.
+        simulated: responses of known voxels to images, and their z and w.
     """
+    latents = torch.cat([learned, linear], dim=1)
 
-    def models(rows: np.ndarray) -> list[Linear]:
-        seen = [stimulus_ids[row] for row in rows]
-        weights = voxel_weights(fmri[rows], latents[rows, :learned_dim], seen)
-        linear, intercept = fit_features(fmri[rows] * weights, latents[rows], seen)
-        to_voxels, level, missed = fit_voxels(known[rows], fmri[rows], seen)
-        certain = 1 / np.sqrt(missed.clip(min=LEAST_NOISE))
-        trials = (made_up[1] @ to_voxels + level) * certain  # without noise, whose variance, now 1, is the penalty
-        inverse, constant = linear_map(ridge_of(len(trials), trials, made_up[0]), trials)
-        return [(weights[:, None] * linear, intercept), (certain[:, None] * inverse, constant)]
+    def models(rows: torch.Tensor) -> list[Ridge]:
+        names = [stimulus_ids[row] for row in rows]
+        to_voxels, missed = fit_voxels(known[rows], fmri[rows], names)
+        certain = 1 / missed.clamp(min=LEAST_NOISE).sqrt()
+        trials = to_voxels.predict(simulated[0]) * certain  # without noise, whose variance, now 1, is the penalty
+        inverse = RidgePath(trials, simulated[1]).solve(float(len(trials)))
+        inverse.weights = certain[:, None] * inverse.weights
+        return [fit_ridge(fmri[rows], latents[rows], names), inverse]
 
-    linear, intercept, _ = trusted(models, fmri, latents, stimulus_ids, learned_dim)
-    return linear, intercept
+    ridge, _ = stacked(models, fmri, latents, stimulus_ids, judged=learned.shape[1])
+    return ridge
 
 
-def trusted(
-    models: Callable[[np.ndarray], list[Linear]],
-    features: np.ndarray,
-    targets: np.ndarray,
+def stacked(
+    models: Callable[[torch.Tensor], list[Ridge]],
+    features: torch.Tensor,
+    targets: torch.Tensor,
     stimulus_ids: Sequence[str],
-    judged: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The sum of models that predicts new stimuli best, by non-negative least squares on the first `judged` targets.
+    judged: int | None = None,
+) -> tuple[Ridge, torch.Tensor]:
+    """The weighted sum of models that predicts held-out stimuli best in the first `judged` targets.
 
     Args:
-        models: makes them from the rows with these numbers.
+        models: fits them to the trials with these numbers.
 
     Returns:
-        Weights (features, targets), intercept (targets,), and what is predicted of rows without their stimulus.
+        The sum, and its predictions `(trials, targets)` of the stimuli that the models were fitted without.
     """
-    predicted, levels = [], np.empty_like(targets)
-    for train, test in stimulus_folds(stimulus_ids, min(FOLDS, len(set(stimulus_ids))), seed=0):
+    predicted, levels = [torch.empty_like(targets), torch.empty_like(targets)], torch.empty_like(targets)
+    for train, test in group_folds(stimulus_ids, FOLDS, seed=0):
         levels[test] = targets[train].mean(0)
-        for at, (linear, constant) in enumerate(models(train)):
-            if at == len(predicted):
-                predicted.append(np.empty_like(targets))
-            predicted[at][test] = features[test] @ linear + constant
-    moved = np.stack([one - levels for one in predicted])
-    trust, _ = nnls(moved[..., :judged].reshape(len(moved), -1).T, (targets - levels)[:, :judged].ravel())
-    fitted = models(np.arange(len(targets)))
-    linear = sum(share * one for share, (one, _) in zip(trust, fitted, strict=True))
-    intercept = sum(share * one for share, (_, one) in zip(trust, fitted, strict=True))
-    return linear, intercept + (1 - trust.sum()) * targets.mean(0), levels + np.tensordot(trust, moved, 1)
+        for whole, ridge in zip(predicted, models(train), strict=True):
+            whole[test] = ridge.predict(features[test]) - levels[test]
+    weights = stack([one[:, :judged] for one in predicted], (targets - levels)[:, :judged]).tolist()
+    fitted = models(torch.arange(len(targets)))
+    linear = sum(t * one.weights for t, one in zip(weights, fitted, strict=True))
+    level = sum(t * one.intercept for t, one in zip(weights, fitted, strict=True)) + (1 - sum(weights)) * targets.mean(
+        0
+    )
+    return Ridge(linear, level, 0.0), levels + sum(t * one for t, one in zip(weights, predicted, strict=True))
 
 
-def fit_twins(known: np.ndarray, fmri: np.ndarray, stimulus_ids: Sequence[str]) -> Linear:
+def fit_similar_voxels(known: torch.Tensor, fmri: torch.Tensor, stimulus_ids: Sequence[str]) -> Ridge:
     """For each voxel the mean over the known voxels, each scaled to it by ridge, by their likelihood."""
-    candidates = np.ascontiguousarray(known.T)[:, :, None]
-    folds = list(stimulus_folds(stimulus_ids, min(FOLDS, len(set(stimulus_ids))), seed=0))
-    weights, intercept = np.zeros((known.shape[1], fmri.shape[1]), np.float32), np.zeros(fmri.shape[1], np.float32)
+    candidates = known.T[:, :, None].contiguous()
+    folds = group_folds(stimulus_ids, FOLDS, seed=0)
+    weights = []
     for start in range(0, fmri.shape[1], BLOCK):
-        voxels = slice(start, start + BLOCK)
-        chunk = max(1, WORKING_SET // fmri[:, voxels].size)
-        parts = [candidates[at : at + chunk] for at in range(0, len(candidates), chunk)]
-        errors = [held_out_errors(part, fmri[:, voxels], folds) for part in parts]
-        share = shares(np.concatenate(errors), len(fmri))
-        linear, constant = FieldRidges(candidates, fmri[:, voxels]).mean_over_penalties(share)
-        weights[:, voxels], intercept[voxels] = linear[:, 0], constant.sum(0)
-    return weights, intercept
+        responses = fmri[:, start : start + BLOCK]
+        parts = candidates.split(max(1, WORKING_SET // responses.numel()))
+        ridges = list(likely_mean([lambda part=part: part for part in parts], responses, folds))
+        intercept = sum(one.intercept.sum(0) for one in ridges)
+        weights.append((torch.cat([one.weights[:, 0] for one in ridges]), intercept))
+    return Ridge(*(torch.cat(parts, dim=-1) for parts in zip(*weights, strict=True)), 0.0)

@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,13 +27,83 @@ from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
 from tqdm import tqdm
 
+from visionflow_hf.errors import UserError
 from visionflow_hf.images import open_image
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.processes import cores, place_on_machine
-from visionflow_hf.training.kept_arrays import KeptArrays
 
 BATCH = 64
 FILE = 4096  # stimuli a file: what is lost at most where a run is interrupted
+
+
+class KeptArrays:
+    """Arrays of one shape, each found by a key, in memory-mapped files that several runs share.
+
+    A file is written under a hidden name and then renamed, so that what has a name is complete. Nothing is changed in
+    place: two processes that add the same arrays at once do no harm.
+
+    Args:
+        folder: made where it is missing.
+        dtype, shape: of one array.
+    """
+
+    def __init__(self, folder: Path, dtype: str, shape: Sequence[int]):
+        self.folder, self.shape = folder, tuple(shape)
+        self.record = np.dtype([("key", "V32"), ("values", dtype, self.shape)])
+        self.files: dict[str, np.ndarray] = {}
+        self.place: dict[bytes, tuple[str, int]] = {}
+        self.reread()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self.place
+
+    def reread(self) -> None:
+        """Know the files that have come since."""
+        for file in sorted(self.folder.glob("*.npy")):
+            if file.name not in self.files:
+                records = np.load(file, mmap_mode="r")
+                self.files[file.name] = records
+                self.place |= {key.tobytes(): (file.name, row) for row, key in enumerate(records["key"])}
+
+    def add(self, keys: Sequence[bytes], batches: Iterable[np.ndarray]) -> None:
+        """Keep one array a key, which come in `batches`, arrays of shape (some, *shape).
+
+        Raises:
+            UserError: the folder cannot be written, or the disk is full.
+        """
+        part = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", suffix=".part", delete=False) as part:
+                layout = np.lib.format.dtype_to_descr(self.record)
+                header = {"descr": layout, "fortran_order": False, "shape": (len(keys),)}
+                np.lib.format.write_array_header_1_0(part, header)
+                written = 0
+                for batch in batches:
+                    records = np.empty(len(batch), self.record)
+                    records["key"] = np.frombuffer(b"".join(keys[written : written + len(batch)]), "V32")
+                    records["values"] = batch
+                    part.write(records.tobytes())
+                    written += len(batch)
+            os.replace(part.name, self.folder / f"{Path(part.name).stem.strip('.')}.npy")
+        except BaseException as error:
+            if part is not None:
+                Path(part.name).unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"{self.folder} cannot be written ({error.strerror}): make room, or name another folder with "
+                    "--stimulus_cache"
+                ) from error
+            raise
+        self.reread()
+
+    def take(self, keys: Sequence[bytes]) -> np.ndarray:
+        """A copy of the arrays with these keys, of shape (keys, *shape)."""
+        taken = np.empty((len(keys), *self.shape), self.record["values"].base)
+        for row, key in enumerate(keys):
+            file, place = self.place[key]
+            taken[row] = self.files[file]["values"][place]
+        return taken
 
 
 class Stimuli:
@@ -84,8 +155,8 @@ class Stimuli:
         model.eval()
         for batch in parts_of(keys, BATCH):
             pixels = as_pixel_values(self.pixels.take(batch)).to(model.device)
-            features, _ = model.extract_image_features(pixels)  # wavelet maps, if any, follow the encoder's
-            yield features[:, : self.features.shape[0]].float().cpu().numpy()
+            features, _ = model.extract_image_features(pixels)
+            yield features.float().cpu().numpy()
 
 
 def keep(kept: KeptArrays, keys: list[bytes], task: str, make) -> None:

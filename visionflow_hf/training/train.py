@@ -1,54 +1,45 @@
-"""`visionflow train`: read the corpus, build the model, run the Trainer, save the model folder."""
+"""`visionflow train`: read the corpus, build the model, train its image side, fit its fMRI side, save it."""
 
 import copy
 import logging
 import math
 import os
 import shutil
-import time
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 from accelerate import PartialState
-from accelerate.utils import broadcast
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
-from visionflow_hf.corpus.responses import images_alone, pairs_of, without
+from visionflow_hf.corpus.responses import images_alone, pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
-from visionflow_hf.folders import refuse_existing
+from visionflow_hf.folders import refuse_existing, take_name
 from visionflow_hf.hub import load_model, push, save_model
-from visionflow_hf.memory import keep_freed_memory
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.training.arguments import (
-    IMAGE_STAGE,
-    LONG_IMAGE_STAGE,
-    ModelArguments,
-    VisionFlowTrainingArguments,
-)
-from visionflow_hf.training.build import build_model, build_processor, continue_model
-from visionflow_hf.training.finish import finish
-from visionflow_hf.training.learning_encoder import merge_adapters
-from visionflow_hf.training.linear_path import fit_linear_decoder
+from visionflow_hf.training.alignment import align, image_latents
+from visionflow_hf.training.arguments import REFUSED, ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training.build import build_model, build_processor, continue_model, merge_adapters
+from visionflow_hf.training.linear_latent import fit_encoding
 from visionflow_hf.training.new_subjects import fit_new_subjects
-from visionflow_hf.training.rehearsal import best_shares, rehearse, remaining, validate
+from visionflow_hf.training.shares import choose_shares, fit_linear_decoder
 from visionflow_hf.training.stimuli import Stimuli
-from visionflow_hf.training.trainer import run_trainer
+from visionflow_hf.training.trainer import ImageBatches, ImageTrainer
+from visionflow_hf.training.trials import Trials
 
 logger = logging.getLogger(__name__)
 
-MARKER = "arguments.yaml"  # written first: what the run was told, in the form that --config reads
+MARKER = "arguments.yaml"  # written first: the flags of the run, in the form that --config reads
 STEPS, MOST_STEPS, EPOCHS = 1000, 30_000, 10
-SPARES_VALIDATION = 300  # train stimuli
-LARGE = 10_000_000  # weights of an encoder; a small one gains nothing by bfloat16
-WORTH_BFLOAT16 = 0.8  # of the time that float32 takes
+MANY_STIMULI = 300  # train stimuli of which a tenth can be held out for good
+FEWEST_TO_CHOOSE, ENOUGH_TO_CHOOSE = 4, 8  # train stimuli; held-out stimuli by which the shares are chosen
+SHORTER = 0.75  # of the steps, where the image stage runs twice
 
 
 @dataclass
@@ -70,7 +61,8 @@ def train(
 ) -> Trained:
     """Train on the train split of `corpus`, and leave in `run` a model folder that `AutoModel` loads.
 
-    Several processes (`accelerate launch`) share the Trainer's work; the first one does the rest and writes the folder.
+    A model that is in `run` already stays there until the new one is finished. Several processes (`accelerate launch`)
+    share the Trainer's work; the first one does the rest and writes the folder.
 
     Args:
         corpus: folder, or ORG/NAME on the Hub.
@@ -80,38 +72,26 @@ def train(
     Raises:
         UserError: a corpus, a folder, a checkpoint or an encoder that cannot be used; `run` is untouched then.
     """
-    run = Path(run)
+    run = Path(run).absolute()
     opened = open_corpus(corpus, allow_leakage, streaming)
     checkpoint = find_checkpoint(run, training_args.resume_from_checkpoint)
     if checkpoint is None:
         refuse_existing(run, training_args.overwrite, MARKER)
+    folder = in_progress(run) if (run / "config.json").exists() else run
     first = training_args.process_index == 0
     PartialState().wait_for_everyone()  # until all have seen what is there
-    trained = train_on(opened.splits, run, model_args, training_args, checkpoint)
-    PartialState().destroy_process_group()  # the first process goes on alone
-    if not first:
-        return trained
-    seen, images = pairs_of(opened.splits["train"]), images_alone(opened.splits["train"])
-    vision = trained.model.config.vision_config
-    origin = "trained from scratch"
-    if model_args.from_model is not None:
-        origin = f"that of {Path(model_args.from_model).name}"
-    save_model(
-        trained.model,
-        trained.processor,
-        run,
-        {
-            "encoder": vision._name_or_path or f"{vision.model_type}, {origin}",
-            "unit": opened.unit,
-            "n_stimuli": len(set(seen["stimulus_id"])),
-            "n_trials": len(seen),
-            "n_images_alone": len(set(images["stimulus_id"])),
-            "leakage": opened.leakage,
-            "data_license": opened.license,
-            "steps": trained.history[-1]["step"] if trained.history else 0,
-            "seed": training_args.seed,
-        },
-    )
+    try:
+        trained = train_on(opened.splits, folder, model_args, training_args, checkpoint)
+        PartialState().destroy_process_group()  # the first process goes on alone
+        if not first:
+            return trained
+        save_model(trained.model, trained.processor, folder, description(trained, opened, model_args, training_args))
+    except BaseException:
+        if first and folder.is_dir() and get_last_checkpoint(folder) is None:  # nothing to resume from
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if folder != run:
+        take_name(folder, run)
     if training_args.push_to_hub:
         push(run, training_args.hub_model_id or run.name, training_args.hub_private_repo or False)
     return trained
@@ -126,65 +106,134 @@ def train_on(
 ) -> Trained:
     """The training itself, on rows at hand; `run` takes checkpoints and the Trainer's state, but no model folder.
 
-    Of several processes the first one finishes the model; the others return it as the Trainer leaves it.
+    1. The processor takes the means and standard deviations of the train split; the model gets sizes to fit.
+    2. Some train stimuli are held out: the validation split, a tenth of many, or a fifth of few.
+    3. The image stage (`ImageTrainer`) trains the image side without them, and the fMRI side is fitted to it.
+    4. On the held-out stimuli the shares of the MLP and of the linear decoder are chosen.
+    5. Where stimuli are few, the image side is trained on with all of them. The fMRI side is fitted to all trials.
 
-    All is learned and fitted from pairs, but that images without fMRI are in the image stage, and that fMRI without an
-    image counts for the means and standard deviations of the voxels.
+    Of several processes the first one fits the fMRI side; the others return the model as the Trainer leaves it.
     """
     run = Path(run)
     refuse_contradictions(model_args)
     refuse_shards(training_args)
-    keep_freed_memory()
     set_seed(training_args.seed)
     first = training_args.process_index == 0
     if model_args.freeze_shared:
         model, processor = load_model(model_args.from_model)
-        fit_new_subjects(
-            model.to(training_args.device), processor, splits["train"], training_args.seed, training_args.stimulus_cache
-        )
+        model.to(training_args.device)
+        fit_new_subjects(model, processor, splits["train"], training_args.seed, training_args.stimulus_cache)
         if first:
             begin(run, model_args, training_args)
         return Trained(model, processor, [])
+    pairs, images = pairs_of(splits["train"]), images_alone(splits["train"])
     if model_args.from_model is None:
         processor = build_processor(splits["train"], model_args.image_size)
-        model = build_model(processor, model_args)
+        model = build_model(processor, model_args, len(set(pairs["stimulus_id"])))
     else:
         model, processor = continue_model(model_args.from_model, splits["train"], model_args)
-    images = images_alone(splits["train"])
-    splits = DatasetDict({**splits, "train": pairs_of(splits["train"])})
-    everything = splits["train"]
-    fitted, validation = hold_out(splits, training_args)
-    if validation is not None:
-        images = without(images, validation)
-    args = complete(training_args, run, len(fitted), validated=validation is not None)
+    model.to(training_args.device)
+    trials = Trials(pairs, processor)
+    if "validation" in splits:
+        held_out, validated = Trials(splits["validation"], processor), True
+        fitted = trials
+    else:
+        held_out_stimuli, validated = choose_held_out(trials.stimuli, training_args)
+        held_out = trials.without(set(trials.stimuli) - held_out_stimuli)
+        fitted = trials.without(held_out_stimuli)
+    unpaired = sorted(set(images["stimulus_id"]) - set(trials.stimuli) - set(held_out.stimuli))
+    args = complete(training_args, run, len(fitted.stimuli), validated)
     if checkpoint is None and first:
         begin(run, model_args, training_args)
 
-    frozen = not any(parameter.requires_grad for parameter in model.to(args.device).encoder.parameters())
-    if not frozen:
-        suit_precision(args, model)
-    shown = [everything, images] + [splits[name] for name in ("validation",) if name in splits]
+    frozen = not any(parameter.requires_grad for parameter in model.encoder.parameters())
+    shown = [pairs, images] + [splits[name] for name in ("validation",) if name in splits]
     stimuli = Stimuli(processor, shown, model if frozen else None, args.stimulus_cache)
-    wavelet_dim = model_args.wavelet_dim
-    if validation is None:
-        shares, model = rehearse(model, processor, fitted, images, stimuli, wavelet_dim, args)
-        set_seed(args.seed)
-    trainer = run_trainer(model, processor, fitted, validation, stimuli, args, checkpoint, images)
-    trainer.save_state()
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    validation = ImageBatches(stimuli, held_out.stimuli) if validated else None
+    stages = [fitted] if validated or not held_out.stimuli else [fitted, trials]
+    history = []
+    for own in stages:
+        logger.info(f"image stage: {args.max_steps} steps on {len(own.stimuli)} of {len(trials.stimuli)} stimuli")
+        batches = ImageBatches(stimuli, own.stimuli, unpaired, args.seed)
+        settings, resumed = (args, checkpoint) if own is stages[-1] else (unsaved(args), None)
+        trainer = run_trainer(model, processor, batches, validation, settings, resumed)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        history += trainer.state.log_history
+        if own is fitted and held_out.stimuli and first:
+            fit_fmri_side(model, fitted, stimuli, args)
+            shares = choose_shares(model, held_out, stimuli, args.seed)
     merge_adapters(model)
     if not first:
-        return Trained(model, processor, trainer.state.log_history)
-    if validation is not None:
-        shares = best_shares([validate(model, processor, fitted, validation, stimuli, wavelet_dim, args)])
-    # The held-out stimuli have served: they may be seen.
-    model, gain = finish(model, processor, everything, stimuli, wavelet_dim, shares.mlp, args)
-    if shares.linear:
-        gain = remaining(gain, shares.mlp)
-        model.linear_decoder = fit_linear_decoder(model, everything, stimuli, gain)
-        model.config.linear_share = shares.linear
-    model.config.decoding_spread, model.config.black_point = shares.spread, shares.black_point
-    return Trained(model, processor, trainer.state.log_history)
+        return Trained(model, processor, history)
+    trainer.save_state()
+    fit_fmri_side(model, trials, stimuli, args)
+    if held_out.stimuli:
+        mlp_share, model.config.linear_share = shares
+        model.fmri_to_latent.mlp_share.data.fill_(mlp_share)
+    return Trained(model, processor, history)
+
+
+def fit_fmri_side(model: VisionFlowModel, trials: Trials, stimuli: Stimuli, args: VisionFlowTrainingArguments) -> None:
+    """Fit all maps between the latent and fMRI to the trials, in closed form but for the MLP from fMRI to latent."""
+    model.eval()
+    logger.info(f"fitting the fMRI side: {len(trials.subjects)} subjects, {len(trials.stimuli)} stimuli")
+    names = trials.stimuli
+    learned = image_latents(model, stimuli, names).learned.mean
+    fit_encoding(model, trials, stimuli, dict(zip(names, learned, strict=True)), args.seed)
+    posterior = image_latents(model, stimuli, names)  # whose linear dimensions are there now
+    place = {stimulus: row for row, stimulus in enumerate(names)}
+    errors = []
+    for name in trials.subjects:
+        own = trials.stimulus_ids(name)
+        rows = [place[stimulus] for stimulus in own]
+        subject = model.config.subjects.index(name)
+        fmri = trials.fmri(name).to(model.device)
+        errors.append(
+            model.fmri_to_latent.fit(subject, fmri, posterior.learned.mean[rows], posterior.linear.mean[rows], own)
+        )
+    model.fmri_to_latent.linear_logvar.data.copy_(torch.stack(errors).mean(0).clamp(min=1e-3).log())
+    align(model, trials, stimuli, args.max_steps, args.seed)
+    fit_linear_decoder(model, names, stimuli)
+
+
+def run_trainer(
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    batches: ImageBatches,
+    validation: ImageBatches | None,
+    args: VisionFlowTrainingArguments,
+    checkpoint: str | None = None,
+) -> ImageTrainer:
+    """The Trainer of the image stage, after its training."""
+    trainer = ImageTrainer(
+        model=model, args=args, train_dataset=batches, eval_dataset=validation, processing_class=processor
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
+def choose_held_out(stimulus_ids: list[str], args: VisionFlowTrainingArguments) -> tuple[set[str], bool]:
+    """The stimuli by which the shares are chosen, and whether they stay held out of the image stage for good.
+
+    Many stimuli can spare a tenth for good (`--validation_fraction`). Of few a fifth, but eight at least and half at
+    most, are held out at first; of fewer than four none.
+    """
+    distinct = len(stimulus_ids)
+    fraction = args.validation_fraction
+    if fraction is None:
+        fraction = 0.1 if distinct >= MANY_STIMULI else 0
+    if fraction:
+        return split_stimuli(stimulus_ids, fraction, args.seed), True
+    if distinct < FEWEST_TO_CHOOSE:
+        return set(), False
+    return split_stimuli(stimulus_ids, min(max(0.2, ENOUGH_TO_CHOOSE / distinct), 0.5), args.seed), False
+
+
+def unsaved(args: VisionFlowTrainingArguments) -> VisionFlowTrainingArguments:
+    """The same for a stage that leaves no checkpoints; a resumed run repeats it."""
+    args = copy.copy(args)
+    args.save_strategy, args.report_to = SaveStrategy.NO, []
+    return args
 
 
 def refuse_contradictions(args: ModelArguments) -> None:
@@ -192,7 +241,7 @@ def refuse_contradictions(args: ModelArguments) -> None:
     ways = ("freeze_encoder", "unfreeze_blocks", "lora_rank", "freeze_shared")
     given = [f"--{name}" for name in ways if getattr(args, name) != getattr(ModelArguments, name)]
     if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} each say what of the encoder learns: give one of them")
+        raise UserError(f"{' and '.join(given)} each say which weights of the encoder are trained: give one of them")
     if args.from_model is None:
         if args.freeze_shared:
             raise UserError("--freeze-shared keeps the weights of a trained model: name it with --from-model")
@@ -208,8 +257,8 @@ def refuse_shards(args: VisionFlowTrainingArguments) -> None:
     launched = [os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in ("FSDP", "DEEPSPEED")]
     if args.fsdp or any(launched):
         raise UserError(
-            "FSDP and DeepSpeed cut the weights up, but the maps between voxels and latent are fitted to whole ones: "
-            "launch with --multi_gpu, where each GPU holds the model"
+            "FSDP and DeepSpeed divide the weights among GPUs, but the maps between voxels and latent are fitted to "
+            "whole ones: launch with --multi_gpu, where each GPU holds the model"
         )
 
 
@@ -217,72 +266,65 @@ def find_checkpoint(run: Path, resume: str | None) -> str | None:
     """The checkpoint folder that `--resume_from_checkpoint` means; None to begin anew.
 
     Args:
-        resume: `auto` for the last one in `run`, if there is one; or a path.
+        resume: `auto` for the last one in `run`, or of a run that was to replace it; or a path.
     """
     if resume is None:
         return None
     if resume == "auto":
-        return get_last_checkpoint(run) if run.is_dir() else None
+        found = [get_last_checkpoint(folder) for folder in (in_progress(run), run) if folder.is_dir()]
+        return next(filter(None, found), None)
     if not (Path(resume) / "trainer_state.json").is_file():
         raise UserError(f"{resume} is no checkpoint (no trainer_state.json in it): give a checkpoint-N folder, or auto")
     return str(resume)
 
 
-def hold_out(splits: DatasetDict, args: VisionFlowTrainingArguments) -> tuple[Dataset, Dataset | None]:
-    """The rows to fit and those to validate on: the corpus's own split, or some of the train stimuli if it has many."""
-    rows = splits["train"]
-    if "validation" in splits:
-        return rows, splits["validation"]
-    fraction = args.validation_fraction
-    if fraction is None:
-        fraction = 0.1 if len(set(rows["stimulus_id"])) >= SPARES_VALIDATION else 0
-    if fraction == 0:
-        return rows, None
-    held_out = split_stimuli(rows["stimulus_id"], fraction, args.seed)
-    mask = np.isin(rows["stimulus_id"], list(held_out))
-    return rows.select(np.flatnonzero(~mask)), rows.select(np.flatnonzero(mask))
+def complete(
+    args: VisionFlowTrainingArguments, run: Path, stimuli: int, validated: bool
+) -> VisionFlowTrainingArguments:
+    """The arguments with what depends on the data filled in: the folder, the number of steps, whether to validate.
 
-
-def complete(args: VisionFlowTrainingArguments, run: Path, rows: int, validated: bool) -> VisionFlowTrainingArguments:
-    """The arguments with what depends on the data filled in: where, how long, in which stage, and whether validated.
-
-    Without --max_steps and --num_train_epochs a run has 1,000 steps, or as many as 10 passes over the rows need, and
-    30,000 at most.
+    Without --max_steps and --num_train_epochs a stage has 1,000 steps, or as many as 10 passes over the stimuli need,
+    and 30,000 at most; three quarters of that where it runs twice.
     """
     args = copy.copy(args)
-    args.output_dir = str(run)
+    args.output_dir, args.label_names = str(run), ["pixel_values"]
     args.push_to_hub = False  # `train` pushes the finished model once; Trainer would push every checkpoint
     if args.max_steps <= 0:
-        a_pass = math.ceil(rows / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps))
+        a_pass = math.ceil(stimuli / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps))
         steps = math.ceil(args.num_train_epochs * a_pass)
         args.max_steps = steps or min(max(STEPS, EPOCHS * a_pass), MOST_STEPS)
-    if args.image_stage is None:
-        args.image_stage = IMAGE_STAGE if validated else LONG_IMAGE_STAGE
+        if not steps and not validated:
+            args.max_steps = round(SHORTER * args.max_steps)
     if not validated:
         args.eval_strategy, args.load_best_model_at_end = "no", False
     return args
 
 
-def suit_precision(args: VisionFlowTrainingArguments, model: VisionFlowModel) -> None:
-    """bfloat16 on a CPU that is faster in it, where a large encoder learns and no precision was asked for."""
-    large = sum(weights.numel() for weights in model.encoder.parameters()) >= LARGE
-    if args.device.type != "cpu" or not large or args.precision_told:
-        return
-    faster = torch.tensor(product_seconds(torch.bfloat16) < WORTH_BFLOAT16 * product_seconds(torch.float32))
-    if broadcast(faster.int()).item():  # what the first process found holds for all
-        args.bf16, args.mixed_precision = True, "bf16"
-        logger.info("a large encoder learns on this CPU in bfloat16: --bf16 false for float32")
+def description(
+    trained: Trained, opened, model_args: ModelArguments, training_args: VisionFlowTrainingArguments
+) -> dict:
+    """What the model's card says of the training."""
+    seen, images = pairs_of(opened.splits["train"]), images_alone(opened.splits["train"])
+    vision = trained.model.config.vision_config
+    origin = "trained from scratch"
+    if model_args.from_model is not None:
+        origin = f"that of {Path(model_args.from_model).name}"
+    return {
+        "encoder": vision._name_or_path or f"{vision.model_type}, {origin}",
+        "unit": opened.unit,
+        "n_stimuli": len(set(seen["stimulus_id"])),
+        "n_trials": len(seen),
+        "n_images_alone": len(set(images["stimulus_id"])),
+        "leakage": opened.leakage,
+        "data_license": opened.license,
+        "steps": trained.history[-1]["step"] if trained.history else 0,
+        "seed": training_args.seed,
+    }
 
 
-def product_seconds(dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
-    """How long this CPU takes for a matrix product, the median of some: that it has bfloat16 units does not tell."""
-    one, other = torch.ones(2, size, size, dtype=dtype)
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        one @ other
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
+def in_progress(run: Path) -> Path:
+    """Where a model is trained that is to replace the one in `run`."""
+    return run.with_name(f".{run.name}.training")
 
 
 def begin(run: Path, model_args: ModelArguments, training_args: VisionFlowTrainingArguments) -> None:
@@ -297,10 +339,10 @@ def told(model_args: ModelArguments, training_args: VisionFlowTrainingArguments)
     changed = {
         item.name: getattr(training_args, item.name)
         for item in fields(training_args)
-        if item.init and getattr(training_args, item.name) != item.default
+        if item.init and item.name not in REFUSED and getattr(training_args, item.name) != item.default
     }
-    if not training_args.precision_told:
-        del changed["bf16"]
+    if not training_args.precision_told:  # where the run is repeated, the device may be another
+        del changed["bf16"], changed["fp16"]
     changed = {name: value.value if isinstance(value, Enum) else value for name, value in changed.items()}
     plain = {name: value for name, value in changed.items() if isinstance(value, (bool, int, float, str))}
     return asdict(model_args) | {"seed": training_args.seed} | plain

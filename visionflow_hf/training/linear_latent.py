@@ -1,0 +1,356 @@
+"""The linear part of the latent: encoding models from Gabor energies to voxels, and their main components.
+
+    fMRI of a subject  =  t_0 W [z, MLP(z)]  +  t_1 colours  +  t_2 energies  +  t_3 fields
+
+    colours     ridge from the colours on a grid
+    energies    ridge from all Gabor energies and colours
+    fields      the mean over many ridges that each read one place of the visual field, weighted by likelihood
+
+The weights t are fitted by non-negative least squares to what the four predict of held-out stimuli. The principal
+components of what the last three predict, over all subjects, become the latent's linear dimensions w.
+
+Source: Kay et al. 2008 for the energies, St-Yves & Naselaris 2018 and Klindt et al. 2017 for the fields.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from scipy.optimize import nnls
+from tqdm import tqdm
+
+from visionflow_hf.modeling import VisionFlowModel
+from visionflow_hf.modeling.gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS, wavelet_maps
+from visionflow_hf.modeling.ridge import FOLDS, Ridge, RidgePath, fit_ridge, group_folds, held_out_predictions
+from visionflow_hf.training.stimuli import BATCH, Stimuli
+from visionflow_hf.training.trials import Trials
+
+logger = logging.getLogger(__name__)
+
+FEWEST_STIMULI = 6  # the least from which folds within folds can be made
+MOST_STIMULI = 8000  # shared out among the subjects
+ASKED = 50_000  # held-out responses by which the trust is fitted, about
+BLOCK = 2000  # voxels at a time, which bounds the memory
+FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
+PENALTIES = (0.03, 0.3, 3.0, 30.0)  # times the mean variance of a feature and the number of rows
+LEAST_LIKELIHOOD = 0.02  # of a field, against the best
+LEAST_VARIANCE = 1e-6  # of a feature; what varies less is the blank border of the images
+WORKING_SET = 10_000_000  # responses that the fields which are worked on at once predict together
+
+Linear = tuple[torch.Tensor, torch.Tensor]  # weights (channels, places, voxels) and intercept (voxels,)
+
+
+class EnergyMaps:
+    """Gabor energies and colours of some stimuli.
+
+    Attributes:
+        values: float16 tensor of shape (channels, stimuli, GRID * GRID); rounding is far below the responses' noise.
+        scores: float32 tensor of shape (stimuli, components), all of its principal components.
+    """
+
+    def __init__(self, stimuli: Stimuli, stimulus_ids: list[str], device: torch.device):
+        maps = []
+        for start in range(0, len(stimulus_ids), BATCH):
+            pixels = stimuli.pixel_values(stimulus_ids[start : start + BATCH]).to(device)
+            maps.append(wavelet_maps(pixels).flatten(2).transpose(0, 1).half())
+        self.values = torch.cat(maps, dim=1)
+        self.mean = self.values.float().mean(1)
+        products = torch.zeros(len(stimulus_ids), len(stimulus_ids), device=device)
+        for channel, mean in zip(self.values, self.mean, strict=True):
+            centred = channel.float() - mean
+            products += centred @ centred.T
+        values, vectors = torch.linalg.eigh(products)
+        kept = values > 1e-6 * values.max()
+        self._dual = vectors[:, kept] / values[kept].sqrt()
+        self.scores = vectors[:, kept] * values[kept].sqrt()
+
+    def predict(self, linear: Linear, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """`(rows, voxels)`, what a linear map makes of some stimuli."""
+        weights, intercept = linear
+        predicted = intercept.expand(len(self.scores[rows]), -1).clone()
+        for channel, part in zip(self.values, weights, strict=True):
+            predicted += channel[rows].float() @ part
+        return predicted
+
+    def of_scores(self, ridge: Ridge, voxels: slice) -> Linear:
+        """The linear map of the energies that a ridge from `scores` is."""
+        dual = self._dual @ ridge.weights[:, voxels]
+        dual = dual - dual.mean(0)
+        weights = torch.stack([channel.float().T @ dual for channel in self.values])
+        return weights, ridge.intercept[voxels] - torch.einsum("cp,cpv->v", self.mean, weights)
+
+
+class Encoding:
+    """The encoding models of one subject, fitted to its mean response to each of some stimuli.
+
+    Args:
+        rows (`torch.Tensor` of shape `(stimuli,)`): their places in the maps.
+        fmri (`torch.Tensor` of shape `(stimuli, voxels)`): standardised.
+    """
+
+    def __init__(self, maps: EnergyMaps, rows: torch.Tensor, fmri: torch.Tensor):
+        self.maps, self.rows, self.fmri = maps, rows, fmri
+        names = rows.tolist()
+        self.from_colours = fit_ridge(maps.values[WAVELETS:, rows].float().transpose(0, 1).flatten(1), fmri, names)
+        self.from_energies = fit_ridge(maps.scores[rows], fmri, names)
+        self.folds = group_folds(names, FOLDS, seed=0)
+
+    def colours(self, voxels: slice) -> Linear:
+        """Ridge from the colours."""
+        weights = self.maps.values.new_zeros(
+            *self.maps.values.shape[::2], voxels.stop - voxels.start, dtype=torch.float
+        )
+        weights[WAVELETS:] = self.from_colours.weights[:, voxels].unflatten(0, (-1, GRID**2))
+        return weights, self.from_colours.intercept[voxels]
+
+    def energies(self, voxels: slice) -> Linear:
+        """Ridge from all energies and colours."""
+        return self.maps.of_scores(self.from_energies, voxels)
+
+    def fields(self, voxels: slice) -> Linear:
+        """For each voxel the mean over all fields and penalties, by their likelihood."""
+        responses = self.fmri[:, voxels]
+        chunk = max(1, WORKING_SET // responses.numel())
+        parts = [
+            (channels, places[at : at + chunk])
+            for channels, places in pooling_fields(len(self.maps.values), responses.device)
+            for at in range(0, len(places), chunk)
+        ]
+        ridges = likely_mean([partial(self._pooled, *part) for part in parts], responses, self.folds)
+        weights = torch.zeros(*self.maps.values.shape[::2], responses.shape[1], device=responses.device)
+        intercept = torch.zeros(responses.shape[1], device=responses.device)
+        for (channels, places), ridge in zip(parts, ridges, strict=True):
+            weights[channels] += torch.einsum("fp,fcv->cpv", places, ridge.weights)
+            intercept += ridge.intercept.sum(0)
+        return weights, intercept
+
+    def _pooled(self, channels: slice, places: torch.Tensor) -> torch.Tensor:
+        """What each field reads of the channels, `(fields, stimuli, channels)`."""
+        used = places.any(0)
+        read = [channel[self.rows][:, used].float() @ places[:, used].T for channel in self.maps.values[channels]]
+        return torch.stack(read, dim=2).transpose(0, 1)
+
+
+MODELS = (Encoding.colours, Encoding.energies, Encoding.fields)
+
+
+def pooling_fields(channels: int, device: torch.device) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Families of fields: the channels that they read, and each one's weights of the places, `(fields, places)`.
+
+    Single places with the energies of one size, and Gaussians of places with all channels.
+    """
+    of_size = len(CYCLES) * ORIENTATIONS
+    inner = torch.arange(1, GRID - 1, device=device)
+    single = torch.eye(GRID**2, device=device).unflatten(0, (GRID, GRID))[inner][:, inner].flatten(0, 1)
+    for number in range(len(SIZES)):
+        yield slice(number * of_size, (number + 1) * of_size), single
+    place = (torch.arange(GRID, device=device) + 0.5) / GRID
+    for sigma in FIELDS:
+        near = torch.exp(-((place - place[inner[::2], None]) ** 2) / (2 * sigma**2))
+        near = near / near.sum(1, keepdim=True)
+        yield slice(0, channels), torch.einsum("ap,bq->abpq", near, near).flatten(2).flatten(0, 1)
+
+
+def likely_mean(
+    candidates: list[Callable[[], torch.Tensor]], targets: torch.Tensor, folds: list[tuple[torch.Tensor, torch.Tensor]]
+) -> Iterator[Ridge]:
+    """For each target the mean of ridges from many small groups of features, weighted by their likelihood.
+
+        share_k ~ exp(-(n / 2) (error_k - least error) / least error)
+
+    over groups and penalties, with the squared errors of held-out samples, n of them.
+
+    Args:
+        candidates: functions that give some groups, `(groups, samples, features)`.
+        targets (`torch.Tensor` of shape `(samples, targets)`)
+        folds: train and held-out samples.
+
+    Yields:
+        For each candidate the ridges of its groups, times their shares: weights `(groups, features, targets)`.
+    """
+    errors = []
+    for candidate in tqdm(candidates, desc="candidate features", unit="part", leave=False, disable=None):
+        features, missed = candidate(), 0
+        for train, test in folds:
+            path = RidgePath(features[:, train], targets[train])
+            predicted = [path.predict(features[:, test], penalty) for penalty in penalties_of(features)]
+            missed = missed + torch.stack([(one - targets[test]).square().sum(1) for one in predicted], dim=1)
+        errors.append(missed)
+    share = likelihoods(torch.cat(errors), len(targets))
+    for candidate, own in zip(candidates, share.split([len(one) for one in errors]), strict=True):
+        features = candidate()
+        path = RidgePath(features, targets)
+        ridges = [path.solve(penalty) for penalty in penalties_of(features)]
+        weights = sum(one.weights * own[:, at, None] for at, one in enumerate(ridges))
+        yield Ridge(weights, sum(one.intercept * own[:, at] for at, one in enumerate(ridges)), 0.0)
+
+
+def penalties_of(features: torch.Tensor) -> list[torch.Tensor]:
+    """Each of PENALTIES in units of the features of each group, `(groups,)`."""
+    scale = features.var(1, correction=0).mean(1).clamp(min=LEAST_VARIANCE) * features.shape[1]
+    return [penalty * scale for penalty in PENALTIES]
+
+
+def likelihoods(errors: torch.Tensor, samples: int) -> torch.Tensor:
+    """Normalised for each target, of groups with summed squared errors `(groups, penalties, targets)`."""
+    least = errors.amin((0, 1))
+    likelihood = torch.exp(-samples / 2 * (errors - least) / least.clamp(min=1e-12))
+    likelihood[likelihood < LEAST_LIKELIHOOD] = 0
+    return likelihood / likelihood.sum((0, 1))
+
+
+def stack(predictions: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    """t = argmin |targets - sum_k t_k predictions_k|^2 with every t_k >= 0, `(models,)`.
+
+    Args:
+        predictions: of held-out stimuli by each model, tensors of the shape of `targets`, without their mean.
+    """
+    columns = torch.stack([one.flatten() for one in predictions], dim=1).double().cpu().numpy()
+    weights, _ = nnls(columns, targets.flatten().double().cpu().numpy())
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+@torch.no_grad()
+def fit_encoding(
+    model: VisionFlowModel, trials: Trials, stimuli: Stimuli, latent_of: dict[str, torch.Tensor], seed: int
+) -> None:
+    """Fit the maps from the latent to the voxels of all subjects, and the head of the latent's linear dimensions.
+
+    Args:
+        latent_of: for each stimulus the mean of q(z | image), `(latent_dim,)`.
+        seed: which stimuli stand for more than 8,000, and which are held out to find the trust.
+    """
+    names = trials.subjects
+    chosen = [trials.some_stimuli(name, MOST_STIMULI // len(names), seed) for name in names]
+    distinct = list(dict.fromkeys(stimulus for own in chosen for stimulus in own))
+    place = {stimulus: row for row, stimulus in enumerate(distinct)}
+    use_maps = model.config.linear_dim > 0 and min(map(len, chosen)) >= FEWEST_STIMULI
+    components = Components(EnergyMaps(stimuli, distinct, model.device), model.config.linear_dim) if use_maps else None
+    from_latent = []
+    for name, own in zip(names, chosen, strict=True):
+        fmri = trials.mean_responses(name, own).to(model.device)
+        learned = torch.stack([latent_of[stimulus] for stimulus in own])
+        read = model.latent_to_fmri.read(learned, learned[:, :0])
+        ridge = fit_ridge(read, fmri, own)
+        missed = trials.squared_errors(name, own, held_out_predictions(ridge, read, fmri, own))
+        if use_maps:
+            rows = torch.tensor([place[stimulus] for stimulus in own], device=model.device)
+            weights, left = trust(components.maps, rows, read, fmri, seed)
+            logger.info(
+                f"{name}: weight of latent, colours, energies, fields: {[round(t, 2) for t in weights.tolist()]}"
+            )
+            ridge = Ridge(weights[0] * ridge.weights, weights[0] * ridge.intercept, ridge.penalty)
+            missed = missed * left
+            components.add(Encoding(components.maps, rows, fmri), weights[1:].tolist())
+        model.set_noise(name, missed)
+        from_latent.append(ridge)
+    readouts = components.put_head(model) if use_maps else []
+    for voxel_map, ridge in zip(model.latent_to_fmri.voxel_maps, from_latent, strict=True):
+        voxel_map.weight.zero_()
+        voxel_map.weight[:, : len(ridge.weights)] = ridge.weights.T
+        voxel_map.bias.copy_(ridge.intercept)
+    for voxel_map, (weights, level) in zip(model.latent_to_fmri.voxel_maps, readouts, strict=False):
+        voxel_map.weight[:, -model.config.linear_dim :] = weights.T
+        voxel_map.bias += level
+
+
+def trust(
+    maps: EnergyMaps, rows: torch.Tensor, read: torch.Tensor, fmri: torch.Tensor, seed: int
+) -> tuple[torch.Tensor, float]:
+    """Weights of the ridge from the latent and of MODELS, in this order, that predict held-out stimuli best.
+
+    They are common to all voxels; of many voxels some stand for all.
+
+    Args:
+        rows: the places in `maps` of the stimuli whose latents and responses `read` and `fmri` are.
+
+    Returns:
+        The weights, and the squared error with them as a share of that with the latent alone.
+    """
+    enough = min(len(fmri), 250)
+    voxels = max(100, ASKED // enough)
+    fmri = fmri[:, :: max(1, fmri.shape[1] // voxels)]
+    predicted, measured = [], []
+    for train, test in group_folds(rows.tolist(), FOLDS, seed):
+        level = fmri[train].mean(0)
+        encoding = Encoding(maps, rows[train], fmri[train])
+        everything = slice(0, fmri.shape[1])
+        ridge = fit_ridge(read[train], fmri[train], rows[train].tolist())
+        models = [maps.predict(one(encoding, everything), rows[test]) for one in MODELS]
+        predicted.append([one - level for one in (ridge.predict(read[test]), *models)])
+        measured.append(fmri[test] - level)
+        if sum(map(len, measured)) >= enough:
+            break
+    columns, targets = [torch.cat(one) for one in zip(*predicted, strict=True)], torch.cat(measured)
+    weights = stack(columns, targets)
+    if not weights.any():  # nothing predicts held-out stimuli: the latent alone
+        weights[0] = 1
+    left = targets - sum(t * one for t, one in zip(weights.tolist(), columns, strict=True))
+    alone = (targets - columns[0]).square().sum()
+    return weights, float((left.square().sum() / alone.clamp(min=1e-12)).clamp(1e-3, 1))
+
+
+class Components:
+    """The main components of what the encoding models predict, subject by subject and block by block of voxels.
+
+        predicted - mean  ~  scores readout        scores  =  (energies - mean) head
+
+    The predictions of a block are reduced to their largest components, and these with those kept so far to the largest
+    again, so that neither the predictions nor their linear maps are in memory for all voxels.
+
+    Source: Iwen & Ong 2016, A distributed and incremental SVD algorithm for agglomerative data analysis.
+    """
+
+    def __init__(self, maps: EnergyMaps, most: int):
+        self.maps, self.most = maps, most
+        channels, stimuli, places = maps.values.shape
+        self.scores = torch.zeros(stimuli, 0, device=maps.values.device)
+        self.head = torch.zeros(channels * places, 0, device=maps.values.device)
+        self.readouts: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # subject, (components, voxels), mean
+        self.subjects = 0
+
+    def add(self, encoding: Encoding, shares: list[float]) -> None:
+        """The weighted predictions of one more subject."""
+        for start in range(0, encoding.fmri.shape[1], BLOCK):
+            voxels = slice(start, min(start + BLOCK, encoding.fmri.shape[1]))
+            fits = [(share, one(encoding, voxels)) for share, one in zip(shares, MODELS, strict=True) if share]
+            if not fits:
+                zeros = torch.zeros(voxels.stop - voxels.start, device=self.head.device)
+                self.readouts.append((self.subjects, self.head.new_zeros(self.scores.shape[1], len(zeros)), zeros))
+                continue
+            weights = sum(share * linear for share, (linear, _) in fits)
+            intercept = sum(share * constant for share, (_, constant) in fits)
+            predicted = self.maps.predict((weights, intercept))
+            scores, readout = self._largest(predicted - predicted.mean(0))
+            kept = self.scores.shape[1]
+            self.scores, turn = self._largest(torch.cat([self.scores, scores], dim=1))
+            self.head = self.head @ turn[:, :kept].T + weights.flatten(0, 1) @ (turn[:, kept:] @ readout).T
+            self.readouts = [(subject, turn[:, :kept] @ one, mean) for subject, one, mean in self.readouts]
+            self.readouts.append((self.subjects, turn[:, kept:] @ readout, predicted.mean(0)))
+        self.subjects += 1
+
+    def put_head(self, model: VisionFlowModel) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Put the components, each of variance 1 over the stimuli, into the model's linear head; unused ones are zero.
+
+        Returns:
+            For each subject the weights `(linear_dim, voxels)` and the intercept `(voxels,)` that read them.
+        """
+        sizes = self.scores.norm(dim=0)
+        kept = int((sizes > max(1e-6 * len(self.scores), 1e-5 * float(sizes[:1].sum()))).sum())  # the rest is rounding
+        spread = sizes[:kept] / len(self.scores) ** 0.5
+        head = self.head[:, :kept] / spread
+        unused = (0, model.config.linear_dim - kept)
+        model.linear_head.weight.copy_(torch.nn.functional.pad(head, unused).T)
+        mean = self.maps.mean.flatten() @ head
+        model.linear_head.bias.copy_(torch.nn.functional.pad(-mean, unused))
+        readouts = []
+        for subject in range(self.subjects):
+            own = [(readout[:kept] * spread[:, None], mean) for of, readout, mean in self.readouts if of == subject]
+            weights, level = (torch.cat(parts, dim=-1) for parts in zip(*own, strict=True))
+            readouts.append((torch.nn.functional.pad(weights.T, unused).T, level))
+        return readouts
+
+    def _largest(self, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores, sizes, readout = torch.linalg.svd(columns, full_matrices=False)
+        return (scores * sizes)[:, : self.most], readout[: self.most]

@@ -1,0 +1,84 @@
+"""The responses of each subject in the train split: read once, standardised by the processor, on the CPU."""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from visionflow_hf.corpus.responses import responses_of
+from visionflow_hf.modeling import VisionFlowProcessor
+
+MOST_KEPT = 4 * 2**30  # bytes of responses that stay in memory; those of a larger corpus are read again when needed
+
+
+class Trials:
+    """Trials with an image, subject by subject.
+
+    Args:
+        rows: with an image and fMRI each.
+        held_out: stimuli whose trials are left out.
+    """
+
+    def __init__(self, rows: Dataset, processor: VisionFlowProcessor, held_out: Collection[str] = ()):
+        self.rows, self.processor, self.held_out = rows, processor, set(held_out)
+        self._owners, self._names = np.asarray(rows["subject"]), np.asarray(rows["stimulus_id"], dtype=object)
+        voxels = {name: len(mean) for name, mean in processor.fmri_mean.items()}
+        self._all_kept = 4 * sum(voxels.get(owner, 0) for owner in self._owners.tolist()) <= MOST_KEPT
+        self._read: dict[str, torch.Tensor] = {}
+
+    def without(self, held_out: Collection[str]) -> "Trials":
+        """The trials of all other stimuli; what has been read is shared."""
+        fewer = Trials(self.rows, self.processor, held_out)
+        fewer._read = self._read
+        return fewer
+
+    @property
+    def subjects(self) -> list[str]:
+        """Their names, in the processor's order."""
+        return [name for name in self.processor.subjects if (self._owners == name).any()]
+
+    def stimulus_ids(self, subject: str) -> list[str]:
+        """The stimulus of each trial."""
+        return [name for name in self._names[self._owners == subject] if name not in self.held_out]
+
+    @property
+    def stimuli(self) -> list[str]:
+        """All distinct stimuli, in the order of the rows."""
+        return [name for name in dict.fromkeys(self._names.tolist()) if name not in self.held_out]
+
+    def fmri(self, subject: str) -> torch.Tensor:
+        """`(trials, voxels)`, standardised."""
+        if subject not in self._read:
+            if not self._all_kept:
+                self._read.clear()
+            own = self.rows.select(np.flatnonzero(self._owners == subject))
+            self._read[subject] = self.processor(fmri=responses_of(own, subject).fmri, subject=subject)["fmri"]
+        fmri = self._read[subject]
+        if not self.held_out:
+            return fmri
+        return fmri[[name not in self.held_out for name in self._names[self._owners == subject]]]
+
+    def some_stimuli(self, subject: str, most: int, seed: int) -> list[str]:
+        """The subject's distinct stimuli, `most` of them at random where there are more."""
+        distinct = list(dict.fromkeys(self.stimulus_ids(subject)))
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(distinct))[:most])
+        return [distinct[row] for row in chosen]
+
+    def mean_responses(self, subject: str, stimuli: Sequence[str]) -> torch.Tensor:
+        """The mean over the trials of each of some stimuli, `(stimuli, voxels)`."""
+        fmri, rows = self._of(subject, stimuli)
+        counts = torch.bincount(rows, minlength=len(stimuli))
+        return fmri.new_zeros(len(stimuli), fmri.shape[1]).index_add_(0, rows, fmri) / counts[:, None]
+
+    def squared_errors(self, subject: str, stimuli: Sequence[str], predicted: torch.Tensor) -> torch.Tensor:
+        """Mean over single trials of (fmri - predicted)^2, `(voxels,)`, from `predicted` `(stimuli, voxels)`."""
+        fmri, rows = self._of(subject, stimuli)
+        return (fmri - predicted.cpu()[rows]).square().mean(0)
+
+    def _of(self, subject: str, stimuli: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The trials of these stimuli, and the place of each one's stimulus among them."""
+        place = {name: row for row, name in enumerate(stimuli)}
+        kept = [(row, place[name]) for row, name in enumerate(self.stimulus_ids(subject)) if name in place]
+        trials, rows = torch.tensor(kept).unbind(1)
+        return self.fmri(subject)[trials], rows
