@@ -78,7 +78,7 @@ def test_what_needs_no_model_does_not_wait_for_torch(words, tmp_path):
 def test_an_unknown_flag_names_the_help_of_its_command(command, refused):
     refused(
         lambda: main([command, "a", "b", "--sedd", "1"]),
-        f"unknown arguments .*--sedd 1 .*see `visionflow {command} --help`",
+        f"unrecognized arguments: .*--sedd 1 .*see `visionflow {command} --help`",
     )
 
 

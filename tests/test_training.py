@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, ViTConfig, ViTImageProcessor, ViTModel
 
 from visionflow_hf import VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.cli import main
+from visionflow_hf.cli import main, parse
 from visionflow_hf.corpus.responses import responses_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
 from visionflow_hf.training import fit_bridges as bridges
 from visionflow_hf.training import train as train_module
-from visionflow_hf.training.arguments import ModelArguments, TrainingParser, VisionFlowTrainingArguments
+from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments, dataclasses_of
 from visionflow_hf.training.augmentation import augment
 from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
 from visionflow_hf.training.stimuli import Stimuli
@@ -146,12 +146,12 @@ def test_a_config_file_whose_flags_the_command_line_overrides(corpus, tmp_path, 
 
 def test_what_a_run_was_told_is_a_config_file_that_tells_the_same(tmp_path):
     flags = ["--lr_scheduler_type", "linear", "--eval_strategy", "epoch", "--save_strategy", "epoch"]
-    flags += ["--learning_rate", "1e-3", "--latent_dim", "24", "--output_dir", str(tmp_path), "--use_cpu", "true"]
-    told = train_module.told(*TrainingParser("train").parse(flags)[:2])
+    flags += ["--learning_rate", "1e-3", "--latent_dim", "24", "--use_cpu", "true"]
+    told = train_module.told(*dataclasses_of(parse(["train", "corpus", "run", *flags])))
     assert (told["lr_scheduler_type"], told["eval_strategy"], told["latent_dim"]) == ("linear", "epoch", 24)
     config = tmp_path / "arguments.yaml"
     config.write_text(yaml.safe_dump(told))
-    assert train_module.told(*TrainingParser("train").parse(["--config", str(config)])[:2]) == told
+    assert train_module.told(*dataclasses_of(parse(["train", "corpus", "run", "--config", str(config)]))) == told
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         """As argparse's; words that a command does not know are told with that command's own help."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unknown arguments {' '.join(unknown)}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return namespace, unknown
 
     def error(self, message: str):
@@ -185,7 +185,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     )
     one.add_argument("--test-stimulus-ids", metavar="KEY", help="the same for the test split")
     one.add_argument("--subject", default="subj01", metavar="NAME", help="name of the subject (default: %(default)s)")
-    add_prepare_flags(one, 0.1)
+    add_prepare_flags(one)
     for layout, help in {
         "algonauts23": "Algonauts 2023: the challenge's folder, or the one that holds processed/.",
         "nsd": "Natural Scenes Dataset: the folder with nsddata, nsddata_betas and nsddata_stimuli.",
@@ -202,7 +202,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
         if layout in ("god", "bold5000", "things"):
             one.add_argument("--images-folder", metavar="FOLDER", help="folder of the images (default: SOURCE)")
         add_number(one, "--num-proc", 1, "number of processes that read")
-        add_prepare_flags(one, None)
+        add_prepare_flags(one)
 
     one = command("images", prepare_images, "A folder of images without fMRI, to be merged with a corpus.", layouts)
     one.add_argument("folder", metavar="FOLDER", help="folder of the images")
@@ -213,6 +213,13 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one.add_argument("one", metavar="A", help="folder of the first corpus")
     one.add_argument("other", metavar="B", help="folder of the second corpus")
     add_out(one)
+    one.add_argument(
+        "--test-fraction",
+        type=float,
+        metavar="X",
+        help="share of the stimuli drawn for a new test split of both (default: every row keeps its split)",
+    )
+    add_number(one, "--seed", 0, "seed that draws the new test split")
     add_overwrite(one, "corpus")
 
     one = command("inspect", inspect, "Check a corpus and show what is in it.")
@@ -323,15 +330,14 @@ def add_overwrite(one: Parser, what: str) -> None:
     one.add_argument("--overwrite", action="store_true", help=f"replace an existing {what}")
 
 
-def add_prepare_flags(one: Parser, test_fraction: float | None) -> None:
+def add_prepare_flags(one: Parser) -> None:
     """What every importer takes."""
-    default = "%(default)s" if test_fraction else "the test split of the dataset, or 0.1 where it has none"
     one.add_argument(
         "--test-fraction",
         type=float,
-        default=test_fraction,
         metavar="X",
-        help=f"share of the stimuli drawn for the test split (default: {default})",
+        help="share of the stimuli drawn for the test split (default: the test split of the source, or 0.1 where it "
+        "has none)",
     )
     repeats = one.add_mutually_exclusive_group()
     repeats.add_argument("--keep-repeats", action="store_false", dest="average", help="one row per trial (default)")
