@@ -1,0 +1,129 @@
+# Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
+"""Ridge regression on torch tensors, on the device and in the dtype of its inputs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-10, 5))  # 1e-5 to 100
+FOLDS = 5
+MOST_JUDGED = 2000  # targets by which the penalty is chosen
+
+
+@dataclass
+class Ridge:
+    """targets ~ features weights + intercept.
+
+    Attributes:
+        weights (`torch.Tensor` of shape `(features, targets)`)
+        intercept (`torch.Tensor` of shape `(targets,)`)
+        penalty (`float`): in units of the squared features.
+        held_out_error (`torch.Tensor` of shape `(targets,)`, *optional*):
+            Mean squared error on held-out groups, of the targets by which the penalty was chosen.
+    """
+
+    weights: torch.Tensor
+    intercept: torch.Tensor
+    penalty: float
+    held_out_error: torch.Tensor | None = None
+
+    def predict(self, features: torch.Tensor) -> torch.Tensor:
+        """`(samples, features)` to `(samples, targets)`."""
+        return features @ self.weights + self.intercept
+
+
+def fit_ridge(
+    features: torch.Tensor, targets: torch.Tensor, groups: Sequence, folds: int = FOLDS, seed: int = 0
+) -> Ridge:
+    """weights = argmin |targets - features weights - intercept|^2 + penalty |weights|^2, one penalty for all targets.
+
+    The penalty is that of `PENALTIES`, times the mean squared norm of a centred row of features, with the least
+    squared error on held-out groups; of more than 2,000 targets, an even choice of 2,000 decides. Solved by an
+    eigendecomposition of the features' or, where there are more features than samples, of the samples' products.
+
+    Args:
+        features (`torch.Tensor` of shape `(samples, features)`)
+        targets (`torch.Tensor` of shape `(samples, targets)`)
+        groups: the stimulus of each sample; its repeats are held out together.
+
+    Raises:
+        ValueError: fewer than two groups, of which none can be held out.
+    """
+    penalties = [share * squared_norm(features) for share in PENALTIES]
+    judged = targets[:, :: -(-targets.shape[1] // MOST_JUDGED)]
+    errors = judged.new_zeros(len(penalties), judged.shape[1])
+    for train, test in group_folds(groups, folds, seed):
+        path = RidgePath(features[train], judged[train])
+        errors += torch.stack([(path.predict(features[test], p) - judged[test]).square().sum(0) for p in penalties])
+    best = int(errors.sum(1).argmin())
+    ridge = RidgePath(features, targets).solve(penalties[best])
+    ridge.held_out_error = errors[best] / len(features)
+    return ridge
+
+
+def held_out_predictions(
+    ridge: Ridge, features: torch.Tensor, targets: torch.Tensor, groups: Sequence, folds: int = FOLDS, seed: int = 0
+) -> torch.Tensor:
+    """`(samples, targets)`: what ridges of the same penalty predict of the groups that they were fitted without."""
+    predicted = torch.empty_like(targets)
+    for train, test in group_folds(groups, folds, seed):
+        predicted[test] = RidgePath(features[train], targets[train]).predict(features[test], ridge.penalty)
+    return predicted
+
+
+class RidgePath:
+    """The ridges of all penalties from one eigendecomposition.
+
+    With eigenvectors U and eigenvalues s of the centred features' products X'X, weights = U (U' X'Y) / (s + penalty);
+    with those of X X', where it is the smaller matrix, weights = X' U (U' Y) / (s + penalty).
+
+    Args:
+        features (`torch.Tensor` of shape `(..., samples, features)`): leading dimensions are as many regressions.
+        targets (`torch.Tensor` of shape `(samples, targets)`)
+    """
+
+    def __init__(self, features: torch.Tensor, targets: torch.Tensor):
+        self.mean, self.level = features.mean(-2, keepdim=True), targets.mean(0)
+        centred = features - self.mean
+        turned = centred.mT
+        wide = features.shape[-1] > features.shape[-2]
+        products = centred @ turned if wide else turned @ centred
+        values, vectors = torch.linalg.eigh(products)
+        self.values = values.clamp(min=0)
+        self.along = vectors.mT @ ((targets - self.level) if wide else turned @ (targets - self.level))
+        self.back = turned @ vectors if wide else vectors
+
+    def predict(self, features: torch.Tensor, penalty: float | torch.Tensor) -> torch.Tensor:
+        """`(..., samples, features)` to `(..., samples, targets)`; a tensor of penalties has the leading dimensions."""
+        return ((features - self.mean) @ self.back / self._shrunk(penalty)[..., None, :]) @ self.along + self.level
+
+    def solve(self, penalty: float) -> Ridge:
+        """The ridge of one penalty."""
+        weights = self.back @ (self.along / self._shrunk(penalty)[..., None])
+        return Ridge(weights, self.level - (self.mean @ weights).squeeze(-2), penalty)
+
+    def _shrunk(self, penalty: float | torch.Tensor) -> torch.Tensor:
+        if isinstance(penalty, torch.Tensor):
+            penalty = penalty[..., None]
+        return self.values + penalty
+
+
+def squared_norm(features: torch.Tensor) -> float:
+    """Mean squared norm of a centred row."""
+    return max(float((features - features.mean(0)).square().sum(1).mean()), 1e-12)
+
+
+def group_folds(groups: Sequence, folds: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Train and held-out rows of each fold, groups dealt out at random; fewer folds where there are fewer groups."""
+    places: dict = {}
+    rows = torch.tensor([places.setdefault(group, len(places)) for group in groups])
+    if len(places) < 2:
+        raise ValueError(f"{len(places)} distinct stimulus: at least 2 are needed to hold some out")
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
+    fold_of_group = torch.empty(len(places), dtype=torch.long)
+    fold_of_group[order] = torch.arange(len(places)) % min(folds, len(places))
+    fold = fold_of_group[rows]
+    return [
+        (torch.nonzero(fold != n).squeeze(1), torch.nonzero(fold == n).squeeze(1)) for n in range(int(fold.max()) + 1)
+    ]
