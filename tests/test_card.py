@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from test_hub import visionflow
 from visionflow_hf.modeling import VisionFlowConfig
 
 from visionflow_hf.cli import main
-from visionflow_hf.hub import add_result, make_card
+from visionflow_hf.hub import add_result, make_card, named, training_of
 from visionflow_hf.results import result_of
 
 
@@ -62,7 +63,7 @@ def test_before_any_evaluation_the_card_has_no_figure(fresh):
     card = ModelCard.load(fresh / "README.md")
     assert card.data.eval_results is None and "model-index" not in card.data.to_dict()
     (line,) = [line for line in card.text.splitlines() if "Not evaluated yet" in line]
-    assert "`visionflow evaluate RUN CORPUS REPORT`" in line
+    assert "`visionflow evaluate RUN CORPUS REPORT`" in line and "adds results here" in line
     assert "pixcorr" not in card.text
 
 
@@ -75,6 +76,7 @@ def test_evaluation_fills_head_and_table(fresh, corpus, tmp_path):
     assert "### simulated, split test" in text and "Not evaluated" not in text
     assert "4 stimuli, 24 trials. No stimulus is in two splits of this corpus." in text
     assert "Licence of these data: not stated by the corpus" in text
+    assert "**Simulated data.** The voxels of the simulator are Gabor energies" in text
     (row,) = cells(card, "pixcorr")
     low, high = metrics["intervals"]["decoding.model.pixcorr"]
     (header,) = cells(card, "figure")
@@ -97,7 +99,7 @@ def test_other_splits_stand_beside_and_the_same_is_replaced(fresh, corpus, tmp_p
     card = ModelCard.load(fresh / "README.md")
     assert in_head(card, "simulated") == measured(test)
     assert in_head(card, "simulated", "train") == measured(train)
-    assert len(cells(card, "pixcorr")) == 2 and card.text.count("it has seen them") == 1
+    assert len(cells(card, "pixcorr")) == 2 and card.text.count("these are its training stimuli") == 1
 
 
 def test_what_was_not_measured_does_not_appear(fresh, report, tmp_path):
@@ -134,7 +136,7 @@ def test_names_of_others_stay_names(fresh, report, tmp_path):
     config = VisionFlowConfig.from_pretrained(fresh)
     config.subjects = ['x"|\n', "subj02"]
     text = make_card("lab/digits", config, training).text
-    assert r"| fMRI, raw in and out | a \| b \| c \| d \| |" in text and r"| image encoder | \<b\> |" in text
+    assert r"| unit of the fMRI, input and output | a \| b \| c \| d \| |" in text and r"| image encoder | \<b\> |" in text
     assert r'subject="x\"|\n"' in text and r'| x"\| | 30 voxels |' in text
 
 
@@ -142,7 +144,7 @@ def test_a_card_that_cannot_be_written_is_left_and_named(fresh, report, tmp_path
     result = result_of(json.loads((report / "metrics.json").read_text()), "lab/data", "")
     caplog.set_level("INFO")
     add_result("lab/digits", result)
-    assert "lab/digits is on the Hub: its card stays as it is" in caplog.text
+    assert "lab/digits is on the Hub: its card was not changed" in caplog.text
     before = (fresh / "README.md").read_bytes()
 
     def read_only(*args):
@@ -151,12 +153,100 @@ def test_a_card_that_cannot_be_written_is_left_and_named(fresh, report, tmp_path
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", read_only)
         add_result(fresh, result)
-    assert "README.md cannot be written (Read-only file system)" in caplog.text
+    assert "README.md was not changed (Read-only file system): the results are in the report only" in caplog.text
     assert (fresh / "README.md").read_bytes() == before and list(fresh.glob(".*")) == []
     (fresh / "README.md").write_text("---\nkey: [\n---\nmine\n")
     add_result(fresh, result)
-    assert "is no card that `train` wrote" in caplog.text
+    assert "was not written by `visionflow train`: it was not changed" in caplog.text
     assert (fresh / "README.md").read_text().endswith("mine\n")
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_results_change_nothing_else_of_an_edited_card(fresh, report, tmp_path, newline):
+    file = fresh / "README.md"
+    text = file.read_text()
+    for found, mine in (
+        ("---\nlibrary_name", "---\n# mine: keep\nlicense:   mit  # spaces, too\nlibrary_name"),
+        ("visionflow:\n", "visionflow:\n  # of the training\n"),
+        ("\n---\n\n#", "\n\n# last words\ndatasets: [a/b,   c/d]\nlanguage:\n- en # here\n---\n\n#"),
+        ("\n## Results\n", "\nMy   own *notes*.\t \n\n## My results\n\n| by | hand |\n|---|---|\n| r | .5 |\n"),
+        ("<!-- end results -->\n", "<!-- end results -->\nFigures by hand: pixcorr .1 \n"),
+        ("## Limits", "## Limits that I know"),
+    ):
+        assert text.count(found) == 1, found
+        text = text.replace(found, mine)
+    text = text.replace("\n", newline)
+    file.write_bytes(text.encode())
+    end_of_training = text.index("\n", text.index("  model_id:"))  # the last entry of `visionflow`
+    end_of_head = text.index(f"{newline}---{newline}", 4)
+    begin = text.index("evaluate` rewrites")
+    begin = text.index("-->" + newline, begin) + len("-->" + newline)
+    end = text.index(f"{newline}<!-- end results -->")
+    kept = [text[:end_of_training].rstrip("\r"), text[end_of_training:end_of_head].lstrip("\r\n")]
+    kept += [text[end_of_head:begin], text[end:]]
+    pattern = re.compile("(.*?)".join(map(re.escape, kept)), re.DOTALL)
+    assert pattern.fullmatch(text)
+    metrics = json.loads((report / "metrics.json").read_text())
+    for pixcorr in (0.123, 0.456):  # added, then replaced
+        metrics["decoding"]["model"]["pixcorr"] = pixcorr
+        add_result(fresh, result_of(metrics, "lab/data", ""))
+        written = file.read_bytes().decode()
+        changed = pattern.fullmatch(written)
+        assert changed, written
+        assert (
+            all("\r\n" in part and "\n" not in part.replace("\r\n", "") for part in changed.groups()) or newline == "\n"
+        )
+        card = ModelCard(written)
+        assert in_head(card, "lab/data")["fmri-to-image", "pixcorr"] == pixcorr
+        assert [row[2] for row in cells(card, "pixcorr")] == [f"{pixcorr:.3f}"]
+        data = card.data.to_dict()
+        assert (data["license"], data["datasets"], data["language"]) == ("mit", ["a/b", "c/d"], ["en"])
+        assert len(data["visionflow"]["results"]) == 1 and data["visionflow"]["model_id"] == str(fresh)
+
+
+def test_results_that_somebody_else_added_to_the_metadata_stay(fresh, report):
+    file = fresh / "README.md"
+    mine = "model-index:\n- name: My model\n  results:\n  - task: {type: text-generation}\n"
+    mine += "    dataset: {type: a, name: a}\n    metrics: [{type: bleu, value: 1.5}]\n"
+    file.write_text(file.read_text().replace("---\n", f"---\n{mine}", 1))
+    for _ in range(2):
+        add_result(fresh, result_of(json.loads((report / "metrics.json").read_text()), "lab/data", ""))
+    (index,) = ModelCard.load(file).data.to_dict()["model-index"]
+    assert index["name"] == "My model"
+    assert [one["task"]["type"] for one in index["results"]].count("text-generation") == 1
+    assert [one["task"]["type"] for one in index["results"]].count("latent-alignment") == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "mine", "said"),
+    [
+        ("<!-- end results -->", "", "no lines `<!-- begin results -->` and `<!-- end results -->`"),
+        ("visionflow:\n", "visionflow: {a: 1}\nother:\n", "no metadata for visionflow.results"),
+    ],
+)
+def test_a_card_without_a_place_for_results_stays_as_it_is(fresh, report, caplog, found, mine, said):
+    file = fresh / "README.md"
+    text = file.read_text().replace(found, mine)
+    file.write_text(text)
+    add_result(fresh, result_of(json.loads((report / "metrics.json").read_text()), "lab/data", ""))
+    assert said in caplog.text and file.read_text() == text
+
+
+def test_pushed_under_another_name_an_edited_card_keeps_the_rest(fresh, report):
+    file = fresh / "README.md"
+    add_result(fresh, result_of(json.loads((report / "metrics.json").read_text()), "lab/data", ""))
+    text = file.read_text().replace("## Limits", f"I trained it in {fresh} and call it model.\n\n## Limits")
+    pushed = named(text, "lab/digits", training_of(file))
+    before, after = text.splitlines(), pushed.splitlines()
+    changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+    assert [b for _, b in changed] == [
+        "  model_id: lab/digits",
+        "- name: digits",
+        'name, revision = "lab/digits", "main"',
+        'encode = pipeline("image-to-fmri", model="lab/digits", revision="main", trust_remote_code=True)',
+        'decode = pipeline("fmri-to-image", model="lab/digits", revision="main", trust_remote_code=True)',
+        '  note = "Model lab/digits"',
+    ]
 
 
 def test_push_carries_the_figures_and_the_corpus_its_licence(fresh, corpus, tmp_path):
@@ -174,5 +264,5 @@ def test_push_carries_the_figures_and_the_corpus_its_licence(fresh, corpus, tmp_
         assert "Licence of these data: cc-by-4.0, as their card states." in " ".join(card.text.split())
         assert str(tmp_path) not in card.content
         result = visionflow("evaluate", "lab/digits", "lab/data", tmp_path / "by name", env=env)
-        assert "lab/digits is on the Hub: its card stays as it is" in result.stderr
+        assert "lab/digits is on the Hub: its card was not changed" in result.stderr
         assert not (tmp_path / "lab").exists()

@@ -1,4 +1,4 @@
-"""Model folders, here and on the Hub: config, weights, processor, the code that reads them, and the card."""
+"""Model folders, local and on the Hub: config, weights, processor, remote code and model card."""
 
 import logging
 import os
@@ -8,11 +8,12 @@ from pathlib import Path
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 
-from visionflow_hf.cards import card_template
+from visionflow_hf.cards import card_template, results_of, with_metadata, with_results
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.hub_errors import hub_errors
+from visionflow_hf.metrics import LEAST_CEILING
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.results import escaped, eval_results, table, with_result
+from visionflow_hf.results import SIMULATED, escaped, is_simulated, table, with_model_index, with_result
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +24,11 @@ PUSHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "processor
 def save_model(
     model: VisionFlowModel, processor: VisionFlowProcessor, folder: str | os.PathLike, training: dict
 ) -> None:
-    """Write everything that a stranger needs to use the model, its card included.
+    """Write a model folder: config, weights, processor, remote code and a new model card.
 
     Args:
-        training: what the card says of the training: `encoder`, `unit`, `n_stimuli`, `n_trials`, `steps`, `seed` and
-            `data_license`. The card's head keeps it, so that the card can be written anew.
+        training: what the card says about the training: `encoder`, `unit`, `n_stimuli`, `n_trials`, `steps`, `seed` and
+            `data_license`. The card's metadata keeps it.
     """
     folder = Path(folder)
     model.save_pretrained(folder)
@@ -36,37 +37,38 @@ def save_model(
 
 
 def make_card(model_id: str, config: VisionFlowConfig, training: dict) -> ModelCard:
-    """The card of a model that is loaded by the name `model_id`, from the template model_card.md.
+    """A new model card from the template model_card.md.
 
     Args:
-        training: as in `save_model`, and under `results` what evaluations found, see `visionflow_hf.results`.
+        model_id: the name or folder that the card's examples load the model from.
+        training: as in `save_model`, with the results of evaluations under `results`, see `visionflow_hf.results`.
     """
-    results = training.get("results", [])
+    training = training | {"model_id": model_id}
     return ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
             tags=["visionflow", "fmri", "visual-cortex", "brain-decoding", "brain-encoding"],
-            model_name=Path(model_id).resolve().name if results else None,
-            eval_results=eval_results(results) or None,
             visionflow=training,
         ),
         template_path=str(TEMPLATE),
-        model_id=model_id,
         version=version("visionflow-hf"),
         subjects=config.subjects,
         voxel_counts=dict(zip(config.subjects, config.num_voxels, strict=True)),
         image_size=config.image_size,
         num_channels=config.num_channels,
         latent_dim=config.latent_dim,
-        wavelet_dim=config.wavelet_dim,
+        linear_dim=config.linear_dim,
         escaped=escaped,
         table=table,
+        least_ceiling=LEAST_CEILING,
+        is_simulated=is_simulated,
+        simulated_note=SIMULATED,
         **training,
     )
 
 
 def training_of(card: Path) -> dict | None:
-    """What the head of a card says of training and evaluations; None if it is no card that `save_model` wrote."""
+    """The entry `visionflow` in the metadata of a card; None if the card is not one that `save_model` wrote."""
     try:
         return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("visionflow")
     except (OSError, ValueError, yaml.YAMLError):
@@ -74,28 +76,58 @@ def training_of(card: Path) -> dict | None:
 
 
 def add_result(run: str | os.PathLike, result: dict) -> None:
-    """Write the card of a model folder anew, with one more result; a name on the Hub is left alone.
+    """Add a result to the card of a model folder, or replace that of the same corpus and split.
 
-    Says in one line where the results are, or why they are not in the card: they are in the report in any case.
+    Only the results in the card's metadata and in its results section change. If `run` is a name on the Hub, or if its
+    card cannot be changed, the card stays as it is and a line in the log says why.
     """
     run = Path(run)
     card, partial = run / "README.md", run / ".README.md.partial"
     if not run.is_dir():
-        logger.info(f"{run} is on the Hub: its card stays as it is")
+        logger.info(f"{run} is on the Hub: its card was not changed")
         return
     training = training_of(card)
     if training is None:
-        logger.warning(f"{card} is no card that `train` wrote: it stays as it is")
+        logger.warning(f"{card} was not written by `visionflow train`: it was not changed")
         return
     training["results"] = with_result(training.get("results", []), result)
     try:
-        make_card(str(run), VisionFlowConfig.from_pretrained(run), training).save(partial)
+        text = card.read_bytes().decode()
+        text = with_metadata(text, ("visionflow", "results"), training["results"])
+        index = with_model_index(ModelCard(text).data.to_dict().get("model-index"), result, run.resolve().name)
+        text = with_metadata(text, ("model-index",), index)
+        new = make_card(str(run), VisionFlowConfig.from_pretrained(run), training)
+        text = with_results(text, results_of(new.text))
+        partial.write_bytes(text.encode())
         partial.replace(card)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         partial.unlink(missing_ok=True)
-        logger.warning(f"{card} cannot be written ({error.strerror}): it stays as it is")
+        reason = error.strerror if isinstance(error, OSError) else error
+        logger.warning(f"{card} was not changed ({reason}): the results are in the report only")
         return
-    logger.info(f"the figures are in {card}")
+    logger.info(f"added the results to {card}")
+
+
+def named(card: str, name: str, training: dict) -> str:
+    """The text of a card with another name of the model: in the code examples, the citation and the metadata.
+
+    Args:
+        training: the entry `visionflow` of the card, which holds the name that the card has now.
+    """
+    old = training.get("model_id")
+    if old is None:
+        raise UserError("the card has no `model_id` under `visionflow:` in its metadata: train the model again")
+    for before in ('name, revision = "', 'model="', 'note = "Model '):  # as the template writes them
+        card = card.replace(f'{before}{old}"', f'{before}{name}"')
+    try:
+        card = with_metadata(card, ("visionflow", "model_id"), name)
+    except ValueError as error:
+        raise UserError(f"{error}: write the metadata one entry per line, as `train` does") from error
+    index = ModelCard(card).data.to_dict().get("model-index")
+    if index and index[0]["name"] == Path(old).resolve().name:
+        index[0]["name"] = Path(name).name
+        card = with_metadata(card, ("model-index",), index)
+    return card
 
 
 def load_model(name_or_path: str | os.PathLike) -> tuple[VisionFlowModel, VisionFlowProcessor]:
@@ -113,8 +145,10 @@ def load_model(name_or_path: str | os.PathLike) -> tuple[VisionFlowModel, Vision
         model, found = VisionFlowModel.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True)
         processor = VisionFlowProcessor.from_pretrained(name)
     except OSError as error:
-        remedy = " (only safetensors are read, since a pickle can run code)" if "safetensors" in str(error) else ""
-        raise UserError(f"no model at {name}: {' '.join(str(error).split())}{remedy}") from error
+        reason = " ".join(str(error).split())
+        if "safetensors" in reason and "fmri_statistics" not in reason:
+            reason += " (only safetensors are read, since a pickle can run code)"
+        raise UserError(f"no model at {name}: {reason}") from error
     resized = {key for key, *_ in found["mismatched_keys"]}
     others = sorted(found["missing_keys"] | found["unexpected_keys"] | resized)
     if others:
@@ -122,11 +156,15 @@ def load_model(name_or_path: str | os.PathLike) -> tuple[VisionFlowModel, Vision
             f"{name} does not fit this version of VisionFlow: {count(others, 'weight')} missing, unknown or of another "
             f"size; train it again, or install the version that made it"
         )
+    try:
+        processor.check_subjects(model.config)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
     return model, processor
 
 
 def push(run: str | os.PathLike, name: str, private: bool = False) -> str:
-    """Push a model folder to the Hub as one commit, its card in the new name; returns the commit's address.
+    """Push a model folder to the Hub as one commit, with its card under the new name; returns the commit's address.
 
     Args:
         run: folder that `train` wrote. Checkpoints and the Trainer's state stay at home.
@@ -138,17 +176,19 @@ def push(run: str | os.PathLike, name: str, private: bool = False) -> str:
     """
     run = Path(run)
     card = run / "README.md"
-    missing = [file for file in ("config.json", "processor_config.json", card.name) if not (run / file).is_file()]
-    if missing or not any(run.glob("*.safetensors")):
+    needed = ("config.json", "processor_config.json", "fmri_statistics.safetensors", card.name)
+    missing = [file for file in needed if not (run / file).is_file()]
+    if missing or not any(run.glob("model*.safetensors")):
         raise UserError(f"{run} is no model folder ({', '.join(missing) or 'no weights'} missing): give a finished RUN")
     training = training_of(card)
     if training is None:
-        raise UserError(f"{card} is no card that `train` wrote (no `visionflow:` in its head): train the model again")
+        raise UserError(
+            f"{card} has no entry `visionflow:` in its metadata, as `train` writes it: train the model again"
+        )
     api = HfApi()
     with hub_errors(name):
         name = api.create_repo(name, private=private or None, exist_ok=True).repo_id
-        new_card = make_card(name, VisionFlowConfig.from_pretrained(run), training)
         files = {file.name: file for pattern in PUSHED for file in sorted(run.glob(pattern))}
         operations = [CommitOperationAdd(file, source) for file, source in files.items()]
-        operations.append(CommitOperationAdd("README.md", str(new_card).encode()))
+        operations.append(CommitOperationAdd("README.md", named(card.read_bytes().decode(), name, training).encode()))
         return api.create_commit(name, operations, commit_message=f"VisionFlow model {name}").commit_url

@@ -1,28 +1,32 @@
-"""What an evaluation found, as a model's card keeps it: plain in its head, as `model-index`, and as a table.
+"""Results of evaluations in a model card: in the metadata under `visionflow` and `model-index`, and as tables.
 
-The truth is the list `results` under `visionflow:` in the head; `model-index` and the tables are written from it.
+The list `results` under `visionflow` holds all figures; the tables are written from it.
 """
 
 import os
 import re
 from pathlib import Path
 
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, ModelCardData
 
 TASKS = {  # block of metrics.json: task of model-index, and its name
     "decoding": ("fmri-to-image", "decoding (fMRI to image)"),
     "encoding": ("image-to-fmri", "encoding (image to fMRI)"),
     "latent": ("latent-alignment", "latent (image and fMRI)"),
 }
+SIMULATED = (
+    "The voxels of the simulator are Gabor energies of the image plus noise, and Gabor energies are also among the "
+    "features of the model: figures on such data do not predict those on measured fMRI."
+)
 MODELS_OWN = ("decoding.model.", "encoding.model.", "latent.")
 
 
 def result_of(metrics: dict, corpus: str | os.PathLike, license: str) -> dict:
-    """What the card keeps of metrics.json: the figures that were measured, and what they were measured on.
+    """The part of metrics.json that the card keeps: figures that are not null, and what they were measured on.
 
     Args:
-        corpus: the folder, of which the name is kept, or ORG/NAME on the Hub.
-        license: that of the data; empty where the corpus does not state it.
+        corpus: the folder, whose last part is kept as its name, or ORG/NAME on the Hub.
+        license: that of the data; empty if the corpus does not state one.
     """
     name = Path(corpus).resolve().name if Path(corpus).exists() else str(corpus)
     blocks = {block: metrics[block] for block in TASKS} | {"latent": {"model": metrics["latent"]}}
@@ -34,40 +38,61 @@ def result_of(metrics: dict, corpus: str | os.PathLike, license: str) -> dict:
         "n_trials": metrics["n_trials"],
         "leakage": metrics.get("leakage", ""),
         "license": license,
+        "unit": metrics.get("unit", ""),
         **{block: {method: _measured(figures) for method, figures in found.items()} for block, found in blocks.items()},
         "intervals": intervals,
     }
 
 
 def with_result(results: list[dict], result: dict) -> list[dict]:
-    """The results with one more, which takes the place of an older one of the same corpus and split."""
+    """The results with one more, which replaces that of the same corpus and split."""
     same = [(one["dataset"], one["split"]) == (result["dataset"], result["split"]) for one in results]
     if not any(same):
         return [*results, result]
     return [result if replaced else one for one, replaced in zip(results, same, strict=True)]
 
 
-def eval_results(results: list[dict]) -> list[EvalResult]:
+def with_model_index(index: list[dict] | None, result: dict, name: str) -> list[dict]:
+    """The metadata `model-index` with one more result, which replaces that of the same corpus, split and task.
+
+    Args:
+        index: the present `model-index`, if there is one; entries of other origin are kept.
+        name: the model's, where there is no `model-index` yet.
+    """
+    (new,) = ModelCardData(model_name=name, eval_results=eval_results(result)).to_dict()["model-index"]
+    if not index:
+        return [new]
+    tasks = {task for task, _ in TASKS.values()}
+
+    def replaced(one: dict) -> bool:
+        data = one.get("dataset", {})
+        same = (data.get("name"), data.get("split")) == (result["dataset"], result["split"])
+        return same and one.get("task", {}).get("type") in tasks
+
+    kept = [one for one in index[0]["results"] if not replaced(one)]
+    return [index[0] | {"results": kept + new["results"]}, *index[1:]]
+
+
+def eval_results(result: dict) -> list[EvalResult]:
     """The model's own figures, in the form that the Hub reads."""
     return [
         EvalResult(
             task_type=task,
             task_name=task_name,
-            dataset_type=re.sub(r"[^\w./-]+", "-", result["dataset"], flags=re.ASCII),  # the Hub takes names alone
+            dataset_type=re.sub(r"[^\w./-]+", "-", result["dataset"], flags=re.ASCII),  # the Hub's characters
             dataset_name=result["dataset"],
             dataset_split=result["split"],
             metric_type=figure,
             metric_name=figure,
             metric_value=value,
         )
-        for result in results
         for block, (task, task_name) in TASKS.items()
         for figure, value in result[block]["model"].items()
     ]
 
 
 def table(result: dict) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table: a row a figure, the model with its interval, the baselines, the noise ceiling."""
+    """Header and rows of the table, one row per figure: the model, its interval, the baselines, the noise ceiling."""
     methods = dict.fromkeys(method for block in TASKS for method, figures in result[block].items() if figures)
     others = sorted((method for method in methods if method != "model"), key="noise_ceiling".__eq__)
     header = ["", "figure", "model", "95 % interval", *(method.replace("_", " ") for method in others)]
@@ -81,8 +106,13 @@ def table(result: dict) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def is_simulated(unit: str | None) -> bool:
+    """Whether a corpus says, in the unit of its responses, that `visionflow simulate` made them."""
+    return (unit or "").startswith("simulated")
+
+
 def escaped(text: str) -> str:
-    """A name of somebody else's as Markdown shows it letter by letter, in one line, also in a table."""
+    """A user's text in one line with its Markdown escaped, also for use in a table."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
 
