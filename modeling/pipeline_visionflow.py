@@ -5,10 +5,10 @@ import base64
 import io
 import os
 from collections.abc import Mapping, Sequence
+from urllib.request import urlopen
 
 import numpy as np
 import torch
-from huggingface_hub import get_session
 from PIL import Image, UnidentifiedImageError
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -172,9 +172,8 @@ class FmriToImagePipeline(VisionFlowPipeline):
 def open_image(source: str) -> Image.Image:
     """The image at a path or a URL, as it is stored; `transformers.image_utils.load_image` cuts 16 bits off at 255."""
     if source.startswith(("http://", "https://")):
-        response = get_session().get(source, follow_redirects=True)
-        response.raise_for_status()
-        return Image.open(io.BytesIO(response.content))
+        with urlopen(source) as response:
+            return Image.open(io.BytesIO(response.read()))
     if os.path.isfile(source):
         return Image.open(source)
     encoded = source.partition(",")[2] if source.startswith("data:image/") else source

@@ -110,6 +110,7 @@ def pushed(hub, run, tmp_path_factory) -> str:
 def test_what_is_pushed(hub, run, pushed):
     files = hub.files("lab/digits")
     expected = {*CODE, "config.json", "processor_config.json", "model.safetensors", "README.md", ".gitattributes"}
+    expected.add("fmri_statistics.safetensors")
     assert set(files) == expected  # no checkpoint, no state of the Trainer
     for name in expected - {"README.md", ".gitattributes"}:
         assert files[name] == (run / name).read_bytes()
@@ -212,4 +213,4 @@ def test_a_push_that_cannot_be(hub, run, tmp_path, name, settings, message):
 def test_a_folder_that_is_no_model_is_not_pushed(hub, tmp_path):
     result = visionflow("push", tmp_path, "lab/empty", env=environment(hub, tmp_path / "home"))
     assert result.returncode == 2
-    assert "is no model folder (config.json, processor_config.json, README.md missing)" in result.stderr
+    assert "(config.json, processor_config.json, fmri_statistics.safetensors, README.md missing)" in result.stderr
