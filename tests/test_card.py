@@ -136,7 +136,8 @@ def test_names_of_others_stay_names(fresh, report, tmp_path):
     config = VisionFlowConfig.from_pretrained(fresh)
     config.subjects = ['x"|\n', "subj02"]
     text = make_card("lab/digits", config, training).text
-    assert r"| unit of the fMRI, input and output | a \| b \| c \| d \| |" in text and r"| image encoder | \<b\> |" in text
+    assert r"| unit of the fMRI, input and output | a \| b \| c \| d \| |" in text
+    assert r"| image encoder | \<b\> |" in text
     assert r'subject="x\"|\n"' in text and r'| x"\| | 30 voxels |' in text
 
 

@@ -1,53 +1,74 @@
-"""What the model has to beat, in both directions: ridge regression between voxels and pixels, and what was seen before.
+"""Baselines in both directions: ridge regression between voxels and pixels, and the nearest train stimulus.
 
-Both are fitted for one subject on the trials of train, and read and give fMRI in the corpus's unit.
+Both are fitted for one subject on the trials of train. Their fMRI is in the unit of the corpus.
 """
 
 import numpy as np
+import torch
 
 from visionflow_hf.corpus.responses import Responses
 from visionflow_hf.metrics import cross_correlation
 from visionflow_hf.modeling import VisionFlowProcessor
-from visionflow_hf.ridge import fit_ridge
+from visionflow_hf.modeling.ridge import Ridge, fit_ridge
 
 
 class RidgeBaseline:
-    """Ridge from voxels to pixels and from pixels to voxels.
+    """Ridge regression from voxels to pixels and from pixels to voxels.
+
+    Ridge is linear regression with an L2 penalty on the weights. The penalty, one for all targets, is the one with the
+    least squared error on held-out stimuli of train.
 
     Args:
+        seen: the responses of train.
         images: uint8 array of shape (stimuli, height, width[, 3]), the images of `stimulus_ids`.
+        device: where to fit and predict.
     """
 
     def __init__(
-        self, seen: Responses, stimulus_ids: list[str], images: np.ndarray, processor: VisionFlowProcessor, subject: str
+        self,
+        seen: Responses,
+        stimulus_ids: list[str],
+        images: np.ndarray,
+        processor: VisionFlowProcessor,
+        subject: str,
+        device: torch.device | str = "cpu",
     ):
         self.mean, self.std = processor.fmri_mean[subject], processor.fmri_std[subject]
-        self.shape = images.shape[1:]
+        self.shape, self.device = images.shape[1:], device
         position = {stimulus: row for row, stimulus in enumerate(stimulus_ids)}
         pixels = self._pixels(images)[[position[stimulus] for stimulus in seen.stimulus_ids]]
-        fmri = (seen.fmri - self.mean) / self.std
+        fmri = self._tensor((seen.fmri - self.mean) / self.std)
         self.to_pixels = fit_ridge(fmri, pixels, seen.stimulus_ids)
         self.to_fmri = fit_ridge(pixels, fmri, seen.stimulus_ids)
 
     def reconstruct(self, fmri: np.ndarray) -> np.ndarray:
-        pixels = self.to_pixels.predict((fmri - self.mean) / self.std).reshape(-1, *self.shape)
-        return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
+        """uint8 array of shape (rows, height, width[, 3]) from responses (rows, voxels)."""
+        pixels = self._predict(self.to_pixels, self._tensor((fmri - self.mean) / self.std))
+        return np.rint(pixels.reshape(-1, *self.shape).clip(0, 1) * 255).astype(np.uint8)
 
     def predict_fmri(self, images: np.ndarray) -> np.ndarray:
-        return self.to_fmri.predict(self._pixels(images)) * self.std + self.mean
+        """Responses (rows, voxels) to uint8 images of shape (rows, height, width[, 3])."""
+        return self._predict(self.to_fmri, self._pixels(images)) * self.std + self.mean
+
+    def _pixels(self, images: np.ndarray) -> torch.Tensor:
+        return self._tensor(images.reshape(len(images), -1)) / 255
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values.astype(np.float32)).to(self.device)
 
     @staticmethod
-    def _pixels(images: np.ndarray) -> np.ndarray:
-        return images.reshape(len(images), -1).astype(np.float32) / 255
+    def _predict(ridge: Ridge, features: torch.Tensor) -> np.ndarray:
+        return ridge.predict(features).cpu().numpy()
 
 
 class NearestBaseline:
-    """The image of the train stimulus whose response is most like a response, by Pearson r over voxels.
+    """Decoding: the image of the train stimulus whose response has the highest Pearson r over voxels with a response.
 
-    And the response, averaged over repeats, to the train stimulus whose image is most like an image, by Pearson r over
-    pixels.
+    Encoding: the response, averaged over repeats, to the train stimulus whose image has the highest Pearson r over
+    pixels with an image.
 
     Args:
+        seen: the responses of train.
         images: uint8 array of shape (stimuli, height, width[, 3]), the images of `stimulus_ids`.
     """
 
@@ -60,8 +81,10 @@ class NearestBaseline:
         self.fmri, self.images = average.fmri[order], images
 
     def reconstruct(self, fmri: np.ndarray) -> np.ndarray:
+        """uint8 array of shape (rows, height, width[, 3]) from responses (rows, voxels)."""
         known, asked = ((values - self.mean) / self.std for values in (self.fmri, fmri))
         return self.images[cross_correlation(known, asked).argmax(0)]
 
     def predict_fmri(self, images: np.ndarray) -> np.ndarray:
+        """Responses (rows, voxels) to uint8 images of shape (rows, height, width[, 3])."""
         return self.fmri[cross_correlation(self.images, images).argmax(0)]

@@ -1,22 +1,23 @@
-"""Everything that the figures are computed from, as flat named arrays: what `predictions.npz` holds.
+"""Predictions of the model and the baselines as named arrays: the content of `predictions.npz`.
 
-Rows are stimuli, subject by subject, each the average of its repeats; `S` stands for a subject's name.
+All figures of metrics.json are computed from these arrays. Rows are stimuli, subject by subject, each the average of
+its repeats; `S` stands for the name of a subject.
 
-    stimulus_id, subject, trials    (rows,)                 trials is how many repeats were averaged
+    stimulus_id, subject, trials    (rows,)                 trials: the number of repeats averaged
     fold                            (rows,)                 crossvalidate only
     image, reconstruction           (rows, height, width[, 3]) uint8; reconstruction is from measured fMRI
-    B/reconstruction                                        a baseline's: B is ridge, nearest, mean_image or forerunner
-    round_trip/reconstruction                               from predicted fMRI: image, fMRI, image
+    B/reconstruction                                        of a baseline B: ridge, nearest or mean_image
+    round_trip/reconstruction                               from the fMRI that the model predicts of the image
     fmri/S, fmri_predicted/S, B/fmri_predicted/S            (rows of S, voxels of S)
     fmri_mean/S, fmri_std/S                                 (voxels of S,), over train; evaluate only
     noise_ceiling/S                                         (voxels of S,), of a single corpus row, NaN where unknown
     roi/S                                                   (voxels of S,), the names of a voxel's ROIs, with commas
-    xyz/S                                                   (voxels of S, 3), where the corpus knows coordinates
-    vertex/S                                                (voxels of S,), of a hemisphere of fsaverage, where known
-    latent/image, latent/fmri                               (rows, latent_dim), means of the two posteriors
+    xyz/S                                                   (voxels of S, 3), if the corpus has coordinates
+    vertex/S                                                (voxels of S,), of a hemisphere of fsaverage, if known
+    latent/image, latent/fmri                               (rows, latent_dim + linear_dim), posterior means
 
-Where stimuli have repeats, `single_trial/` stands before the same names with a row for each trial; what depends on the
-stimulus alone (image, mean_image, latent/image, what is predicted from the image) is found by `single_trial/row`.
+If stimuli have repeats, arrays whose names begin with `single_trial/` have one row per trial. `single_trial/row` holds
+the row of each trial's stimulus among the averages, for arrays that depend on the stimulus only.
 """
 
 import re
@@ -44,7 +45,8 @@ def predict(
     """Predict both directions on `test`, with the model and with baselines fitted on `train`.
 
     Raises:
-        UserError: a subject that the model does not know, or with another number of voxels.
+        UserError: the model does not know a subject, or knows it with another number of voxels, or a subject has no
+            trial in `train`.
     """
     for subject in sorted(set(test["subject"])):
         if subject not in processor.subjects:
@@ -53,7 +55,7 @@ def predict(
         if known != corpus.subjects[subject]:
             raise UserError(f"{subject} has {corpus.subjects[subject]} voxels in the corpus and {known} in the model")
         if subject not in train["subject"]:
-            raise UserError(f"{subject} has no trial in train: the baselines need some, or leave {subject} out of test")
+            raise UserError(f"{subject} has no trial in train, and the baselines need some: remove {subject} from test")
     size = common_size(images_of(test, list(dict.fromkeys(test["stimulus_id"])))) or tuple(processor.image_size[::-1])
     subjects = tqdm(sorted(set(test["subject"])), desc="predicting", unit="subject")
     return concatenate([_predict_subject(model, processor, corpus, train, test, subject, size) for subject in subjects])
@@ -76,7 +78,7 @@ def _predict_subject(
     seen_ids = list(dict.fromkeys(seen.stimulus_ids))
     seen_images = to_array(images_of(train, seen_ids), processor, size)
     baselines = {
-        "ridge": RidgeBaseline(seen, seen_ids, seen_images, processor, subject),
+        "ridge": RidgeBaseline(seen, seen_ids, seen_images, processor, subject, model.device),
         "nearest": NearestBaseline(seen, seen_ids, seen_images, processor, subject),
     }
     voxels = corpus.voxels_of(subject)
@@ -120,13 +122,13 @@ def _predict_subject(
 def encode_images(
     model: VisionFlowModel, processor: VisionFlowProcessor, images: list[Image.Image], subject: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted fMRI (images, voxels) in the corpus's unit, and the means of q(z | image) (images, latent_dim)."""
+    """Predicted fMRI (images, voxels) in the corpus's unit, and the means of q(z, w | image) (images, dimensions)."""
     fmri, latents = [], []
     for start in range(0, len(images), BATCH):
         batch = processor(images=images[start : start + BATCH], subject=subject).to(model.device)
         with torch.no_grad():
-            features, _ = model.extract_image_features(batch["pixel_values"])
-            latents.append(model.encode_image(None, features).mean.float().cpu().numpy())
+            features, _ = model.extract_image_features(batch["pixel_values"])  # the pass of the encoder, once for both
+            latents.append(model.encode_image(batch["pixel_values"], features).mean.float().cpu().numpy())
             fmri.append(model.predict_fmri(**batch, image_features=features).float().cpu().numpy())
     return np.concatenate(fmri), np.concatenate(latents)
 
@@ -134,7 +136,7 @@ def encode_images(
 def decode_fmri(
     model: VisionFlowModel, processor: VisionFlowProcessor, fmri: np.ndarray, subject: str, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reconstructions (rows, height, width[, 3]) uint8 at `size`, and the means of q(z | fmri) (rows, latent_dim)."""
+    """Reconstructions (rows, height, width[, 3]), uint8 of `size`, and means of q(z, w | fmri) (rows, dimensions)."""
     images, latents = [], []
     for start in range(0, len(fmri), BATCH):
         batch = processor(fmri=fmri[start : start + BATCH], subject=subject).to(model.device)
@@ -145,13 +147,13 @@ def decode_fmri(
 
 
 def common_size(pictures: list[Image.Image]) -> tuple[int, int] | None:
-    """(width, height) in px where all pictures share it."""
+    """(width, height) in px if all pictures have the same size, else None."""
     sizes = {picture.size for picture in pictures}
     return sizes.pop() if len(sizes) == 1 else None
 
 
 def to_array(pictures: list[Image.Image], processor: VisionFlowProcessor, size: tuple[int, int]) -> np.ndarray:
-    """uint8 array of shape (pictures, height, width[, 3]), grey where the model is; `size` is (width, height) in px."""
+    """uint8 array of shape (pictures, height, width[, 3]), grey for a grey model; `size` is (width, height) in px."""
     mode = "L" if processor.num_channels == 1 else "RGB"
     pictures = [picture.convert(mode) for picture in pictures]
     return np.stack(
@@ -163,13 +165,13 @@ def to_array(pictures: list[Image.Image], processor: VisionFlowProcessor, size: 
 
 
 def owner(name: str) -> tuple[str, str | None]:
-    """Kind and subject of an array that belongs to one subject, whose name may hold slashes; others have None."""
+    """Kind and subject of an array of one subject, whose name may contain slashes; the subject is None for others."""
     found = OWNED.fullmatch(name)
     return (found[1], found[2]) if found else (name, None)
 
 
 def methods(predictions: dict[str, np.ndarray], kind: str) -> dict[str, str]:
-    """Who made a prediction of this kind from averaged repeats, and the name of the array.
+    """The methods that have a prediction of this kind from averaged repeats, each with the name of its array.
 
     The model comes first, the mean image last.
 
@@ -182,16 +184,16 @@ def methods(predictions: dict[str, np.ndarray], kind: str) -> dict[str, str]:
 
 
 def concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Lay the arrays of the same name one above the other; `single_trial/row` counts on, what is of voxels stays.
+    """Concatenate arrays of the same name along their rows; arrays that describe voxels are taken once per subject.
 
-    Folds may differ in latent dimensions: zeros fill the narrower ones up, which changes no cosine within a fold.
+    If folds differ in the number of latent dimensions, the others are padded by zeros: no cosine within a fold changes.
     """
     together: dict[str, list[np.ndarray]] = {}
     rows = 0
     for part in parts:
         for name, values in part.items():
             if name.partition("/")[0] in OF_VOXELS and name in together:
-                continue  # one a subject, however many folds
+                continue  # once per subject, also with several folds
             together.setdefault(name, []).append(values + rows if name == "single_trial/row" else values)
         rows += len(part["stimulus_id"])
     for name in ("latent/image", "latent/fmri", "single_trial/latent/fmri"):

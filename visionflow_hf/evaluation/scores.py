@@ -1,13 +1,14 @@
-"""From the arrays of `predictions.npz` to the blocks of metrics.json, with intervals and tests over stimuli.
+"""Computes the blocks of metrics.json from the arrays of `predictions.npz`, with intervals and tests over stimuli.
 
-Every figure is a function of row weights: for the figure itself each row counts once, for a bootstrap draw as often as
-its stimulus was drawn with replacement. A stimulus is drawn together with all subjects that saw it.
+Every figure is a function of row weights. For the figure itself each row has weight 1; in a bootstrap draw the weight is
+how often the row's stimulus was drawn with replacement. A stimulus is drawn for all subjects that saw it at once.
 
-    decoding    pixcorr, ssim, mse; two_way, and top1 and top5: each reconstruction ranks the stimuli
+    decoding    pixcorr, ssim, mse; two_way, top1 and top5, where each reconstruction ranks the stimuli
     encoding    voxel_r_mean, voxel_r_median, r2_median, ceiling_normalised: over stimuli, then over voxels
-                pattern_r: over voxels in units of train, then over stimuli
-    latent      cosine of the two posteriors' means of a stimulus
-                retrieval_image_top*: each response's latent ranks the stimuli's; retrieval_fmri_top*: the reverse
+                pattern_r: over voxels standardised by train, then over stimuli
+                noise_ceiling also has share_measurable: the share of voxels that ceiling_normalised is the mean of
+    latent      cosine of the posterior means of image and response
+                retrieval_image_top*: the latent of a response ranks those of the images; retrieval_fmri_top*: reverse
 """
 
 from collections.abc import Iterator
@@ -30,12 +31,12 @@ AMONG = 300  # the field's number of candidates for retrieval
 def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0, perceptual: bool = False) -> dict:
     """The blocks `decoding`, `encoding`, `latent`, `single_trial`, `intervals`, `p_values`, `subjects` of metrics.json.
 
-    The first three are means over subjects and score each stimulus once; figures without meaning (one stimulus, no
+    The first three are means over subjects and count each stimulus once. Figures that are undefined (one stimulus, no
     known ceiling) are None.
 
     Args:
         predictions: the arrays named in `visionflow_hf.evaluation.predictions`.
-        draws: bootstrap draws behind the 95 % intervals.
+        draws: number of bootstrap draws for the 95 % intervals.
         perceptual: add the figures of `visionflow_hf.evaluation.perceptual` to those of the decoding.
     """
     stimuli, position = np.unique(predictions["stimulus_id"], return_inverse=True)
@@ -76,7 +77,7 @@ def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0,
 
 
 def _of_subject(predictions: dict[str, np.ndarray], subject: str) -> tuple[dict, dict | None]:
-    """The subject's arrays under names without the subject: of averages, and of single trials where there are any."""
+    """The subject's arrays under names without the subject: of averages, and of single trials or None."""
     rows = np.flatnonzero(predictions["subject"] == subject)
     trial_row = predictions.get("single_trial/row", np.zeros(0, dtype=int))
     of_subject = np.flatnonzero(np.isin(trial_row, rows))
@@ -102,8 +103,8 @@ def _of_subject(predictions: dict[str, np.ndarray], subject: str) -> tuple[dict,
 def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, dict, dict]:
     """The three blocks of one subject and those of its ROIs, each figure an array of shape (draws,).
 
-    And for `_p_values` the stimulus of each row and the correlations that identify it by each method, but of single
-    trials.
+    The third result is for `_p_values`: the stimulus of each row, and for each method the correlations of images and
+    reconstructions; of averages only.
     """
     stimulus = arrays["stimulus_id"]
     fold = arrays.get("fold", np.zeros(len(stimulus)))
@@ -132,7 +133,7 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
     for roi, voxels in regions.items():
         rois[roi]["n_voxels"] = np.array([voxels.sum()])
         rois[roi]["noise_ceiling"] = _reachable(ceiling[voxels])
-    # Each fold of a cross-validation has a latent space of its own: only within it can latents be compared.
+    # Each fold of a cross-validation has its own latent space: latents can be compared within a fold only.
     comparable = other & (fold[:, None] == fold[None, :])
     similarity = metrics.cosine_similarity(arrays["latent/image"], arrays["latent/fmri"])
     latent = {"cosine": weights @ np.diag(similarity) / weights.sum(1)}
@@ -146,7 +147,7 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
 def _by_image(
     images: np.ndarray, reconstructions: np.ndarray, row: np.ndarray, column: np.ndarray, weights: np.ndarray
 ) -> dict:
-    """The figures that compare an image with its own reconstruction, those at `row` and `column`, on a 0..1 scale."""
+    """The figures that compare the image at `row` with its reconstruction at `column`, pixels on a 0..1 scale."""
     pairs, place = np.unique([row, column], axis=1, return_inverse=True)
     values: dict[str, list[np.ndarray]] = {"pixcorr": [], "ssim": [], "mse": []}
     for start in range(0, pairs.shape[1], 64):
@@ -197,7 +198,7 @@ def _over_voxels(r: np.ndarray, r2: np.ndarray, ceiling: np.ndarray) -> dict:
 
 
 def _reachable(ceiling: np.ndarray) -> dict[str, np.ndarray]:
-    """The figures of a perfect model, r = sqrt(ceiling) and R2 = ceiling, and which voxels have a measurable ceiling."""
+    """Figures of a perfect model, r = sqrt(ceiling) and R2 = ceiling, and the share of voxels of measurable ceiling."""
     r, known = np.sqrt(ceiling)[None], np.isfinite(ceiling).any()
     return {
         "voxel_r_mean": metrics.nan_reduce(np.mean, r),
@@ -215,10 +216,10 @@ def _regions(roi: np.ndarray | None) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _p_values(identified: list[dict[str, np.ndarray]], rng: np.random.Generator) -> dict[str, float]:
-    """How often stimuli dealt to the reconstructions at random are identified as well: (1 + as often) / (1 + dealt).
+    """p = (1 + number of permutations that identify as well) / (1 + number of permutations), by dotted figure name.
 
-    A deal is one order of all stimuli, the same for every subject. What is dealt are stimuli, since the n (n - 1)
-    pairs of an identification are not independent.
+    A permutation assigns the stimuli to the reconstructions at random, in the same way for all subjects. Stimuli are
+    permuted, since the n (n - 1) pairs of an identification are not independent.
 
     Source: Phipson & Smyth 2010 (why one is added).
     """
@@ -276,22 +277,22 @@ def _intervals(block: dict, stimuli: int) -> dict[str, list[float]]:
 
 
 def interval(figure: str, values: np.ndarray, stimuli: int) -> list[float] | None:
-    """The 95 % interval of a figure over stimuli; None where it has none (one stimulus, or a constant).
+    """The 95 % interval of a figure over stimuli; None if it has none (one stimulus, or a constant).
 
-        figure +- t se      se = standard deviation of the draws sqrt(n / (n - 1)); t of n - 1 degrees of freedom
+        figure +- t se      se = standard deviation of the draws sqrt(n / (n - 1)); t with n - 1 degrees of freedom
 
-    For shares (two_way, top1, ...) Wilson's interval of n' = share (1 - share) / se^2 independent trials, of n where
-    all stimuli agree: near 1 a share is skewed, and a bootstrap in which nobody fails has no spread. Percentiles of
-    the draws would not do: stimuli that are drawn twice shift some figures, so that they can exclude the figure.
-    ceiling_normalised is cut off at 0 and 1, so that its draws vary too little; its interval reaches as far around
-    their mean as well. How often each kind holds the truth stands in tests/test_intervals.py.
+    Shares (two_way, top1, ...) get Wilson's interval of n' = share (1 - share) / se^2 independent trials, and of n if
+    all stimuli agree: near 1 a share is skewed, and a bootstrap in which no stimulus fails has no spread. Percentiles
+    of the draws are not used: stimuli that are drawn twice shift some figures, so that the interval could exclude the
+    figure. The draws of ceiling_normalised vary too little, since it is cut off at 0 and 1; its interval covers the
+    same distance around their mean, too. The coverage of each kind is tested in tests/test_intervals.py.
 
-    Sources: Wilson 1927; Kish 1965 for n' (the effective size of a sample); Efron & Tibshirani 1993, chapter 12.
+    Sources: Wilson 1927; Kish 1965 for n' (effective sample size); Efron & Tibshirani 1993, chapter 12.
 
     Args:
         figure: its name in metrics.json.
         values: the figure, then its bootstrap draws; array of shape (1 + draws,).
-        stimuli: n, how many were drawn from.
+        stimuli: n, the number of stimuli that were drawn from.
     """
     found, drawn = float(values[0]), values[1:][np.isfinite(values[1:])]
     if stimuli < 2 or not len(drawn) or not np.isfinite(found):
