@@ -29,7 +29,7 @@ def autoencoder(tmp_path_factory):
 
 
 def train(*words) -> int:
-    return main(["train", *map(str, words), "--max_steps", "6", "--disable_tqdm", "true", "--wavelet_dim", "0"])
+    return main(["train", *map(str, words), "--max_steps", "6", "--disable_tqdm", "true", "--linear_dim", "0"])
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ def test_a_stranger_reads_every_value(hub, pushed, unpaired, tmp_path):
 
 def test_train_and_evaluate_by_name_online_and_then_offline(hub, pushed, unpaired, tmp_path):
     env = environment(hub, tmp_path / "home")
-    flags = ["--max_steps", 4, "--disable_tqdm", "true", "--validation_fraction", 0.1, "--wavelet_dim", 0]
+    flags = ["--max_steps", 4, "--disable_tqdm", "true", "--validation_fraction", 0.1, "--linear_dim", 0]
     result = visionflow("train", "lab/simulated", tmp_path / "run", *flags, env=env)
     assert result.returncode == 0, result.stderr[-2000:]
     asked = len(hub.requests)
@@ -135,7 +135,7 @@ def test_a_stream_of_several_shards_has_every_row(hub, pushed, unpaired, tmp_pat
 
 def test_train_in_a_stream_leaves_no_copy_and_gives_the_same_model(hub, pushed, unpaired, tmp_path, refused):
     env = environment(hub, tmp_path / "home")
-    flags = ["--max_steps", 4, "--disable_tqdm", "true", "--validation_fraction", 0.1, "--wavelet_dim", 0]
+    flags = ["--max_steps", 4, "--disable_tqdm", "true", "--validation_fraction", 0.1, "--linear_dim", 0]
     result = visionflow("train", "lab/simulated", tmp_path / "run", "--streaming", *flags, env=env)
     assert result.returncode == 0, result.stderr[-2000:]
     kept = [file for file in (tmp_path / "home").rglob("*") if file.is_file()]

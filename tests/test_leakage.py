@@ -15,7 +15,7 @@ from visionflow_hf.corpus.leakage import picture, second_names
 from visionflow_hf.corpus.schema import FEATURES, open_corpus
 from visionflow_hf.errors import UserError
 
-SHORT = ["--max_steps", "4", "--disable_tqdm", "true", "--wavelet_dim", "0"]
+SHORT = ["--max_steps", "4", "--disable_tqdm", "true", "--linear_dim", "0"]
 
 
 def encoded(image: PILImage.Image, **how) -> bytes:

@@ -20,7 +20,7 @@ def encoder(tmp_path):
 
 
 def train(corpus, run, encoder, *flags) -> int:
-    short = ["--max_steps", 6, "--disable_tqdm", "true", "--wavelet_dim", 0]
+    short = ["--max_steps", 6, "--disable_tqdm", "true", "--linear_dim", 0]
     words = ["train", corpus, run, "--encoder", encoder, *short, *flags]
     return main([str(word) for word in words])
 

@@ -173,7 +173,7 @@ def test_batches_of_pairs_are_what_the_processor_makes(colour_corpus, tmp_path):
 
 def test_folds_and_runs_share_one_folder(colour_corpus, encoder, tmp_path, computed):
     cache = tmp_path / "cache"
-    flags = ["--encoder", encoder, "--max_steps", "2", "--wavelet_dim", "0", "--disable_tqdm", "true"]
+    flags = ["--encoder", encoder, "--max_steps", "2", "--linear_dim", "0", "--disable_tqdm", "true"]
     flags += ["--stimulus_cache", str(cache)]
     assert main(["crossvalidate", str(colour_corpus), str(tmp_path / "folds"), "--folds", "2", *flags]) == 0
     assert computed == {"read": 20, "encoded": 20}

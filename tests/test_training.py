@@ -267,25 +267,6 @@ def test_bf16_trains(corpus, tmp_path):
     assert all(np.isfinite(entry["loss"]) for entry in log(tmp_path / "run") if "loss" in entry)
 
 
-@pytest.mark.parametrize(
-    ("large", "bfloat16", "flags", "expected"),
-    [(1, 0.5, [], True), (1, 0.5, ["--bf16", "false"], False), (1, 2.0, [], False), (1e9, 0.5, [], False)],
-)
-def test_a_large_encoder_learns_in_bfloat16_where_a_cpu_is_faster_in_it(
-    monkeypatch, corpus, tmp_path, large, bfloat16, flags, expected
-):
-    monkeypatch.setattr(train_module, "LARGE", large)
-    monkeypatch.setattr(train_module, "product_seconds", {torch.bfloat16: bfloat16, torch.float32: 1.0}.get)
-    seen = []
-    chosen = train_module.run_trainer
-    monkeypatch.setattr(
-        train_module, "run_trainer", lambda *args, **kwargs: seen.append(args[5].bf16) or chosen(*args, **kwargs)
-    )
-    assert train(corpus, tmp_path / "run", "--use_cpu", "true", "--wavelet_dim", 0, *flags) == 0
-    assert seen == [expected]
-    assert ("bf16" in yaml.safe_load((tmp_path / "run" / "arguments.yaml").read_text())) == bool(flags)
-
-
 def test_an_existing_run_is_replaced_only_on_request(corpus, run, tmp_path, refused):
     copy = shutil.copytree(run, tmp_path / "run")
     refused(lambda: train(corpus, copy), "exists and is not empty: pass --overwrite")

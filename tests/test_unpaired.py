@@ -18,7 +18,7 @@ from visionflow_hf.training import train as training
 from visionflow_hf.training import trainer as trainers
 
 LONG = ["--max_steps", "5", "--disable_tqdm", "true"]
-SHORT = [*LONG, "--wavelet_dim", "0"]
+SHORT = [*LONG, "--linear_dim", "0"]
 VALIDATED = ["--validation_fraction", "0.1"]
 PICTURES = 12
 
