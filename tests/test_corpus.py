@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import DatasetDict, load_from_disk
+from datasets import DatasetDict, List, Value, concatenate_datasets, load_from_disk
 from PIL import Image
 from sklearn.model_selection import KFold
 
@@ -46,7 +46,7 @@ def test_folds_that_cannot_be_made_are_refused(folds):
 
 @pytest.mark.parametrize("folds", [1, 2, 10])
 def test_one_stimulus_has_no_folds_whatever_their_number(folds):
-    with pytest.raises(UserError, match="1 distinct stimulus .* needs at least 2") as caught:
+    with pytest.raises(UserError, match=r"1 distinct stimulus .* needs at least 2") as caught:
         list(stimulus_folds(["a", "a"], folds, seed=0))
     assert "--folds" not in str(caught.value) and "between" not in str(caught.value)
 
@@ -318,3 +318,120 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert [file.name for file in target.iterdir()] == ["new"] and [file.name for file in tmp_path.iterdir()] == ["out"]
     with pytest.raises(UserError, match="holds no m"), new_folder(target, overwrite=True, marker="m"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda table: table.drop(columns="noise_ceiling"), "voxels.parquet lacks noise_ceiling"),
+        (lambda table: table.drop(columns="roi"), "voxels.parquet lacks roi"),
+        (lambda table: table.drop(columns="subject"), "voxels.parquet lacks subject"),
+        (lambda table: table.assign(noise_ceiling="high"), "noise_ceiling of voxels.parquet has the type"),
+        (lambda table: table.assign(roi="V1"), "a roi that is no list of names"),
+        (lambda table: table.assign(roi=4), "a roi that is no list of names"),
+        (lambda table: table[3:], "voxels.parquet has 9 voxels of ann, the responses have 12"),
+    ],
+)
+def test_inspect_shows_the_page_of_a_corpus_with_a_bad_voxel_table(colour_corpus, tmp_path, capsys, change, problem):
+    path = rewritten(colour_corpus, tmp_path / "c")
+    change(pd.read_parquet(path / "voxels.parquet")).to_parquet(path / "voxels.parquet")
+    capsys.readouterr()
+    assert main(["inspect", str(path), "--json"]) == 2
+    captured = capsys.readouterr()
+    page = json.loads(captured.out)
+    assert len(page["problems"]) == 1 and problem in page["problems"][0]
+    assert page["subjects"]["ann"]["voxels"] == 12 and page["subjects"]["ann"]["noise_ceiling_known"] == 0
+    assert captured.err.splitlines()[-1].startswith(f"error: corpus {path}: {page['problems'][0]}")
+    with pytest.raises(UserError, match=problem):
+        open_corpus(path)
+
+
+def test_a_voxel_table_may_leave_everything_open(colour_corpus, tmp_path):
+    path = rewritten(colour_corpus, tmp_path / "c")
+    table = pd.read_parquet(path / "voxels.parquet").assign(noise_ceiling=None, roi=None)
+    table.to_parquet(path / "voxels.parquet")
+    assert open_corpus(path).subjects == {"ann": 12, "bob": 7}
+    assert summarise(path)["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("column", "feature", "value"),
+    [("subject", Value("int64"), 1), ("stimulus_id", Value("int64"), 1), ("fmri", List(Value("string")), ["0.5"])],
+)
+def test_columns_of_another_type_are_refused_in_one_line(colour_corpus, tmp_path, refused, column, feature, value):
+    features = FEATURES.copy()
+    features[column] = feature
+    splits = {
+        name: rows.map(lambda row: {column: value}, features=features)
+        for name, rows in load_from_disk(str(colour_corpus)).items()
+    }
+    path = rewritten(colour_corpus, tmp_path / "c", **splits)
+    refused(lambda: main(["inspect", str(path)]), f"split train of .* has {column} of type .*: text is expected in")
+
+
+def arrays_of(path, subject: str, some: slice) -> str:
+    """A corpus of one subject who saw some of 40 images."""
+    rng = np.random.default_rng(0)
+    images, names = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), np.array([f"nsd{number}" for number in range(40)])
+    fmri = rng.normal(size=(len(images[some]), 6))
+    np.savez(path / f"{subject}.npz", i=images[some], f=fmri, n=names[some])
+    keys = ["--images", "i", "--fmri", "f", "--stimulus-ids", "n", "--subject", subject]
+    assert main(["prepare", "arrays", str(path / f"{subject}.npz"), str(path / subject), *keys]) == 0
+    return str(path / subject)
+
+
+def test_subjects_who_saw_some_of_the_same_images_are_merged(tmp_path):
+    one, two = arrays_of(tmp_path, "s1", slice(0, 30)), arrays_of(tmp_path, "s2", slice(10, 40))
+    assert main(["merge", one, two, str(tmp_path / "both")]) == 0
+    merged = open_corpus(tmp_path / "both")
+    assert merged.subjects == {"s1": 6, "s2": 6}
+    for subject in ("s1", "s2"):
+        alone = open_corpus(tmp_path / subject).splits["test"]["stimulus_id"]
+        test = merged.splits["test"]
+        assert {row["stimulus_id"] for row in test if row["subject"] == subject} == set(alone)
+
+
+def test_older_corpora_are_merged_with_a_new_test_split(tmp_path, refused, capsys):
+    one, two = arrays_of(tmp_path, "s1", slice(0, 30)), arrays_of(tmp_path, "s2", slice(10, 40))
+    before = load_from_disk(one)
+    rows = concatenate_datasets([before["train"], before["test"]])
+    test = [name == "nsd15" for name in rows["stimulus_id"]]  # as an earlier version may have drawn it
+    older = {
+        "train": rows.select([i for i, yes in enumerate(test) if not yes]),
+        "test": rows.select([test.index(True)]),
+    }
+    alone = older["train"].select([0]).map(lambda row: {"image": None, "stimulus_id": "nsd15"}, features=FEATURES)
+    older["train"] = concatenate_datasets([older["train"], alone])
+    path = tmp_path / "older"
+    DatasetDict(older).save_to_disk(str(path))
+    pd.read_parquet(tmp_path / "s1" / "voxels.parquet").to_parquet(path / "voxels.parquet")
+    with pytest.raises(UserError, match="in both"):  # its row without an image has a name of test
+        open_corpus(path)
+    older["train"] = older["train"].select(range(29))
+    DatasetDict(older).save_to_disk(str(tmp_path / "old"))
+    pd.read_parquet(tmp_path / "s1" / "voxels.parquet").to_parquet(tmp_path / "old" / "voxels.parquet")
+    refused(lambda: main(["merge", str(tmp_path / "old"), two, str(tmp_path / "no")]), "--test-fraction 0.1")
+    flags = ["--test-fraction", "0.2", "--seed", "1"]
+    assert main(["merge", str(tmp_path / "old"), two, str(tmp_path / "both"), *flags]) == 0
+    merged = open_corpus(tmp_path / "both")
+    assert {name: len(rows) for name, rows in merged.splits.items()}["train"] + len(merged.splits["test"]) == 60
+    assert set(merged.splits["test"]["subject"]) == {"s1", "s2"}
+    again = tmp_path / "again"
+    assert main(["merge", two, str(tmp_path / "old"), str(again), *flags]) == 0
+    assert set(open_corpus(again).splits["test"]["stimulus_id"]) == set(merged.splits["test"]["stimulus_id"])
+
+
+def test_rows_of_a_new_test_stimulus_that_are_no_pair_are_left_out(tmp_path, capsys):
+    one = arrays_of(tmp_path, "s1", slice(0, 30))
+    (tmp_path / "pictures").mkdir()
+    for row in load_from_disk(one)["test"]:
+        row["image"].save(tmp_path / "pictures" / f"{row['stimulus_id']}.png")
+    number = len(load_from_disk(one)["test"])
+    assert main(["prepare", "images", str(tmp_path / "pictures"), str(tmp_path / "images")]) == 0
+    capsys.readouterr()
+    assert main(["merge", one, str(tmp_path / "images"), str(tmp_path / "both"), "--test-fraction", "0.1"]) == 0
+    assert f"{number} rows of test stimuli without image or fMRI: left out" in capsys.readouterr().out
+    assert {name: len(rows) for name, rows in open_corpus(tmp_path / "both").splits.items()} == {
+        "train": 30 - number,
+        "test": number,
+    }

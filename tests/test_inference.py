@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.errors import UserError
 from visionflow_hf.hub import load_model
+from visionflow_hf.inference import read_fmri
 
 
 @pytest.fixture
@@ -56,6 +58,37 @@ def test_measured_fmri_of_a_corpus_is_decoded(run, corpus, tmp_path):
     assert Image.open(tmp_path / "images" / "0000.png").size == (16, 16)
 
 
+def test_a_npy_is_read_as_it_is_meant(tmp_path):
+    fmri = np.random.default_rng(0).normal(size=(3, 30)).astype(np.float32)
+    for name, array in (("rows", fmri), ("row", fmri[0])):
+        np.save(tmp_path / f"{name}.npy", array)
+        assert np.array_equal(read_fmri(tmp_path / f"{name}.npy"), np.atleast_2d(array))
+
+
+def test_damaged_fmri_is_refused_in_one_line(tmp_path):
+    np.savez(tmp_path / "whole.npz", fmri=np.zeros((3, 30)))
+    np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object), allow_pickle=True)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "spoilt.npz").write_bytes(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
+    (tmp_path / "text.npy").write_text("no numbers")
+    for name in ("cut.npz", "spoilt.npz", "text.npy", "pickled.npy"):
+        with pytest.raises(UserError, match=f"{name} cannot be read .*: is it whole"):
+            read_fmri(tmp_path / name)
+
+
+def test_a_photo_and_its_upright_copy_evoke_the_same(run, pictures, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    photo.save(tmp_path / "turned.png", exif=exif)
+    photo.rotate(-90, expand=True).save(tmp_path / "upright.png")
+    files = [tmp_path / "turned.png", tmp_path / "upright.png"]
+    assert encode(run, *files, "--subject", "subj01", "--output", tmp_path / "fmri.npz") == 0
+    turned, upright = np.load(tmp_path / "fmri.npz")["fmri"]
+    assert np.array_equal(turned, upright)
+
+
 def test_encode_refuses_what_does_not_fit(run, pictures, tmp_path, refused):
     def encoded(*images, subject="subj01", output=tmp_path / "fmri.npz"):
         return encode(run, *images, "--subject", subject, "--output", output)
@@ -63,6 +96,8 @@ def test_encode_refuses_what_does_not_fit(run, pictures, tmp_path, refused):
     (tmp_path / "notes.txt").write_text("no picture")
     refused(lambda: encoded(tmp_path / "absent.png"), "there is no image .*absent.png")
     refused(lambda: encoded(pictures[0], tmp_path / "notes.txt"), "notes.txt cannot be read as an image")
+    Image.new("1", (14000, 14000)).save(tmp_path / "scan.png")
+    refused(lambda: encoded(tmp_path / "scan.png"), "scan.png has too many pixels: at most")
     refused(lambda: encoded(pictures[0], subject="ann"), "unknown subject ann: this model knows subj01, subj02")
     refused(lambda: encoded(pictures[0], output=tmp_path / "no" / "fmri.npz"), "no is no folder")
     assert not list(tmp_path.glob("*.npz*"))
@@ -86,7 +121,7 @@ def test_decode_refuses_what_does_not_fit(run, tmp_path, refused):
     refused(lambda: decoded(fmri=good[:0]), "numbers \\(trials, voxels\\) are expected")
     refused(lambda: decode(run, tmp_path / "no.npz", "--subject", "subj01", "--output", out), "there is no file")
     file.write_bytes(b"PK no zip")
-    refused(lambda: decode(run, file, "--subject", "subj01", "--output", out), "cannot be read as an .npz")
+    refused(lambda: decode(run, file, "--subject", "subj01", "--output", out), "fmri.npz cannot be read")
     assert not out.exists()
     out.mkdir()
     (out / "holiday.jpg").write_bytes(b"")

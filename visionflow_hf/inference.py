@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from visionflow_hf.corpus.files import existing, reading
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.predictions import decode_fmri, encode_images
@@ -37,7 +38,7 @@ def encode(
 def decode(
     run: str | os.PathLike, file: str | os.PathLike, subject: str, output: str | os.PathLike, overwrite: bool = False
 ) -> None:
-    """Reconstruct the image behind each row of `fmri` (rows, voxels) in an .npz, as 0000.png, 0001.png, ..."""
+    """Reconstruct the image of each row of fMRI, `read_fmri`, as 0000.png, 0001.png and so on."""
     refuse_existing(output, overwrite, MARKER)
     fmri = read_fmri(Path(file))
     model, processor = load_model(run)
@@ -53,16 +54,20 @@ def decode(
 
 
 def read_fmri(file: Path) -> np.ndarray:
-    """The array `fmri` of an .npz, float32 of shape (rows, voxels), every value finite."""
-    if not file.is_file():
-        raise UserError(f"there is no file {file}")
-    try:
-        with np.load(file, allow_pickle=False) as source:
-            if "fmri" not in source.files:
-                raise UserError(f"{file} has no array fmri: its keys are {', '.join(sorted(source.files))}")
-            fmri = source["fmri"]
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read as an .npz file: {error}") from error
+    """The array `fmri` of an .npz, or the array in a .npy: (rows, voxels) or (voxels,), every value finite.
+
+    Returns:
+        float32 array of shape (rows, voxels).
+    """
+    with reading(existing(file)):
+        source = np.load(file, allow_pickle=False)
+        if isinstance(source, np.lib.npyio.NpzFile):
+            with source:
+                if "fmri" not in source.files:
+                    raise UserError(f"{file} has no array fmri: its keys are {', '.join(sorted(source.files))}")
+                fmri = source["fmri"]
+        else:
+            fmri = source
     return check_responses(np.atleast_2d(fmri), f"fmri of {file}")
 
 

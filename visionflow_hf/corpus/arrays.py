@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import scipy.io
+import scipy.sparse
 
 from visionflow_hf.corpus.assemble import write_source
 from visionflow_hf.corpus.files import existing, hdf5_dataset, open_hdf5, reading
@@ -18,6 +19,10 @@ from visionflow_hf.corpus.schema import MARKER, pixel_hash, voxel_table, write_c
 from visionflow_hf.corpus.source import Source, Subject
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import refuse_existing
+
+RESIZED = 1e-3  # how far resizing may have taken floats beyond 0..1
+LEAST_OF_255 = 16  # floats up to 1 are 0..1, from here on 0..255, and neither for certain in between
+MOST_OF_12_BITS = 4095  # 16-bit integers up to here may be of a camera with 10 or 12 bits
 
 
 @dataclass
@@ -41,7 +46,7 @@ def prepare_arrays(
     stimulus_ids: str | None = None,
     test_stimulus_ids: str | None = None,
     subject: str = "subj01",
-    test_fraction: float = 0.1,
+    test_fraction: float | None = None,
     average: bool = False,
     seed: int = 0,
     overwrite: bool = False,
@@ -53,11 +58,13 @@ def prepare_arrays(
         images, fmri: keys of the arrays (trials, height, width[, channels]) or (trials, pixels), and (trials, voxels).
             A path such as `group/images` reaches into an HDF5 group. Without `images` the corpus has fMRI alone, all
             of it in train, to be merged with pairs.
-        test_images, test_fmri: the same of the test split; without them `test_fraction` of the stimuli is drawn.
+        test_images, test_fmri: the same of the test split; without them a test split is drawn.
         image_shape: height, width and maybe channels of images that come as flat rows.
         column_major: the flat rows run down the columns first, as MATLAB's `image(:)` does.
         stimulus_ids: key of one name or number a trial, of the train split or of train and test one after the other;
             trials without are named by a hash of their pixels.
+        test_fraction: share of the stimuli to draw as test, from all trials; None keeps a test split that is given,
+            and draws a tenth otherwise.
         average: keep one row a stimulus, the mean of its trials.
         report: told, a line each, what a reader of the corpus should know.
 
@@ -76,6 +83,8 @@ def prepare_arrays(
         raise UserError("--test-stimulus-ids names the trials of --test-images: give that too")
     keys = [(images, fmri, stimulus_ids)] + ([(test_images, test_fmri, test_stimulus_ids)] if test_images else [])
     arrays = read_arrays(file, [key for split in keys for key in split if key])
+    for images_key, fmri_key, _ in keys:
+        refuse_trials_last(arrays[images_key], arrays[fmri_key], images_key, fmri_key)
     pixels = to_uint8([arrays[images_key] for images_key, _, _ in keys], report)
     if stimulus_ids and test_images and arrays[stimulus_ids].size == len(pixels[0]) + len(pixels[1]):
         test_stimulus_ids = f"{stimulus_ids} of test"
@@ -101,12 +110,13 @@ def prepare_arrays(
             raise UserError(
                 f"{fmri} has {train.fmri.shape[1]} voxels, {test_fmri} has {test.fmri.shape[1]}: they must be the same"
             )
-        refuse_shared_stimuli(train, test)
+        if test_fraction is None:
+            refuse_shared_stimuli(train, test)
     responses = np.concatenate([part.fmri for part in parts])
     trials = Subject(
         subject,
         stimuli=[name for part in parts for name in part.stimulus_ids],
-        splits=[split for part, split in zip(parts, ("train", "test"), strict=False) for _ in part.stimulus_ids],
+        splits=["train"] * len(parts[0].fmri) + ["test"] * len(parts[1].fmri) if test_images else None,
         num_voxels=responses.shape[1],
         parts=[lambda: iter([(np.arange(len(responses)), 0, responses)])],
     )
@@ -114,7 +124,7 @@ def prepare_arrays(
     write_source(
         Source([trials], pictures, unit=f"as in {fmri} of {Path(file).name}"),
         out,
-        test_fraction=None if test_images else test_fraction,
+        test_fraction=test_fraction,
         average=average,
         seed=seed,
         overwrite=overwrite,
@@ -143,10 +153,13 @@ def read_arrays(file: str | os.PathLike, keys: Sequence[str]) -> dict[str, np.nd
     """The arrays of these keys from a .mat (v5 or v7.3), .npz or .h5 file.
 
     MATLAB lays arrays out column by column, so that HDF5 shows those of a v7.3 file with their axes reversed: they
-    come back here in MATLAB's own order. Pickled arrays are refused.
+    come back here in MATLAB's own order. Sparse matrices of a v5 file come back dense; `data/images` is the field
+    `images` of the struct `data`. Pickled arrays are refused.
     """
-    refuse_unknown(keys, array_keys(file), file)
     file = Path(file)
+    there = array_keys(file)
+    is_mat5 = file.suffix == ".mat" and not h5py.is_hdf5(file)
+    refuse_unknown([key.split("/")[0] for key in keys] if is_mat5 else keys, there, file)
     with reading(file):
         if h5py.is_hdf5(file):
             with open_hdf5(file) as source:
@@ -154,7 +167,8 @@ def read_arrays(file: str | os.PathLike, keys: Sequence[str]) -> dict[str, np.nd
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as source:
                 return {key: source[key] for key in keys}
-        return {key: array for key, array in scipy.io.loadmat(file, variable_names=keys).items() if key in keys}
+        variables = scipy.io.loadmat(file, variable_names=[key.split("/")[0] for key in keys])
+        return {key: read_mat5(variables, key, file) for key in keys}
 
 
 def array_keys(file: str | os.PathLike) -> list[str]:
@@ -170,18 +184,53 @@ def array_keys(file: str | os.PathLike) -> list[str]:
             with np.load(file, allow_pickle=False) as source:
                 return source.files
         if file.suffix == ".mat":
-            return [name for name, _, _ in scipy.io.whosmat(file)]
+            try:
+                return [name for name, _, _ in scipy.io.whosmat(file)]
+            except TypeError:  # whosmat fails on MATLAB's strings, tables and dates, which loadmat leaves out
+                return [name for name in scipy.io.loadmat(file) if name != "None" and not name.startswith("__")]
     raise UserError(f"{file} is neither .mat, .npz nor HDF5: give one of these")
 
 
+def read_mat5(variables: dict, key: str, file: Path) -> np.ndarray:
+    """One variable of a .mat file before v7.3, or one field of a struct."""
+    name, *fields = key.split("/")
+    array = variables[name]
+    for field in fields:
+        names = getattr(array.dtype, "names", None) or ()
+        if field not in names or array.size != 1:
+            raise UserError(f"{name} of {file} has no field {field}: its fields are {', '.join(names) or 'none'}")
+        name, array = f"{name}/{field}", array[field].item()
+    if scipy.sparse.issparse(array):
+        return array.toarray()
+    if array.dtype.names:
+        fields = ", ".join(f"{name}/{field}" for field in array.dtype.names)
+        raise UserError(f"{name} of {file} is a struct: give one of its fields, {fields}")
+    return array
+
+
 def read_hdf5(source: h5py.File, key: str, matlab: bool) -> np.ndarray:
-    """One dataset, in MATLAB's order of axes where MATLAB wrote it."""
-    array = hdf5_dataset(source, key)[()]
+    """One dataset, in MATLAB's order of axes where MATLAB wrote it; its text as an array of str."""
+    dataset = hdf5_dataset(source, key)
+    array = dataset[()]
     if not matlab:
         return array
-    if array.dtype == h5py.ref_dtype:  # a cell array of strings: each a column of UTF-16 codes
-        return np.array(["".join(map(chr, source[reference][()].ravel())) for reference in array.T.ravel()])
+    if array.dtype == h5py.ref_dtype:  # a cell array
+        cells = [source[reference] for reference in array.T.ravel()]
+        values = [text_of(cell[()].T.ravel()) if is_text(cell) else cell[()] for cell in cells]
+        return np.fromiter(values, dtype=object, count=len(values))
+    if is_text(dataset) and array.ndim == 2:
+        return np.array([text_of(row) for row in array.T])
     return array.T
+
+
+def is_text(dataset: h5py.Dataset) -> bool:
+    """Whether MATLAB means UTF-16 codes; a cell whose class is not stated is text if it holds uint16."""
+    kind = dataset.attrs.get("MATLAB_class")
+    return kind == b"char" if kind is not None else dataset.dtype == np.uint16 and "#refs#" in dataset.name
+
+
+def text_of(codes: np.ndarray) -> str:
+    return "".join(map(chr, codes))
 
 
 def refuse_unknown(keys: Sequence[str], there: Sequence[str], file: Path) -> None:
@@ -190,23 +239,58 @@ def refuse_unknown(keys: Sequence[str], there: Sequence[str], file: Path) -> Non
             raise UserError(f"{file} has no {key}: its keys are {', '.join(sorted(there))}")
 
 
+def refuse_trials_last(images: np.ndarray, fmri: np.ndarray, images_key: str, fmri_key: str) -> None:
+    """MATLAB's users often let the last axis count trials."""
+    if min(images.ndim, fmri.ndim) > 1 and len(images) != len(fmri) and images.shape[-1] == fmri.shape[-1]:
+        raise UserError(
+            f"{images_key} has shape {images.shape}, {fmri_key} has {fmri.shape}: the first axis must count trials, "
+            f"and the last one does with {fmri.shape[-1]} of both, so transpose the arrays"
+        )
+
+
 def to_uint8(arrays: list[np.ndarray], report: Callable[[str], None]) -> list[np.ndarray]:
-    """Pixel values as 0..255, all splits by one rule: a highest value of at most 1 means 0..1, else 0..255."""
+    """Pixel values as 0..255, all splits by one rule, see `highest_value`."""
     for array in arrays:
         if array.dtype.kind not in "buif":
             raise UserError(f"images have the type {array.dtype}: numbers are expected")
         if array.size == 0:
             raise UserError(f"images are empty (shape {array.shape})")
-    low, high = min(float(array.min()) for array in arrays), max(float(array.max()) for array in arrays)
-    if not (low >= 0 and high <= 255):  # also where either is NaN
-        raise UserError(f"pixel values run from {low:g} to {high:g}: 0..1 or 0..255 is expected")
-    scale = 255 if high <= 1 else 1
-    if scale == 255:
-        report("pixel values lie in 0..1: scaled to 0..255")
+    kinds = {array.dtype: [other for other in arrays if other.dtype == array.dtype] for array in arrays}
+    scales = {kind: highest_value(alike) for kind, alike in kinds.items()}
+    if len(set(scales.values())) > 1:
+        found = " and ".join(f"0..{scale} ({kind})" for kind, scale in scales.items())
+        raise UserError(f"pixel values are {found} in train and test: store both in the same range")
+    scale = next(iter(scales.values()))
+    if scale != 255:
+        report(f"pixel values lie in 0..{scale}: scaled to 0..255")
     return [
-        array if array.dtype == np.uint8 and scale == 1 else np.rint(array * float(scale)).astype(np.uint8)
+        array
+        if array.dtype == np.uint8 and scale == 255
+        else np.rint(array.astype(np.float64) * (255 / scale)).clip(0, 255).astype(np.uint8)
         for array in arrays
     ]
+
+
+def highest_value(arrays: list[np.ndarray]) -> int:
+    """The pixel value that means white in arrays of one type: 1, 255, or 65535 of 16-bit integers.
+
+    Raises:
+        UserError: values beyond these ranges, or for which two of them are possible.
+    """
+    low, high = min(float(array.min()) for array in arrays), max(float(array.max()) for array in arrays)
+    kind = arrays[0].dtype
+    floating = kind.kind == "f"
+    beyond = RESIZED if floating else 0
+    if -beyond <= low and high <= 1 + beyond:
+        return 1
+    if -255 * beyond <= low and (LEAST_OF_255 if floating else 1) < high <= 255 * (1 + beyond):
+        return 255
+    if kind.newbyteorder("=") == np.uint16 and high > MOST_OF_12_BITS:
+        return 65535
+    expected = "0..1, 0..255 or 0..65535" if kind.newbyteorder("=") == np.uint16 else "0..1 or 0..255"
+    raise UserError(
+        f"pixel values ({kind}) run from {low:g} to {high:g}: {expected} is expected, so clip or scale them first"
+    )
 
 
 def shape_images(array: np.ndarray, shape: list[int] | None, column_major: bool, key: str) -> np.ndarray:
@@ -280,4 +364,7 @@ def refuse_shared_stimuli(train: Trials, test: Trials) -> None:
             if pixel_hash(image) in by_pixels:
                 shared.append(f"{by_pixels[pixel_hash(image)]} = {name} (same pixels)")
     if shared:
-        raise UserError(f"{count(shared, 'stimulus')} in both train and test: a stimulus belongs to one split only")
+        raise UserError(
+            f"{count(shared, 'stimulus')} in both train and test: a stimulus belongs to one split only, so draw the "
+            "splits anew from all trials with --test-fraction 0.1, or remove these trials from one"
+        )

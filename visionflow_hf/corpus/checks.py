@@ -83,6 +83,12 @@ def check_voxels(table: pd.DataFrame, voxels: dict[str, int]) -> list[str]:
     missing = [column for column in ("subject", "voxel", "roi", "noise_ceiling") if column not in table]
     if missing:
         return [f"voxels.parquet lacks {', '.join(missing)}: make the corpus again"]
+    wrong = [names for names in table["roi"] if isinstance(names, str) or not hasattr(names, "__iter__")]
+    if any(names is not None for names in wrong):
+        return ["voxels.parquet has a roi that is no list of names: make the corpus again"]
+    ceiling = table["noise_ceiling"]
+    if not pd.api.types.is_numeric_dtype(ceiling) and ceiling.notna().any():
+        return [f"noise_ceiling of voxels.parquet has the type {ceiling.dtype}: numbers or null are expected"]
     rows = {subject: int((table["subject"] == subject).sum()) for subject in voxels}
     return [
         f"voxels.parquet has {rows[subject]} voxels of {subject}, the responses have {expected}: make the corpus again"

@@ -74,8 +74,10 @@ def summarise(path: str | os.PathLike, allow_leakage: bool = False) -> dict:
     voxels, problems = check_rows(splits)
     table, pictures = voxel_table("", 0), {name: {} for name in splits}
     try:
-        table = read_voxels(folder)
-        problems += check_voxels(table, voxels)
+        read = read_voxels(folder)
+        wrong = check_voxels(read, voxels)
+        problems += wrong
+        table = table if wrong else read
     except UserError as error:
         problems.append(str(error))
     try:

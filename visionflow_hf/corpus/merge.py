@@ -3,12 +3,15 @@
 import os
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from visionflow_hf.corpus.leakage import leakage, replaced, together
+from visionflow_hf.corpus.leakage import Picture, leakage, replaced, together
+from visionflow_hf.corpus.responses import presence
 from visionflow_hf.corpus.schema import FEATURES, MARKER, SPLITS, Corpus, read_corpus, save_corpus
+from visionflow_hf.corpus.splits import draw_test
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import new_folder, refuse_existing
 
@@ -18,6 +21,8 @@ def merge(
     other: str | os.PathLike,
     out: str | os.PathLike,
     overwrite: bool = False,
+    test_fraction: float | None = None,
+    seed: int = 0,
     report: Callable[[str], None] = print,
 ) -> None:
     """Write the corpus `out` with the rows of both.
@@ -25,6 +30,9 @@ def merge(
     A subject may be in both; its voxel table is then that of `one`, and the repeats of a stimulus count on in `other`.
 
     Args:
+        test_fraction: share of the stimuli to draw as test from the rows of both, which then are in train or test;
+            None leaves each row in its split.
+        seed: for that draw.
         report: told, a line each, what a reader of the corpus should know.
 
     Raises:
@@ -40,24 +48,26 @@ def merge(
                 f"{subject} has {here} voxels in {one} and {there} in {other}: "
                 "the same name is the same voxels, so import one of them under another name"
             )
-    splits = DatasetDict()
-    for name in SPLITS:
-        parts = [
-            corpus.splits[name].select_columns(list(FEATURES)) for corpus in (first, second) if name in corpus.splits
-        ]
-        if len(parts) == 2:
-            parts[1] = replaced(parts[1], "repeat", pa.array(repeats_after(*parts), pa.int32()))
-        if parts:
-            splits[name] = concatenate_datasets(parts)
-    pictures = {
-        name: together([corpus.pictures[name] for corpus in (first, second) if name in corpus.pictures])
-        for name in splits
+    pictures = together([shown for corpus in (first, second) for shown in corpus.pictures.values()])
+    if test_fraction is None:
+        splits = {
+            name: joined([corpus.splits[name] for corpus in (first, second) if name in corpus.splits])
+            for name in SPLITS
+            if name in first.splits or name in second.splits
+        }
+    else:
+        rows = joined([concatenate_datasets(list(corpus.splits.values())) for corpus in (first, second)])
+        splits = drawn_anew(rows, pictures, test_fraction, seed, report)
+    splits = DatasetDict(splits)
+    shown = {
+        name: {stimulus: pictures[stimulus] for stimulus in rows["stimulus_id"] if stimulus in pictures}
+        for name, rows in splits.items()
     }
-    together(list(pictures.values()))  # a name that has one image in one split and another in the next is refused
-    shared = leakage(splits, pictures)
+    shared = leakage(splits, shown)
     if shared:
         raise UserError(
-            f"merged there would be {shared}: a stimulus belongs to one split only, remove it from one corpus"
+            f"merged there would be {shared}: a stimulus belongs to one split only, so draw the test split anew with "
+            "--test-fraction 0.1, or remove it from one corpus"
         )
     voxels = second.voxels[~second.voxels["subject"].isin(list(first.subjects))]
     voxels = pd.concat([table for table in (first.voxels, voxels) if len(table)] or [first.voxels], ignore_index=True)
@@ -65,6 +75,35 @@ def merge(
     with new_folder(out, overwrite, marker=MARKER) as folder:
         save_corpus(folder, splits, voxels, unit)
     report(", ".join(f"{name}: {len(rows)} rows" for name, rows in splits.items()))
+
+
+def joined(parts: list[Dataset]) -> Dataset:
+    """The rows of one split or of two, the repeats of the second counted on."""
+    parts = [part.select_columns(list(FEATURES)) for part in parts]
+    if len(parts) == 2:
+        parts[1] = replaced(parts[1], "repeat", pa.array(repeats_after(*parts), pa.int32()))
+    return concatenate_datasets(parts)
+
+
+def drawn_anew(
+    rows: Dataset, pictures: dict[str, Picture], fraction: float, seed: int, report: Callable[[str], None]
+) -> dict[str, Dataset]:
+    """Train and test, drawn among the stimuli of pairs.
+
+    Rows of a test stimulus that lack their image or their fMRI are left out: test has pairs alone, and train nothing
+    of its stimuli.
+    """
+    has_image, has_fmri = presence(rows)
+    names = rows["stimulus_id"][:]
+    keys = [pictures[name].pixels if name in pictures else None for name in names]
+    paired = has_image & has_fmri
+    test = draw_test((key for key, pair in zip(keys, paired, strict=True) if pair), fraction, seed, report)
+    in_test = np.array([key in test for key in keys], dtype=bool)
+    left_out = int((in_test & ~paired).sum())
+    if left_out:
+        report(f"{left_out} rows of test stimuli without image or fMRI: left out")
+    parts = {"train": ~in_test, "test": in_test & paired}
+    return {name: rows.select(np.flatnonzero(part)) for name, part in parts.items()}
 
 
 def repeats_after(first: Dataset, second: Dataset) -> list[int]:

@@ -31,6 +31,12 @@ FEATURES = Features(
     }
 )
 SPLITS = ("train", "validation", "test")
+KINDS = {  # what columns of other types than `FEATURES` may have
+    "fmri": lambda kind: isinstance(kind.feature, Value) and kind.feature.dtype.startswith(("float", "int", "uint")),
+    "subject": lambda kind: isinstance(kind, Value) and kind.dtype in ("string", "large_string"),
+    "stimulus_id": lambda kind: isinstance(kind, Value) and kind.dtype in ("string", "large_string"),
+    "repeat": lambda kind: isinstance(kind, Value) and kind.dtype.startswith(("int", "uint")),
+}
 MARKER = "dataset_dict.json"  # what `datasets` leaves in the folder of a DatasetDict
 
 
@@ -201,6 +207,16 @@ def read_splits(path: Path) -> DatasetDict:
             kinds = [f"{column} of type {split.features[column]}" for column in ("image", "fmri")]
             raise UserError(
                 f"split {name} of {path} has {' and '.join(kinds)}: Image() and List of numbers are expected"
+            )
+        wrong = [
+            f"{column} of type {split.features[column]}"
+            for column, fits in KINDS.items()
+            if not fits(split.features[column])
+        ]
+        if wrong:
+            raise UserError(
+                f"split {name} of {path} has {' and '.join(wrong)}: text is expected in subject and stimulus_id, "
+                "numbers in fmri, whole numbers in repeat; `Dataset.cast_column` changes a type"
             )
         if not len(split):
             raise UserError(f"split {name} of {path} has no rows")
