@@ -66,6 +66,12 @@ def test_the_python_lines_of_the_readme_run(reader, run, corpus, tmp_path):
         assert Image.open(tmp_path / name).size == (16, 16)
 
 
+def test_the_python_lines_of_the_docs_on_the_hub_run(reader):
+    page = (ROOT / "docs" / "hub.md").read_text()
+    opened = 'from datasets import load_from_disk\ncorpus = load_from_disk("corpus")\n'
+    reader(opened + python_blocks(page) + "\nassert raw.shape == (1, 30) and len(images) == 4")
+
+
 def test_the_python_lines_of_a_card_on_the_hub_run(reader, hub, tmp_path):
     card = hub.files("your-lab/digits")["README.md"].decode()
     blocks = python_blocks(card)
