@@ -3,7 +3,7 @@
     python benchmarks/new_subjects.py WORK [--seeds 0 1 2]
 
 trains one model on the default simulated cortex a seed, and takes it to a person with other voxels who saw 40 other
-stimuli once; 100 more, three times each, are the test. Prints a table; figures of one seed are in docs/experiments.md.
+stimuli once; 100 more, three times each, are the test. Prints a table; figures of one seed: docs/experiments/.
 """
 
 import argparse
