@@ -89,8 +89,8 @@ def test_grey_images_and_bytes_are_taken():
         ("pixcorr", IMAGES[:, :4], IMAGES, {}, r"predictions of shape \(5, 4, 6, 3\) and references of shape \(5, 8"),
         ("pixcorr", IMAGES[:4], IMAGES, {}, "Mismatch in the number of predictions .4. and references .5."),
         ("pixcorr", MEASURED, MEASURED, {}, "don't match the expected format"),
-        ("pixcorr", [[[1.0, 2.0]], [[1.0]]], [[[1.0, 2.0]], [[1.0]]], {}, "predictions differ in shape among themselv"),
-        ("pixcorr", IMAGES * np.nan, IMAGES, {}, "predictions hold values that are no finite numbers"),
+        ("pixcorr", [[[1.0, 2.0]], [[1.0]]], [[[1.0, 2.0]], [[1.0]]], {}, "predictions have different shapes among"),
+        ("pixcorr", IMAGES * np.nan, IMAGES, {}, "predictions have NaN or infinite values"),
         ("ssim_reconstruction", IMAGES * 255, IMAGES * 255, {}, "scale pixels to 0..1"),
         (
             "ssim_reconstruction",

@@ -206,7 +206,7 @@ def test_without_torchvision_one_line_says_how_to_get_it(run, corpus, tmp_path, 
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
     out = tmp_path / "out"
-    message = r"no torchvision.* here, for --perceptual: pip install 'visionflow-hf\[perceptual\]'"
+    message = r"--perceptual needs torchvision.*, which is not installed: pip install 'visionflow-hf\[perceptual\]'"
     refused(lambda: main(["evaluate", str(run), str(corpus), str(out), "--perceptual"]), message)
     refused(lambda: main(["crossvalidate", str(corpus), str(out), "--perceptual"]), message)
     assert not out.exists() and not list(tmp_path.iterdir())
@@ -220,7 +220,8 @@ def test_without_weights_one_line_says_where_they_go(run, corpus, tmp_path, too_
         return main(["evaluate", str(run), str(corpus), str(out), "--perceptual"])
 
     refused(
-        lambda: evaluate_with(NETWORKS[2]), "no weights of openai/clip-vit-large-patch14 .*`hf download openai/clip"
+        lambda: evaluate_with(NETWORKS[2]),
+        "no weights of openai/clip-vit.*: run `hf download openai/clip",
     )
 
     def no_network(*_args, **_options):
@@ -229,12 +230,13 @@ def test_without_weights_one_line_says_where_they_go(run, corpus, tmp_path, too_
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     swav = Network("SwAV", lambda: perceptual.download(perceptual.SWAV), 224, {"swav": "avgpool"})
-    place = "no route to host.* where there is a network, to .*/torch/hub/checkpoints"
+    place = "no route to host.*: download them with network access to .*/torch/hub/checkpoints"
     refused(lambda: evaluate_with(swav), f"no weights from https://dl.fbaipublicfiles.com/.*{place}")
     for spoiled in (b"", b"<html>not found</html>"):
         (tmp_path / "torch" / "hub" / "checkpoints" / "swav_800ep_pretrain.pth.tar").write_bytes(spoiled)
         refused(
-            lambda: evaluate_with(swav), "no weights from https://dl.fbaipublicfiles.com/.* where there is a network"
+            lambda: evaluate_with(swav),
+            "no weights from https://.*: download them with network access",
         )
     assert not out.exists()
 

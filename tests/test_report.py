@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from html import unescape
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from browser import Browser
 
 from visionflow_hf.evaluation.brain import on_surface
 from visionflow_hf.evaluation.page import page
+from visionflow_hf.evaluation.pictures import draw_losses
 from visionflow_hf.evaluation.quality import VoxelScores, pixel_correlations
 from visionflow_hf.evaluation.report import print_table
+from visionflow_hf.evaluation.scores import score
 
 PHONE, DESKTOP = 360, 1200
 BITE = "<script>window.bitten = 1</script>"
@@ -25,7 +28,7 @@ SECTIONS = {
     "single-trials": "Single trials",
     "neighbours": "Latent neighbours",
     "training": "Training",
-    "made": "How it was made",
+    "made": "About this report",
 }
 HISTORY = [
     {"step": 10 * step, "loss_image": 1 / step, "loss_kl": 2 / step, "loss_fmri": 0.5, "eval_loss_image": 1.2 / step}
@@ -228,7 +231,7 @@ def test_neighbours_are_of_the_same_subject_and_fold(browser, tmp_path):
         for row, (stimulus, subject) in enumerate(zip(predictions["stimulus_id"], predictions["subject"], strict=True))
     }
     for (seen, _, rank), *nearest in lines:
-        row = place[seen.removeprefix("seen: ")]
+        row = place[seen.removeprefix("stimulus: ")]
         near = [place[alt] for alt, _, _ in nearest]
         assert (predictions["fold"][near] == predictions["fold"][row]).all()
         assert (predictions["subject"][near] == predictions["subject"][row]).all()
@@ -237,7 +240,7 @@ def test_neighbours_are_of_the_same_subject_and_fold(browser, tmp_path):
         assert [f"{value:.2f}" for value in cosines] == [re.match(r"\s*(-?[.\d]+)", text)[1] for *_, text in nearest]
         assert (np.diff(cosines) <= 0).all()
         own = [alt for alt, name, _ in nearest if name == "own"]
-        assert own == ([seen.removeprefix("seen: ")] if row in near else [])
+        assert own == ([seen.removeprefix("stimulus: ")] if row in near else [])
         assert not own or int(rank.split()[0]) == near.index(row) + 1
 
 
@@ -275,7 +278,7 @@ def test_voxels_lie_where_the_corpus_says():
     np.testing.assert_allclose(values, expected, atol=1e-9)
 
 
-@pytest.mark.parametrize(("shift", "said"), [(0, "The outline is the MNI template's"), (70, "no outline is drawn")])
+@pytest.mark.parametrize(("shift", "said"), [(0, "outline is that of the MNI template"), (70, "no outline is drawn")])
 def test_an_outline_is_drawn_only_where_it_can_be_right(browser, tmp_path, shift, said):
     predictions = placed(arrays(subjects=("subj01",)), vertices=False)
     predictions["xyz/subj01"] += shift  # voxel indices have no negative x
@@ -295,14 +298,54 @@ def test_what_has_no_data_is_named_with_the_reason(browser, tmp_path, monkeypatc
     assert list(shown) == ["figures", "reconstructions", "voxels", "neighbours", "made"]
     for line in (
         "Brain maps: they need nilearn: pip install 'visionflow-hf[brain]'.",
-        "Regions: the corpus names no region of its voxels.",
+        "Regions: the corpus has no regions of interest.",
         "Single trials: no stimulus has repeats.",
-        "Training: the model's folder holds no trainer_state.json.",
-        "Voxel r against the noise ceiling: the corpus has no repeats that reveal a noise ceiling.",
+        "Training: the model folder has no trainer_state.json.",
+        "Voxel r against the noise ceiling: the corpus has no noise ceilings, which need repeats.",
     ):
         assert line in shown["made"], line
-    assert "standard deviations from the mean of the train rows of each fold" in shown["made"]
+    assert "mean and standard deviation of the train rows of each fold" in shown["made"]
     assert "Rank 1 to 3" in shown["reconstructions"]  # too few for best, median and worst: all of them
+
+
+def text_of(file) -> str:
+    """The text of a page without a browser."""
+    body = re.sub(r"<style>.*?</style>|<svg.*?</svg>|<[^>]*>", " ", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return " ".join(unescape(body).split())
+
+
+def test_losses_that_were_not_logged_are_left_out(tmp_path):
+    history = [{"step": 10 * step, "loss_image": 1 / step, "loss_kl": 2 / step} for step in range(1, 9)]
+    predictions = arrays(subjects=("subj01",))
+    text = text_of(write(tmp_path, predictions, figures(predictions), [history]))
+    assert re.findall(r"Loss: (\w+)\.", text) == ["image", "kl"]
+    assert len(draw_losses([history]).axes) == 2
+    text = text_of(write(tmp_path, predictions, figures(predictions), [[{"step": 1}]]))
+    assert "Training: no losses were logged." in text and "Loss:" not in text
+
+
+def test_simulated_responses_are_said_to_be_simulated(tmp_path, capsys):
+    predictions = arrays(subjects=("subj01",))
+    for unit, said in (("simulated response, 1 = one standard deviation", True), ("percent signal change", False)):
+        metrics = figures(predictions, unit=unit)
+        text = text_of(write(tmp_path, predictions, metrics))
+        assert ("voxels of the simulator are Gabor energies" in text) == said and unit in text
+        print_table(metrics)
+        assert ("voxels of the simulator are Gabor energies" in " ".join(capsys.readouterr().out.split())) == said
+
+
+def test_voxels_without_a_measurable_ceiling_are_counted(tmp_path):
+    predictions = arrays(repeats=1)
+    for subject in ("subj01", "subj02"):
+        predictions[f"noise_ceiling/{subject}"][:15] = 0.04
+    text = text_of(write(tmp_path, predictions, figures(predictions)))
+    assert "the mean over the 90 of 120 voxels whose noise ceiling is at least 0.05" in text
+    block = score(predictions, draws=2)
+    assert block["encoding"]["noise_ceiling"]["share_measurable"] == 0.75
+    for subject in ("subj01", "subj02"):  # the same voxels of unknown ceiling
+        predictions[f"noise_ceiling/{subject}"][:15] = np.nan
+    expected = score(predictions, draws=2)["encoding"]["model"]["ceiling_normalised"]
+    assert block["encoding"]["model"]["ceiling_normalised"] == pytest.approx(expected)
 
 
 def test_the_report_that_evaluate_writes(browser, report):

@@ -1,6 +1,6 @@
-"""Brain maps of a report: the model's r of each voxel where it lies, on the cortical surface or in three views.
+"""Brain maps of a report: the model's r of each voxel on the cortical surface or in three views.
 
-Drawn by nilearn (the extra `brain`), which holds the surface fsaverage5 and the outline of the MNI template.
+Drawn by nilearn (the extra `brain`), which contains the surface fsaverage5 and the outline of the MNI template.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from visionflow_hf.evaluation.quality import VoxelScores
 
 HEMISPHERES = {"lh": "left", "rh": "right"}
-FSAVERAGE5 = 10242  # vertices of a hemisphere; they are the first of fsaverage's 163842
+FSAVERAGE5 = 10242  # vertices of a hemisphere, the first of the 163842 of fsaverage
 VIEWS = ("lateral", "medial", "ventral")
 MNI_BOX = np.array([[-90, 90], [-126, 91], [-72, 109]])  # mm, what the template's outline is drawn for
 PLANES = ("yz", "xz", "xy")
@@ -19,10 +19,11 @@ SHADES = "viridis"
 
 
 def on_surface(predictions: dict[str, np.ndarray], voxels: VoxelScores) -> tuple[np.ndarray, list[str]]:
-    """r on the vertices of fsaverage5, the mean over the subjects whose vertices are known.
+    """r on the vertices of fsaverage5, averaged over the subjects whose vertices are known.
 
     Returns:
-        Array of shape (2, 10242), left hemisphere first, NaN where nothing is known; and these subjects.
+        Array of shape (2, 10242), left hemisphere first, NaN where no subject has a voxel; and the names of the
+        subjects.
     """
     subjects = [subject for subject in voxels.r if f"vertex/{subject}" in predictions]
     total, seen = np.zeros((2, 2, FSAVERAGE5))
@@ -38,7 +39,7 @@ def on_surface(predictions: dict[str, np.ndarray], voxels: VoxelScores) -> tuple
 
 
 def draw_surface(values: np.ndarray) -> Figure:
-    """The inflated fsaverage5 in three views a hemisphere; array of shape (2, 10242) as of `on_surface`."""
+    """The inflated fsaverage5, three views of each hemisphere; `values` as returned by `on_surface`."""
     from nilearn import datasets, plotting
 
     mesh = datasets.fetch_surf_fsaverage("fsaverage5")  # ships with nilearn
@@ -67,16 +68,13 @@ def draw_surface(values: np.ndarray) -> Figure:
 
 
 def in_mni_box(places: np.ndarray) -> bool:
-    """Whether coordinates could be millimetres of the MNI template; array of shape (voxels, 3).
-
-    Voxel indices are not: they have no negative x.
-    """
+    """Whether coordinates (voxels, 3) could be millimetres in MNI space; voxel indices, never negative, cannot."""
     low, high = np.nanmin(places, axis=0), np.nanmax(places, axis=0)
     return bool((low >= MNI_BOX[:, 0]).all() and (high <= MNI_BOX[:, 1]).all() and low[0] < 0 < high[0])
 
 
 def draw_volume(places: np.ndarray, r: np.ndarray) -> Figure:
-    """Voxels as dots in three views, the best predicted in front; with the MNI outline where `in_mni_box`.
+    """Voxels as dots in three views, the best predicted in front; with the MNI outline if `in_mni_box`.
 
     Args:
         places: coordinates x, y, z, array of shape (voxels, 3).

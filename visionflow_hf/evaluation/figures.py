@@ -1,6 +1,8 @@
-"""The figures of metrics.json as rows of a table: the model, its interval and p-value, every baseline, the ceiling."""
+"""The figures of metrics.json as rows of a table: model, interval, p-value, baselines and noise ceiling."""
 
 from dataclasses import dataclass
+
+from visionflow_hf.metrics import LEAST_CEILING
 
 DIRECTIONS = {
     "decoding": "decoding (fMRI to image)",
@@ -9,35 +11,35 @@ DIRECTIONS = {
 }
 CEILING = "noise_ceiling"
 MEANING = {
-    "pixcorr": "Pearson r over the pixels of an image",
-    "ssim": "structural similarity of the grey images",
-    "mse": "squared error of a pixel, 0 to 1; lower is better",
-    "two_way": "how often a reconstruction is more like its own stimulus than like another; chance .5",
-    "top1": "how often its own stimulus is the one that it is most like",
-    "top5": "how often its own stimulus is among the five that it is most like",
-    "voxel_r_mean": "Pearson r over stimuli, mean of the voxels",
-    "voxel_r_median": "Pearson r over stimuli, median of the voxels",
-    "r2_median": "share of a voxel's variance predicted, median of the voxels",
-    "ceiling_normalised": "r² as a share of what the noise leaves to predict",
-    "pattern_r": "Pearson r over voxels, mean of the stimuli",
-    "cosine": "of the latents of an image and of the response to it",
-    "retrieval_image_top1": "how often the latent of a response is nearest to that of its own image",
-    "retrieval_fmri_top1": "how often the latent of an image is nearest to that of its own response",
-    "retrieval_image_top1_of_300": "top1 among 300 images, mean over draws",
-    "retrieval_fmri_top1_of_300": "top1 among 300 responses, mean over draws",
-    "retrieval_image_top5": "how often its own image is among the five nearest to the latent of a response",
-    "retrieval_fmri_top5": "how often its own response is among the five nearest to the latent of an image",
+    "pixcorr": "Pearson r between image and reconstruction over pixels, mean over stimuli",
+    "ssim": "structural similarity of the grey images, mean over stimuli",
+    "mse": "mean squared error of a pixel on a scale of 0 to 1; lower is better",
+    "two_way": "how often a reconstruction is more similar to its own stimulus than to another one; chance is .5",
+    "top1": "how often a reconstruction is most similar to its own stimulus",
+    "top5": "how often its own stimulus is among the five most similar ones",
+    "voxel_r_mean": "Pearson r between measured and predicted fMRI over stimuli, mean over voxels",
+    "voxel_r_median": "Pearson r between measured and predicted fMRI over stimuli, median over voxels",
+    "r2_median": "explained variance R² of a voxel, median over voxels",
+    "ceiling_normalised": f"r² divided by the noise ceiling, mean over voxels of a ceiling of at least {LEAST_CEILING}",
+    "pattern_r": "Pearson r between measured and predicted fMRI over voxels, mean over stimuli",
+    "cosine": "cosine of the latents of an image and of the response to it",
+    "retrieval_image_top1": "how often a response's own image has the nearest latent",
+    "retrieval_fmri_top1": "how often an image's own response has the nearest latent",
+    "retrieval_image_top1_of_300": "the same among 300 images, mean over draws of them",
+    "retrieval_fmri_top1_of_300": "the same among 300 responses, mean over draws of them",
+    "retrieval_image_top5": "how often a response's own image is among the five with the nearest latents",
+    "retrieval_fmri_top5": "how often an image's own response is among the five with the nearest latents",
 }
 
 
 @dataclass
 class Row:
-    """One figure: what each method reaches.
+    """One figure and its value for each method.
 
     Attributes:
-        values: by method; `model` first, None where the figure has no meaning.
-        interval: the 95 % interval of the model's, where there is one.
-        p: the p-value of the model's, where there is one.
+        values: by method, `model` first; None if the figure is undefined.
+        interval: the 95 % interval of the model's value, if there is one.
+        p: the p-value of the model's value, if there is one.
     """
 
     direction: str
@@ -52,7 +54,7 @@ class Row:
 
 
 def rows_of(metrics: dict) -> list[Row]:
-    """Every figure of the blocks `decoding`, `encoding` and `latent` that any method has, in their order."""
+    """The figures of the blocks `decoding`, `encoding` and `latent` that at least one method has."""
     rows = []
     for direction in DIRECTIONS:
         block = metrics.get(direction) or {}
@@ -75,14 +77,14 @@ def rows_of(metrics: dict) -> list[Row]:
 
 
 def columns_of(rows: list[Row]) -> list[str]:
-    """The columns that hold a figure: the model, the baselines, of them the mean image last, and the noise ceiling."""
+    """The methods that have a figure: the model, the baselines (the mean image last) and the noise ceiling."""
     known = dict.fromkeys(method for row in rows for method, value in row.values.items() if value is not None)
     last = [method for method in ("mean_image", CEILING) if method in known]
     return ["model", *(method for method in known if method not in ("model", *last)), *last]
 
 
 def in_words(name: str) -> str:
-    """`mean_image` as a reader says it."""
+    """The name of a method or figure as text."""
     return {"nearest": "nearest neighbour"}.get(name, name.replace("_", " "))
 
 

@@ -1,4 +1,4 @@
-"""What the `evaluate` modules in metrics/ take: the formats that they declare, and arrays from what they are given."""
+"""Inputs of the `evaluate` modules in metrics/: the features that they declare, and checked arrays."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from datasets import Features, List, Value
 
 
 def features(*depths: int) -> list[Features]:
-    """Predictions and references as lists of numbers, each item nested so many levels deep (an RGB image: 3)."""
+    """Features of predictions and references whose items are nested lists of these depths (an RGB image has 3)."""
     options = []
     for depth in depths:
         item = Value("float64")
@@ -21,16 +21,16 @@ def paired(predictions: Sequence, references: Sequence, at_least: int = 1) -> tu
     """Both as float64 arrays of one shape, items along the first axis.
 
     Raises:
-        ValueError: items of different shapes, fewer of them than `at_least`, or a value that is no finite number.
+        ValueError: items of different shapes, fewer than `at_least` items, or NaN or infinite values.
     """
     arrays = []
     for name, values in (("predictions", predictions), ("references", references)):
         try:
             arrays.append(np.asarray(values, dtype=np.float64))
         except ValueError:
-            raise ValueError(f"the {name} differ in shape among themselves: give all the same") from None
+            raise ValueError(f"the {name} have different shapes among themselves: give all the same shape") from None
         if not np.isfinite(arrays[-1]).all():
-            raise ValueError(f"the {name} hold values that are no finite numbers: leave out those items")
+            raise ValueError(f"the {name} have NaN or infinite values: remove those items")
     shapes = [array.shape for array in arrays]
     if shapes[0] != shapes[1]:
         raise ValueError(f"predictions of shape {shapes[0]} and references of shape {shapes[1]}: give the same shape")

@@ -1,7 +1,7 @@
-"""report.html: the figures, pictures and curves of a report on one page that needs no other file, address or script.
+"""report.html: figures, pictures and loss curves on one page, without other files, network requests or scripts.
 
-Names come from users' files: the template escapes all of them. What a report has no data for is not drawn, and named
-with the reason at the end of the page.
+Names come from users' files; the template escapes them. Sections without data are left out, and the end of the page
+lists them with the reason.
 """
 
 import base64
@@ -23,7 +23,8 @@ from visionflow_hf.evaluation import brain, pictures
 from visionflow_hf.evaluation.figures import DIRECTIONS, columns_of, figure, in_words, interval, p_value, rows_of
 from visionflow_hf.evaluation.predictions import methods
 from visionflow_hf.evaluation.quality import VoxelScores, subjects_of
-from visionflow_hf.metrics import cosine_similarity
+from visionflow_hf.metrics import LEAST_CEILING, cosine_similarity
+from visionflow_hf.results import SIMULATED, is_simulated
 
 TEMPLATE = "report.html"
 SHOWN = 4  # stimuli in each of best, median and worst
@@ -38,16 +39,16 @@ HEADLINES = {
 
 @dataclass
 class Picture:
-    """An image of the page: its data address, and what it shows, in words."""
+    """An image of the page: its data URL and its alternative text."""
 
     source: str
     alt: str
-    sharp: bool  # few pixels, which stay squares when they are enlarged
+    sharp: bool  # has few pixels, which are enlarged without smoothing
 
 
 @dataclass
 class Column:
-    """One response of the reconstructions, top to bottom."""
+    """One column of the reconstructions: the pictures of one response, top to bottom."""
 
     title: str
     r: float
@@ -56,7 +57,7 @@ class Column:
 
 @dataclass
 class Neighbour:
-    """A stimulus near the latent that was read from a response."""
+    """A stimulus whose latent is near the latent of a response."""
 
     picture: Picture
     cosine: float
@@ -73,9 +74,9 @@ def page(
     """The whole page.
 
     Args:
-        predictions: the arrays named in `visionflow_hf.evaluation.predictions`; those that are absent leave out a part.
-        metrics: what metrics.json holds.
-        histories: Trainer log histories, one a run or fold.
+        predictions: the arrays named in `visionflow_hf.evaluation.predictions`.
+        metrics: the content of metrics.json.
+        histories: Trainer log histories, one per run or fold.
         quality: pixel correlation of each row, array of shape (rows,).
     """
     rows = rows_of(metrics)
@@ -98,6 +99,9 @@ def page(
             "facts": facts(metrics, predictions, voxels),
             "absent": absent,
             "leakage": metrics.get("leakage"),
+            "simulated": SIMULATED if is_simulated(metrics.get("unit")) else None,
+            "measurable": measurable(voxels),
+            "least_ceiling": LEAST_CEILING,
             "tested": any(row.p is not None for row in rows),
             "directions": DIRECTIONS,
         }
@@ -157,15 +161,23 @@ def row_name(predictions: dict[str, np.ndarray], row: int) -> str:
 
 def ceiling(voxels: VoxelScores, absent: dict[str, str]) -> Markup | None:
     if not (np.isfinite(voxels.all_ceilings) & np.isfinite(voxels.together("model"))).any():
-        absent["Voxel r against the noise ceiling"] = "the corpus has no repeats that reveal a noise ceiling"
+        absent["Voxel r against the noise ceiling"] = "the corpus has no noise ceilings, which need repeats"
         return None
     return svg(pictures.draw_ceiling(voxels), "ceiling")
+
+
+def measurable(voxels: VoxelScores) -> dict | None:
+    """How many voxels have a noise ceiling of at least `LEAST_CEILING`, of how many; None if no ceiling is known."""
+    ceilings = voxels.all_ceilings
+    if not np.isfinite(ceilings).any():
+        return None
+    return {"number": int((ceilings >= LEAST_CEILING).sum()), "of": len(ceilings)}
 
 
 def regions(metrics: dict, absent: dict[str, str]) -> dict | None:
     rois = {subject: block["rois"] for subject, block in metrics.get("subjects", {}).items() if block.get("rois")}
     if not rois:
-        absent["Regions"] = "the corpus names no region of its voxels"
+        absent["Regions"] = "the corpus has no regions of interest"
         return None
     known = len({name for by_name in rois.values() for name in by_name})
     return {
@@ -177,11 +189,11 @@ def regions(metrics: dict, absent: dict[str, str]) -> dict | None:
 
 
 def brains(predictions: dict[str, np.ndarray], voxels: VoxelScores, absent: dict[str, str]) -> list[dict]:
-    """Maps on the surface where vertices are known, and in space where coordinates are; each with what it is."""
+    """Maps on the surface if vertices are known, and in space if coordinates are known; each with its caption."""
     places = {subject: predictions[f"xyz/{subject}"] for subject in voxels.r if f"xyz/{subject}" in predictions}
     vertices = any(f"vertex/{subject}" in predictions for subject in voxels.r)
     if not places and not vertices:
-        absent["Brain maps"] = "the corpus does not say where its voxels lie"
+        absent["Brain maps"] = "the corpus has no coordinates or vertices of its voxels"
         return []
     if find_spec("nilearn") is None:
         absent["Brain maps"] = "they need nilearn: pip install 'visionflow-hf[brain]'"
@@ -192,8 +204,8 @@ def brains(predictions: dict[str, np.ndarray], voxels: VoxelScores, absent: dict
         if np.isfinite(values).any():
             whose = subjects[0] if len(subjects) == 1 else f"the mean of {len(subjects)} subjects"
             what = (
-                f"Voxel r of the model on fsaverage5, inflated: {whose}, at the {np.isfinite(values).sum()} measured "
-                "vertices that it shares with fsaverage. Negative r is drawn as 0; what was not measured is grey."
+                f"Voxel r of the model on the inflated surface fsaverage5: {whose}, at the "
+                f"{np.isfinite(values).sum()} measured vertices. Negative r is drawn as 0. Other vertices are grey."
             )
             maps.append({"picture": png(brain.draw_surface(values), "Voxel r on the cortical surface"), "what": what})
     for subject, xyz in list(places.items())[:MOST_BRAINS]:
@@ -203,21 +215,21 @@ def brains(predictions: dict[str, np.ndarray], voxels: VoxelScores, absent: dict
             continue
         what = f"{subject}: voxel r of the model, negative r drawn as 0, the best predicted voxels in front. "
         what += (
-            "The outline is the MNI template's. The corpus does not say whether its coordinates are MNI millimetres: "
-            "where they are the subject's own, the outline is not that of this brain."
+            "The outline is that of the MNI template. It fits only if the coordinates are in MNI space, which the "
+            "corpus does not state."
             if brain.in_mni_box(xyz[known])
-            else "Coordinates as they stand in the corpus; they are not MNI millimetres, so no outline is drawn."
+            else "The coordinates are not millimetres in MNI space, so no outline is drawn."
         )
         maps.append({"picture": png(brain.draw_volume(xyz, r), f"Voxel r of {subject} in three views"), "what": what})
     if not maps:
-        absent["Brain maps"] = "no voxel with a known r lies where one could be drawn"
+        absent["Brain maps"] = "no voxel has both a known r and a known place"
     if len(places) > MOST_BRAINS:
         absent["Brain maps of further subjects"] = f"the page shows the first {MOST_BRAINS} of {len(places)}"
     return maps
 
 
 def per_subject(metrics: dict, predictions: dict[str, np.ndarray]) -> dict | None:
-    """What is known of each subject, for a table beside one another; None where there is one subject."""
+    """The figures of each subject for a table with one column per subject; None if there is only one subject."""
     blocks = metrics.get("subjects", {})
     if len(blocks) < 2:
         return None
@@ -232,7 +244,7 @@ def per_subject(metrics: dict, predictions: dict[str, np.ndarray]) -> dict | Non
 
 
 def single_trial(metrics: dict, absent: dict[str, str]) -> list[dict] | None:
-    """Each figure of averaged repeats beside that of single trials."""
+    """Each figure of averaged repeats with that of single trials."""
     if not metrics.get("single_trial"):
         absent["Single trials"] = "no stimulus has repeats"
         return None
@@ -245,9 +257,9 @@ def single_trial(metrics: dict, absent: dict[str, str]) -> list[dict] | None:
 
 
 def neighbours(predictions: dict[str, np.ndarray], quality: np.ndarray) -> dict:
-    """For responses at even steps from the best to the worst: the stimuli nearest to the latent read from fMRI.
+    """For responses at even steps from the best to the worst: the stimuli with the nearest latents.
 
-    Candidates are the stimuli of the same subject, and of the same fold: each fold has a latent space of its own.
+    Candidates are the stimuli of the same subject and of the same fold, since each fold has its own latent space.
     """
     order = np.argsort(-quality, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(RESPONSES, len(order))).round().astype(int))]
@@ -260,7 +272,7 @@ def neighbours(predictions: dict[str, np.ndarray], quality: np.ndarray) -> dict:
         own = int(np.flatnonzero(np.argsort(-near, kind="stable") == np.flatnonzero(there == row)[0])[0]) + 1
         lines.append(
             {
-                "seen": picture(predictions["image"][row], f"seen: {row_name(predictions, row)}"),
+                "seen": picture(predictions["image"][row], f"stimulus: {row_name(predictions, row)}"),
                 "rank": own,
                 "of": len(there),
                 "nearest": [
@@ -278,17 +290,19 @@ def neighbours(predictions: dict[str, np.ndarray], quality: np.ndarray) -> dict:
 
 def losses(histories: list[list[dict]], absent: dict[str, str]) -> list[dict]:
     if not histories:
-        absent["Training"] = "the model's folder holds no trainer_state.json"
-        return []
+        absent["Training"] = "the model folder has no trainer_state.json"
+    elif not pictures.losses_in(histories):
+        absent["Training"] = "no losses were logged"
     return [
         {"id": name, "name": name.removeprefix("loss_"), "svg": svg(pictures.draw_loss(histories, name), name)}
-        for name in pictures.LOSSES
+        for name in pictures.losses_in(histories)
     ]
 
 
 def facts(metrics: dict, predictions: dict[str, np.ndarray], voxels: VoxelScores) -> dict[str, str]:
-    """What was measured and how, by name; whatever stands at the top of metrics.json is there too."""
+    """What was measured and how, by name; includes all plain values at the top of metrics.json."""
     named = {"split": "Split", "n_stimuli": "Stimuli", "n_trials": "Trials", "n_folds": "Folds", "seed": "Seed"}
+    named["unit"] = "Unit of the fMRI"
     subjects = subjects_of(predictions)
     found = {
         named.get(name, in_words(name)): value
@@ -298,36 +312,36 @@ def facts(metrics: dict, predictions: dict[str, np.ndarray], voxels: VoxelScores
     height, width = predictions["image"].shape[1:3]
     colour = "colour" if predictions["image"].ndim == 4 else "grey"
     if "n_folds" in metrics:
-        found["Unit of the fMRI"] = "standard deviations from the mean of the train rows of each fold"
+        found["Standardised by"] = "mean and standard deviation of the train rows of each fold"
     return found | {
         "Subjects": ", ".join(f"{subject} ({len(voxels.ceiling[subject])} voxels)" for subject in subjects),
         "Images": f"{width} x {height} px, {colour}",
         "Latent dimensions": predictions["latent/image"].shape[1],
-        "Program": f"visionflow-hf {version('visionflow-hf')}",
+        "Version": f"visionflow-hf {version('visionflow-hf')}",
         "Date": date.today().isoformat(),
     }
 
 
 def picture(pixels: np.ndarray, alt: str) -> Picture:
-    """uint8 pixels of shape (height, width[, 3]) as a data address; a large image is shrunken."""
+    """uint8 pixels of shape (height, width[, 3]) as a data URL; a large image is reduced."""
     image = Image.fromarray(pixels)
     small = max(image.size) <= SHARP_SIDE
     image.thumbnail((MOST_SIDE, MOST_SIDE))
     written = io.BytesIO()
     image.save(written, **({"format": "PNG", "optimize": True} if small else {"format": "JPEG", "quality": 85}))
-    return Picture(data_address(written, "image/png" if small else "image/jpeg"), alt, small)
+    return Picture(data_url(written, "image/png" if small else "image/jpeg"), alt, small)
 
 
 def png(drawn: Figure, alt: str) -> Picture:
     written = io.BytesIO()
     drawn.savefig(written, format="png", dpi=160, bbox_inches="tight", facecolor="white")
     plt.close(drawn)
-    return Picture(data_address(written, "image/png"), alt, False)
+    return Picture(data_url(written, "image/png"), alt, False)
 
 
 def svg(drawn: Figure, name: str) -> Markup:
     return Markup(pictures.to_svg(drawn, name))
 
 
-def data_address(written: io.BytesIO, kind: str) -> str:
+def data_url(written: io.BytesIO, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(written.getvalue()).decode()}"

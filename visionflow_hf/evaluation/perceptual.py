@@ -1,11 +1,11 @@
-"""The field's perceptual suite: how alike an image and its reconstruction are to networks that know natural images.
+"""Perceptual metrics: similarity of an image and its reconstruction in the features of pretrained networks.
 
     alexnet2, alexnet5, inception, clip     two-way identification by the activations of a layer; chance is 0.5
     efficientnet, swav                      mean over stimuli of the correlation distance 1 - r; lower is better
 
-Source: MindEye (Scotti et al. 2023), after Brain-Diffuser (Ozcelik & VanRullen 2023). Images come at the stimulus's own
-size. A network sees all of an image, since nothing is cropped; one that is not square is squeezed. Resizing smooths
-where it makes smaller (torchvision's default since 0.17; before that, it did not).
+Source: MindEye (Scotti et al. 2023), after Brain-Diffuser (Ozcelik & VanRullen 2023). Images of the stimulus's own size
+are resized to the input size of the network without cropping, and with antialiasing (torchvision's default since 0.17).
+Images that are not square are squeezed.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def imagenet_network(name: str, weights: str, **options) -> nn.Module:
 
 
 def swav_network() -> nn.Module:
-    """SwAV's ResNet-50 (Caron et al. 2020): its official weights, without the heads that it was trained with."""
+    """SwAV's ResNet-50 (Caron et al. 2020) with its official weights, without the projection head of training."""
     from torchvision.models import resnet50
 
     module = resnet50()
@@ -54,7 +54,7 @@ def swav_network() -> nn.Module:
 
 
 class ClipImageSide(CLIPVisionModelWithProjection):
-    """CLIP up to the image embedding; the published weights hold its text side as well."""
+    """CLIP's vision tower with projection; the text tower in the published weights is ignored."""
 
     _keys_to_ignore_on_load_unexpected = ["^text_model", "^text_projection", "^logit_scale"]
 
@@ -68,30 +68,30 @@ def clip_network() -> nn.Module:
         return ClipImageSide.from_pretrained(CLIP, config=config, dtype=torch.float32, use_safetensors=True)
     except OSError as error:
         raise UserError(
-            f"no weights of {CLIP} ({' '.join(str(error).split())}): `hf download {CLIP}` where there is a network"
+            f"no weights of {CLIP} ({' '.join(str(error).split())}): run `hf download {CLIP}` with network access"
         ) from error
 
 
 def download(url: str) -> dict[str, torch.Tensor]:
-    """Weights from torch.hub's cache, or else from their official address."""
+    """Weights from the cache of torch.hub, or from their official URL."""
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:  # not there, cut short, or something else
+    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:  # missing, truncated, or another file
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
-            f"no weights from {url} ({str(error)[:200]}): download them where there is a network, to {folder}"
+            f"no weights from {url} ({str(error)[:200]}): download them with network access to {folder}"
         ) from error
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network of the suite, and how it is shown images.
+    """One of the networks and its input format.
 
     Attributes:
-        load: makes the module with its published weights.
-        size: height and width in px.
-        layers: the module in it whose output is compared, under the name of the figure.
-        mean, std: what the channels are standardised by, on a 0..1 scale; those of ImageNet by default.
+        load: builds the module with its published weights.
+        size: height and width of the input in px.
+        layers: for each figure the submodule whose output is compared.
+        mean, std: normalisation of the channels on a 0..1 scale; that of ImageNet by default.
     """
 
     name: str
@@ -134,24 +134,24 @@ NETWORKS = (
 
 
 def require_networks() -> None:
-    """Load each network once, so that what is missing is found out, or downloaded, before anything long begins.
+    """Load each network once, so that missing weights are downloaded or reported before any long computation.
 
     Raises:
-        UserError: torchvision or some weights are not here.
+        UserError: torchvision is not installed, or weights are missing and cannot be downloaded.
     """
     for network in NETWORKS:
         try:
             network.load()
         except ImportError as error:
             raise UserError(
-                f"no {error.name} here, for --perceptual: pip install 'visionflow-hf[perceptual]'"
+                f"--perceptual needs {error.name}, which is not installed: pip install 'visionflow-hf[perceptual]'"
             ) from error
 
 
 def perceptual_figures(
     predictions: dict[str, np.ndarray], weights: np.ndarray
 ) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """The figures of the suite, for each subject, of the model and of ridge; each an array of shape (draws,).
+    """The figures of the model and of ridge for each subject; each an array of shape (draws,).
 
     Args:
         predictions: the arrays named in `visionflow_hf.evaluation.predictions`. Repeats are averaged before decoding.
@@ -187,7 +187,7 @@ def perceptual_figures(
 
 
 def features(module: nn.Module, network: Network, images: np.ndarray, bar: tqdm) -> dict[str, np.ndarray]:
-    """What the network's layers make of images: for each figure a float32 array of shape (images, features).
+    """Outputs of the network's layers: for each figure a float32 array of shape (images, features).
 
     Args:
         images: uint8 array of shape (images, height, width[, 3]).
@@ -195,7 +195,7 @@ def features(module: nn.Module, network: Network, images: np.ndarray, bar: tqdm)
     kept: dict[str, list[np.ndarray]] = {figure: [] for figure in network.layers}
 
     def keep(figure: str, _module, _inputs, output: torch.Tensor) -> None:
-        kept[figure].append(output.flatten(1).cpu().numpy().copy())  # what follows may work in place
+        kept[figure].append(output.flatten(1).cpu().numpy().copy())  # the next layer may work in place
 
     hooks = [
         module.get_submodule(layer).register_forward_hook(partial(keep, figure))
@@ -213,7 +213,7 @@ def features(module: nn.Module, network: Network, images: np.ndarray, bar: tqdm)
 
 
 def to_pixels(images: np.ndarray, network: Network) -> torch.Tensor:
-    """Images as the network takes them, grey ones as RGB: (images, 3, size, size), standardised."""
+    """Images in the input format of the network, grey ones as RGB: (images, 3, size, size), normalised."""
     pixels = torch.from_numpy(images).float() / 255
     pixels = pixels.movedim(-1, 1) if images.ndim == 4 else pixels[:, None].expand(-1, 3, -1, -1)
     pixels = interpolate(pixels, (network.size, network.size), mode="bilinear", antialias=True)

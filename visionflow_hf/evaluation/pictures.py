@@ -1,4 +1,4 @@
-"""The pictures of a report: what was seen and what was read, how training went, how well each voxel is predicted.
+"""The pictures of a report: reconstructions, losses over training, and how well each voxel is predicted.
 
 Each function returns a matplotlib figure, drawn in `STYLE`; `save` writes it as a file, `to_svg` for a page.
 """
@@ -23,7 +23,7 @@ from visionflow_hf.evaluation.quality import VoxelScores
 
 INK, MODEL, RIDGE, NEAREST, GREY = "#1f2328", "#0b6e99", "#d9822b", "#8a5aa8", "#777777"
 COLORS = {"model": MODEL, "ridge": RIDGE, "nearest": NEAREST}
-PAGE_COLORS = {  # a page has its own for each, by day and by night
+PAGE_COLORS = {  # the page defines each for its light and its dark theme
     INK: "currentColor",
     MODEL: "var(--model)",
     RIDGE: "var(--ridge)",
@@ -45,10 +45,10 @@ LOSSES = ("loss_image", "loss_kl", "loss_alignment", "loss_fmri")
 
 
 def draw_reconstructions(predictions: dict[str, np.ndarray], quality: np.ndarray) -> Figure:
-    """Stimulus above its reconstruction from measured fMRI, from predicted fMRI, and by the baselines.
+    """Stimuli and their reconstructions from measured fMRI, from predicted fMRI, and by ridge.
 
-    The columns are stimuli of the first subject at even steps of pixel correlation, the best on the left and the worst
-    on the right, so that nobody sees the best alone.
+    The columns are stimuli of the first subject at even steps of the ranking by pixel correlation, from the best on the
+    left to the worst on the right.
 
     Args:
         quality: pixel correlation of each row, array of shape (rows,).
@@ -88,7 +88,7 @@ def draw_reconstructions(predictions: dict[str, np.ndarray], quality: np.ndarray
 
 
 def draw_voxels(voxels: VoxelScores) -> Figure:
-    """Histogram of voxel r over all subjects: each method's, and what the noise lets any model reach."""
+    """Histogram of voxel r over all subjects, for each method, and the mean of the noise ceiling."""
     figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
     bins = np.linspace(-1, 1, 61)
     lowest = 1.0
@@ -113,7 +113,7 @@ def draw_voxels(voxels: VoxelScores) -> Figure:
 
 
 def draw_ceiling(voxels: VoxelScores) -> Figure:
-    """The model's r of each voxel against the voxel's noise ceiling, and the r that this ceiling allows."""
+    """The model's r of each voxel against the voxel's noise ceiling, and the r of a perfect model."""
     figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
     r, ceiling = voxels.together("model"), voxels.all_ceilings
     known = np.isfinite(r) & np.isfinite(ceiling)
@@ -139,7 +139,7 @@ def draw_ceiling(voxels: VoxelScores) -> Figure:
 
 
 def draw_regions(subjects: dict[str, dict[str, dict]], figure_name: str = "voxel_r_mean") -> Figure:
-    """A bar for each region and method, the mean over subjects; dots are subjects, a line is the noise ceiling.
+    """A bar for each region and method, the mean over subjects. Dots are subjects, lines are noise ceilings.
 
     Args:
         subjects: by subject and region, the block of metrics.json: `n_voxels`, and the figures of each method.
@@ -182,7 +182,7 @@ def draw_regions(subjects: dict[str, dict[str, dict]], figure_name: str = "voxel
 
 
 def regions_of(subjects: dict[str, dict[str, dict]]) -> list[str]:
-    """The regions to draw, in their order; of more than `REGIONS` those with the most voxels."""
+    """The names of the regions to draw: all, or the `REGIONS` with the most voxels."""
     size: dict[str, int] = {}
     for rois in subjects.values():
         for name, block in rois.items():
@@ -200,12 +200,18 @@ def draw_losses(histories: list[list[dict]]) -> Figure:
     """Each named loss over training steps, side by side.
 
     Args:
-        histories: `log_history` of each Trainer state, one a run or fold.
+        histories: `log_history` of the Trainer state of each run or fold.
     """
-    figure, axes = plt.subplots(1, len(LOSSES), figsize=(3.3 * len(LOSSES), 2.8), layout="constrained")
-    for axis, name in zip(axes, LOSSES, strict=True):
+    names = losses_in(histories)
+    figure, axes = plt.subplots(1, len(names), figsize=(3.3 * len(names), 2.8), layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
         plot_loss(axis, histories, name)
     return figure
+
+
+def losses_in(histories: list[list[dict]]) -> list[str]:
+    """The named losses that were logged in training."""
+    return [name for name in LOSSES if any(name in entry for history in histories for entry in history)]
 
 
 def draw_loss(histories: list[list[dict]], name: str) -> Figure:
@@ -216,7 +222,7 @@ def draw_loss(histories: list[list[dict]], name: str) -> Figure:
 
 
 def plot_loss(axis: Axes, histories: list[list[dict]], name: str) -> None:
-    """Train as a line, validation as dots; a dotted line stands where the image stage ends and that of pairs begins."""
+    """Plot one loss: train as a line, validation as dots."""
     for history in histories:
         faint = 1 if len(histories) == 1 else 0.5
         for key, style in ((name, {"linestyle": "-"}), (f"eval_{name}", {"marker": "o", "markersize": 3})):
@@ -224,9 +230,6 @@ def plot_loss(axis: Axes, histories: list[list[dict]], name: str) -> None:
             if points:
                 color = RIDGE if key.startswith("eval") else MODEL
                 axis.plot(*zip(*points, strict=True), color=color, alpha=faint, linewidth=1.2, **style)
-    alone = [entry["step"] for entry in histories[0] if "loss_image" in entry and "loss_alignment" not in entry]
-    if alone:
-        axis.axvline(alone[-1], color=GREY, linestyle=":", linewidth=1)
     axis.set(title=name.removeprefix("loss_"), xlabel="step", yscale="log", ylabel="mean per element")
     axis.set_xlim(0, histories[0][-1]["step"])
     low, high = axis.get_ylim()

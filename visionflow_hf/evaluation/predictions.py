@@ -142,7 +142,7 @@ def decode_fmri(
         batch = processor(fmri=fmri[start : start + BATCH], subject=subject).to(model.device)
         with torch.no_grad():
             latents.append(model.encode_fmri(batch["fmri"], batch["subject_ids"]).mean.float().cpu().numpy())
-            images += processor.to_images(model.reconstruct_image(**batch))
+            images += processor.post_process_images(model.reconstruct_image(**batch))
     return to_array(images, processor, size), np.concatenate(latents)
 
 

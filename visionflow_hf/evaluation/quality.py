@@ -1,4 +1,4 @@
-"""What the pictures of a report are drawn from: how well each stimulus is read and each voxel is predicted."""
+"""The figures that a report draws: pixel correlation of each stimulus and r of each voxel."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from visionflow_hf.metrics import pixel_correlation, voxel_correlation
 
 @dataclass
 class VoxelScores:
-    """r of each voxel over the held-out stimuli, image to fMRI.
+    """Pearson r between measured and predicted fMRI of each voxel over the held-out stimuli.
 
     Attributes:
         r: by subject and method (model, ridge, ...), arrays of shape (voxels,), NaN for a constant voxel.
-        ceiling: by subject, the share of the variance of what r was computed on that the stimulus explains, array of
-            shape (voxels,), NaN where unknown. The square root of it is the r that the noise leaves to a perfect model.
+        ceiling: by subject, the share of the variance of the responses that the stimulus explains, array of shape
+            (voxels,), NaN where unknown. Its square root is the r of a perfect model.
     """
 
     r: dict[str, dict[str, np.ndarray]]

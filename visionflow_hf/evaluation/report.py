@@ -10,10 +10,11 @@ from rich.table import Table
 
 from visionflow_hf.evaluation.figures import columns_of, figure, interval, p_value, rows_of
 from visionflow_hf.evaluation.page import page
-from visionflow_hf.evaluation.pictures import STYLE, draw_losses, draw_reconstructions, draw_voxels, save
+from visionflow_hf.evaluation.pictures import STYLE, draw_losses, draw_reconstructions, draw_voxels, losses_in, save
 from visionflow_hf.evaluation.quality import VoxelScores, pixel_correlations
 from visionflow_hf.evaluation.scores import score
 from visionflow_hf.folders import new_folder
+from visionflow_hf.results import SIMULATED, is_simulated
 
 MARKER = "metrics.json"
 
@@ -26,11 +27,11 @@ def write_report(
     overwrite: bool = False,
     perceptual: bool = False,
 ) -> dict:
-    """Score the predictions, write the report folder, print the table, and return what metrics.json holds.
+    """Score the predictions, write the report folder, print the table, and return the content of metrics.json.
 
     Args:
-        histories: Trainer log histories for the loss curves; none leaves the picture out.
-        header: what stands at the top of metrics.json beside the counts, such as the split.
+        histories: Trainer log histories for the loss curves; without any, the picture is left out.
+        header: further entries at the top of metrics.json, such as the split.
         perceptual: add the figures of `visionflow_hf.evaluation.perceptual`.
     """
     trials = int(predictions["trials"].sum())
@@ -46,7 +47,7 @@ def write_report(
         np.savez(folder / "predictions.npz", **predictions)  # noise does not compress, and trying takes longest
         save(draw_reconstructions(predictions, quality), folder / "reconstructions.png")
         save(draw_voxels(voxels), folder / "voxel_r.png")
-        if histories:
+        if losses_in(histories):
             save(draw_losses(histories), folder / "losses.png")
         (folder / "report.html").write_text(page(predictions, metrics, histories, quality, voxels), encoding="utf-8")
         (folder / MARKER).write_text(json.dumps(metrics, indent=2) + "\n")
@@ -55,7 +56,7 @@ def write_report(
 
 
 def print_table(metrics: dict) -> None:
-    """Both directions with their baselines and the noise ceiling, and the 95 % interval of the model's figures."""
+    """Print the figures of the model with 95 % intervals, of the baselines, and of the noise ceiling."""
     console = Console(width=120)
     table = Table(title=f"{metrics['n_stimuli']} stimuli, {metrics['n_trials']} trials, split {metrics['split']}")
     rows = rows_of(metrics)
@@ -79,4 +80,6 @@ def print_table(metrics: dict) -> None:
             *([p_value(row.p)] if with_p else []),
             *(figure(row.values.get(method)) for method in baselines),
         )
+    if is_simulated(metrics.get("unit")):
+        table.caption = SIMULATED
     console.print(table)

@@ -1,7 +1,7 @@
 """Computes the blocks of metrics.json from the arrays of `predictions.npz`, with intervals and tests over stimuli.
 
-Every figure is a function of row weights. For the figure itself each row has weight 1; in a bootstrap draw the weight is
-how often the row's stimulus was drawn with replacement. A stimulus is drawn for all subjects that saw it at once.
+Every figure is a function of row weights. For the figure itself each row has weight 1; in a bootstrap draw the weight
+is how often the row's stimulus was drawn with replacement. A stimulus is drawn for all subjects that saw it at once.
 
     decoding    pixcorr, ssim, mse; two_way, top1 and top5, where each reconstruction ranks the stimuli
     encoding    voxel_r_mean, voxel_r_median, r2_median, ceiling_normalised: over stimuli, then over voxels
