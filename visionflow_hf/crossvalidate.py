@@ -20,7 +20,7 @@ from visionflow_hf.evaluation.report import MARKER, write_report
 from visionflow_hf.folders import refuse_existing
 from visionflow_hf.processes import cores, run
 from visionflow_hf.training.arguments import SCRATCH, ModelArguments, VisionFlowTrainingArguments
-from visionflow_hf.training.build import encoder_name, image_format
+from visionflow_hf.training.build import encoder_name
 from visionflow_hf.training.train import train_on
 
 
@@ -65,8 +65,8 @@ def crossvalidate(
     rows, unpaired = pairs_of(everything), unpaired_of(everything)
     unpaired = unpaired if len(unpaired) else None  # a table without rows cannot be sent to another process
     if num_proc is None:
-        size, _ = image_format(rows, model_args.image_size)
-        small = encoder_name(size, model_args) == SCRATCH
+        size = model_args.image_size or max(rows[0]["image"].size)
+        small = encoder_name([size, size], model_args) == SCRATCH
         num_proc = cores() if small and training_args.device.type == "cpu" else 1
     seed = training_args.seed
     tasks = [
