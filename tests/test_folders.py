@@ -1,5 +1,7 @@
 """Output folders appear whole or not at all, and an earlier one is never lost."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -91,3 +93,18 @@ def test_what_a_process_killed_later_left_is_cleared(tmp_path):
     (tmp_path / ".out.replaced" / "m").write_text("earlier")
     write(target, "newest")
     assert_only(target, "newest")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, number):
+    target = tmp_path / "out"
+    write(target, "earlier")
+    message = f"out cannot be written: {os.strerror(number)}"
+    with pytest.raises(UserError, match=message), new_folder(target, True, marker="m"):
+        raise OSError(number, os.strerror(number))
+    assert_only(target, "earlier")
+    with pytest.raises(FileNotFoundError), new_folder(target, True, marker="m"):
+        raise FileNotFoundError(errno.ENOENT, "another fault")  # which is no matter of writing
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Not a directory"), new_folder(tmp_path / "file" / "out", marker="m"):
+        pass

@@ -42,10 +42,13 @@ def test_the_round_trip_image_fmri_image(run, pictures, tmp_path):
         assert written["image"].tolist() == [str(file) for file in pictures] and written["subject"] == "subj02"
     model, processor = load_model(run)
     images = [Image.open(file) for file in pictures]
-    np.testing.assert_allclose(fmri, model.predict_fmri(**processor(images=images, subject="subj02")), atol=1e-5)
+    with torch.no_grad():
+        predicted = model.predict_fmri(**processor(images=images, subject="subj02"))
+    np.testing.assert_allclose(fmri, predicted, atol=1e-5)
     assert decode(run, tmp_path / "fmri.npz", "--subject", "subj02", "--output", tmp_path / "images") == 0
     assert sorted(file.name for file in (tmp_path / "images").iterdir()) == ["0000.png", "0001.png"]
-    expected = processor.to_images(model.reconstruct_image(**processor(fmri=fmri, subject="subj02")))
+    with torch.no_grad():
+        expected = processor.to_images(model.reconstruct_image(**processor(fmri=fmri, subject="subj02")))
     for index, image in enumerate(expected):
         found = np.asarray(Image.open(tmp_path / "images" / f"{index:04d}.png"), dtype=int)
         assert np.abs(found - np.asarray(image)).max() <= 1
@@ -100,6 +103,8 @@ def test_encode_refuses_what_does_not_fit(run, pictures, tmp_path, refused):
     refused(lambda: encoded(tmp_path / "scan.png"), "scan.png has too many pixels: at most")
     refused(lambda: encoded(pictures[0], subject="ann"), "unknown subject ann: this model knows subj01, subj02")
     refused(lambda: encoded(pictures[0], output=tmp_path / "no" / "fmri.npz"), "no is no folder")
+    refused(lambda: encoded(pictures[0], output=tmp_path), "is a folder: --output names a file")
+    refused(lambda: encoded(pictures[0], output=tmp_path / ("long" * 99)), "cannot be written: File name too long")
     assert not list(tmp_path.glob("*.npz*"))
 
 
@@ -145,6 +150,18 @@ def test_weights_of_another_version_are_refused(run, pictures, tmp_path, refused
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     message = rf"other does not fit this version of VisionFlow: 1 weight \({named}\) missing, unknown or of another"
     refused(lambda: encode(other, *pictures, "--subject", "subj01", "--output", tmp_path / "o.npz"), message)
+
+
+def test_a_model_folder_that_cannot_be_read_is_named(run, pictures, tmp_path, refused):
+    other = shutil.copytree(run, tmp_path / "other")
+    weights = other / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (whole[:1000], whole[: len(whole) // 2], b""):
+        weights.write_bytes(content)
+        refused(lambda: encode(other, *pictures, "--subject", "subj01", "--output", tmp_path / "o.npz"), "no model at")
+    weights.write_bytes(whole)
+    (other / "config.json").write_text("{")
+    refused(lambda: encode(other, *pictures, "--subject", "subj01", "--output", tmp_path / "o.npz"), "no model at")
 
 
 def test_debug_shows_the_traceback(run, tmp_path):

@@ -1,5 +1,6 @@
 """Output folders that appear whole or not at all."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,12 +9,14 @@ from pathlib import Path
 
 from visionflow_hf.errors import UserError
 
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+
 
 def refuse_existing(path: str | os.PathLike, overwrite: bool, marker: str) -> None:
-    """Raise `UserError` where writing to `path` would destroy something the user did not offer.
+    """Raise `UserError` where writing to `path` would destroy other files.
 
-    An absent or empty folder is free. A full one needs `overwrite`, and must hold `marker`, the file that the
-    command itself leaves there: `--overwrite` with a mistyped path must not delete a home folder.
+    The folder may be absent or empty. Otherwise `overwrite` is needed, and `marker`, a file that the command itself
+    writes, must be in it: `--overwrite` with a mistyped path must not delete a home folder.
     """
     path = Path(path)
     put_back(path)
@@ -24,7 +27,9 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool, marker: str) -> No
     if not overwrite:
         raise UserError(f"{path} exists and is not empty: pass --overwrite to replace it, or give another name")
     if not (path / marker).exists():
-        raise UserError(f"{path} holds no {marker}, so this command did not write it: remove it by hand if it may go")
+        raise UserError(
+            f"{path} holds no {marker}, so this command did not write it: delete it yourself if it is not needed"
+        )
 
 
 @contextmanager
@@ -43,9 +48,10 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False, *, marker: str)
     path = Path(path).absolute()
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        yield partial
+        with writing(path):
+            partial.mkdir(parents=True)
+            yield partial
         take_name(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -65,13 +71,24 @@ def take_name(folder: Path, path: Path) -> None:
         folder.rename(path)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): close what uses the folder, or give another "
-            "name. An earlier folder of this name is kept"
+            f"{path} cannot be replaced ({error.strerror or error}): close the programs that use it, or give another "
+            "name. The earlier folder is kept"
         ) from error
     finally:
         put_back(path)
         if path.exists():
             shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Raise `UserError` where `path` cannot be written: no room, no permission, or no such place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def replaced_name(path: Path) -> Path:

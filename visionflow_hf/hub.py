@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
+from safetensors import SafetensorError
 
 from visionflow_hf.cards import card_template, results_of, with_metadata, with_results
 from visionflow_hf.errors import UserError, count
@@ -144,7 +145,10 @@ def load_model(name_or_path: str | os.PathLike) -> tuple[VisionFlowModel, Vision
     try:
         model, found = VisionFlowModel.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True)
         processor = VisionFlowProcessor.from_pretrained(name)
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno:
+            file = f" ({error.filename})" if error.filename else ""
+            raise UserError(f"model {name} cannot be read: {error.strerror}{file}") from error
         reason = " ".join(str(error).split())
         if "safetensors" in reason and "fmri_statistics" not in reason:
             reason += " (only safetensors are read, since a pickle can run code)"

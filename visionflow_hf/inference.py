@@ -11,7 +11,7 @@ from visionflow_hf.corpus.files import existing, reading
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.predictions import decode_fmri, encode_images
-from visionflow_hf.folders import new_folder, refuse_existing
+from visionflow_hf.folders import new_folder, refuse_existing, writing
 from visionflow_hf.hub import load_model
 from visionflow_hf.images import open_image
 
@@ -21,7 +21,7 @@ MARKER = "0000.png"
 def encode(
     run: str | os.PathLike, images: Sequence[str | os.PathLike], subject: str, output: str | os.PathLike
 ) -> None:
-    """Predict the response to image files, into an .npz with `fmri` (images, voxels) and `image` (their names)."""
+    """Predict the fMRI of image files and write an .npz with `fmri` (images, voxels), `image` (paths) and `subject`."""
     pictures = [open_image(path) for path in images]
     model, processor = load_model(run)
     known_subject(subject, processor.subjects)
@@ -29,10 +29,16 @@ def encode(
     output = Path(output)
     if not output.parent.is_dir():
         raise UserError(f"{output.parent} is no folder: --output names a file in a folder that exists")
+    if output.is_dir():
+        raise UserError(f"{output} is a folder: --output names a file")
     partial = output.with_name(f".{output.name}.partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, fmri=fmri, image=[str(path) for path in images], subject=subject)
-    partial.replace(output)
+    try:
+        with writing(output):
+            with partial.open("wb") as file:
+                np.savez_compressed(file, fmri=fmri, image=[str(path) for path in images], subject=subject)
+            partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def decode(

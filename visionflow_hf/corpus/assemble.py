@@ -4,7 +4,6 @@ Images and responses are first gathered in scratch files inside the folder that 
 noise ceilings are settled, and the rows written one by one.
 """
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -74,39 +73,32 @@ def write_source(
     for subject in source.subjects:
         if not subject.num_voxels:
             raise UserError(f"{subject.name} has no voxels with a response: is the source whole?")
-    try:
-        with new_folder(out, overwrite, marker=MARKER) as folder:
-            scratch = folder / "scratch"
-            scratch.mkdir()
-            refuse_full_disk(source, folder)
-            pictures = gather_images(source, scratch, num_proc)
-            responses = gather_responses(source, scratch, num_proc)
-            splits = assign_splits(source, pictures, test_fraction, seed, report)
-            tables = []
-            for subject, stored in zip(source.subjects, responses, strict=True):
-                parts = {splits[stimulus] for stimulus in subject.stimuli}
-                if "validation" in parts and "train" not in parts:
-                    raise UserError(
-                        f"{subject.name} has rows in validation and none in train: a model learns from train"
-                    )
-                constant = constant_voxels(subject, stored, splits)
-                if len(constant):
-                    report(f"{subject.name}: {count(constant, 'voxel')} constant in train: kept, standardised to 0")
-                tables.append(table_of(subject, stored, average, report))
-            total = sum(len(set(one.stimuli) if average else one.stimuli) for one in source.subjects)
-            with tqdm(total=total, desc="writing", unit=" rows", disable=None, leave=False) as bar:
-                rows = partial(corpus_rows, source, pictures, responses, splits, average, bar)
-                write_splits(
-                    folder,
-                    {name: partial(rows, name) for name in SPLITS if name in splits.values()},
-                    pd.concat(tables, ignore_index=True),
-                    source.unit,
-                )
-            shutil.rmtree(scratch)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        raise UserError(f"{out} cannot be written: {error.strerror}") from error
+    with new_folder(out, overwrite, marker=MARKER) as folder:
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        refuse_full_disk(source, folder)
+        pictures = gather_images(source, scratch, num_proc)
+        responses = gather_responses(source, scratch, num_proc)
+        splits = assign_splits(source, pictures, test_fraction, seed, report)
+        tables = []
+        for subject, stored in zip(source.subjects, responses, strict=True):
+            parts = {splits[stimulus] for stimulus in subject.stimuli}
+            if "validation" in parts and "train" not in parts:
+                raise UserError(f"{subject.name} has rows in validation and none in train: a model learns from train")
+            constant = constant_voxels(subject, stored, splits)
+            if len(constant):
+                report(f"{subject.name}: {count(constant, 'voxel')} constant in train: kept, standardised to 0")
+            tables.append(table_of(subject, stored, average, report))
+        total = sum(len(set(one.stimuli) if average else one.stimuli) for one in source.subjects)
+        with tqdm(total=total, desc="writing", unit=" rows", disable=None, leave=False) as bar:
+            rows = partial(corpus_rows, source, pictures, responses, splits, average, bar)
+            write_splits(
+                folder,
+                {name: partial(rows, name) for name in SPLITS if name in splits.values()},
+                pd.concat(tables, ignore_index=True),
+                source.unit,
+            )
+        shutil.rmtree(scratch)
 
 
 def refuse_full_disk(source: Source, folder: Path) -> None:
