@@ -368,7 +368,7 @@ def encoder_folder(name, folder):
     return folder
 
 
-@pytest.mark.parametrize("name", ["clip", "vit_mae", "convnext"])
+@pytest.mark.parametrize("name", ["clip", "vit_mae"])
 def test_train_save_and_load(name, colour_corpus, tmp_path):
     encoder = encoder_folder(name, tmp_path / "encoder")
     flags = ["--encoder", encoder, "--freeze_encoder", "false", "--max_steps", 4, "--disable_tqdm", "true"]

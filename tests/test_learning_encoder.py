@@ -54,8 +54,8 @@ def test_adapters_change_linear_layers_by_matrices_of_their_rank(encoder, colour
     ("flags", "message"),
     [
         (["--unfreeze_blocks", "3"], "unfreeze_blocks is 3: 1 to 2"),
-        (["--unfreeze_blocks", "-1"], "unfreeze_blocks is -1: 1 to 2"),
-        (["--lora_rank", "-1"], "lora_rank is -1: 1 or more"),
+        (["--unfreeze_blocks", "-1"], "unfreeze_blocks is -1: a finite number of at least 0"),
+        (["--lora_rank", "-1"], "lora_rank is -1: a finite number of at least 0"),
         (["--lora_rank", "2", "--unfreeze_blocks", "1"], "--unfreeze_blocks and --lora_rank each say"),
         (["--lora_rank", "2", "--freeze_encoder", "true"], "--freeze_encoder and --lora_rank each say"),
         (["--lora_rank", "2", "--freeze_encoder", "false"], "--freeze_encoder and --lora_rank each say"),
