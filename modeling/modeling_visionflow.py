@@ -406,6 +406,14 @@ class VisionFlowModel(PreTrainedModel):
         logvar = self.linear_logvar[: mean.shape[1]].to(mean.dtype).expand_as(mean)
         return LatentGaussian(learned, Gaussian(mean, logvar))
 
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Mean of q(z, w | image), `(batch, latent_dim + linear_dim)`."""
+        return self.encode_image(pixel_values).mean
+
+    def get_fmri_features(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
+        """Mean of q(z, w | fmri), `(batch, latent_dim + linear_dim)`."""
+        return self.encode_fmri(fmri, subject_ids).mean
+
     def encode_fmri(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None) -> LatentGaussian:
         """q(z, w | fmri)."""
         return self.fmri_to_latent(fmri.to(self._own_dtype()), self._subject_ids(subject_ids, fmri))

@@ -171,7 +171,7 @@ def test_pushed_again_as_it_was(hub, pushed, data, tmp_path):
 
 def test_train_pushes_once_on_request_and_what_is_finished(hub, corpus, tmp_path):
     env = environment(hub, tmp_path / "home")
-    flags = ["--max_steps", 4, "--wavelet_dim", 0, "--disable_tqdm", "true"]
+    flags = ["--max_steps", 4, "--linear_dim", 0, "--disable_tqdm", "true"]
     flags += ["--push_to_hub", "true", "--hub_model_id", "lab/pushed"]
     result = visionflow("train", corpus, tmp_path / "run", *flags, env=env)
     assert result.returncode == 0, result.stderr[-2000:]

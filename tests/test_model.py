@@ -3,7 +3,7 @@
 import pytest
 import torch
 from transformers import ViTConfig
-from visionflow_hf.modeling.latent_gaussian import LatentGaussian
+from visionflow_hf.modeling.latent_gaussian import Gaussian
 
 from visionflow_hf import VisionFlowConfig, VisionFlowModel
 
@@ -19,6 +19,7 @@ def tiny_config(**changes) -> VisionFlowConfig:
         "image_size": [14, 10],
         "feature_grid": 3,
         "latent_dim": 6,
+        "linear_dim": 3,
         "subjects": ["ann", "bob"],
         "num_voxels": VOXELS,
         "bridge_hidden_size": 8,
@@ -49,7 +50,7 @@ def test_shapes_and_the_order_of_the_output(model, batch):
     assert out.reconstruction.shape == (4, 3, 14, 10)
     assert out.fmri.shape == (4, 9)
     for name in ("image_latent_mean", "image_latent_logvar", "fmri_latent_mean", "fmri_latent_logvar"):
-        assert out[name].shape == (4, 6)
+        assert out[name].shape == (4, 6 + 3)
     assert list(out.keys())[:5] == ["loss", "loss_image", "loss_kl", "loss_alignment", "loss_fmri"]
     assert torch.equal(model(**batch, return_dict=False)[0], out.loss)
 
@@ -69,7 +70,7 @@ def test_each_loss_against_a_computation_of_its_own(model, batch):
     prior = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
     torch.testing.assert_close(out.loss_kl, torch.distributions.kl_divergence(image_q, prior).mean())
     torch.testing.assert_close(out.loss_alignment, torch.distributions.kl_divergence(image_q, fmri_q).mean())
-    from_image = model.image_decoder(out.image_latent_mean)
+    from_image = model.image_decoder(out.image_latent_mean[:, :6])
     real = torch.distributions.Bernoulli(batch["pixel_values"], validate_args=False)  # grey too, not 0 and 1 alone
     held_off = [1 / 512 + 510 / 512 * image for image in (from_image, out.reconstruction)]
     apart = [torch.distributions.kl_divergence(real, torch.distributions.Bernoulli(p)).mean() for p in held_off]
@@ -126,12 +127,12 @@ def test_in_training_images_alone_predict_no_voxels(batch):
 
 def test_two_observations_of_a_latent_are_a_product_of_experts(model, batch):
     # z ~ N(0, 1) is measured twice, with noise of variance .5 and 2: the posterior in closed form.
-    first = LatentGaussian(torch.tensor([[0.9 / 1.5]]), torch.tensor([[(0.5 / 1.5)]]).log())
-    second = LatentGaussian(torch.tensor([[-0.6 / 3]]), torch.tensor([[2 / 3]]).log())
+    first = Gaussian(torch.tensor([[0.9 / 1.5]]), torch.tensor([[(0.5 / 1.5)]]).log())
+    second = Gaussian(torch.tensor([[-0.6 / 3]]), torch.tensor([[2 / 3]]).log())
     both = first.times(second)
     torch.testing.assert_close(both.logvar.exp(), torch.tensor([[1 / (1 + 2 + 0.5)]]))
     torch.testing.assert_close(both.mean, torch.tensor([[(0.9 * 2 - 0.6 * 0.5) / 3.5]]))
-    prior = LatentGaussian(torch.zeros(1, 1), torch.ones(1, 1))  # it cannot tell more than nothing
+    prior = Gaussian(torch.zeros(1, 1), torch.ones(1, 1))  # it cannot tell more than nothing
     torch.testing.assert_close(first.times(prior).mean, first.mean)
     image, fmri = {"pixel_values": batch["pixel_values"]}, {key: batch[key] for key in ("fmri", "subject_ids")}
     with torch.no_grad():
@@ -170,6 +171,51 @@ def test_both_directions_agree_with_forward_and_keep_units(model, batch):
     assert again.shape == batch["pixel_values"].shape
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_forward_and_reconstruct_image_give_one_image(model, batch, share):
+    model.config.linear_share = share
+    alone = model.reconstruct_image(batch["fmri"], batch["subject_ids"])
+    torch.testing.assert_close(model(**batch).reconstruction, alone)
+
+
+def test_gradients_flow_through_both_directions(model, batch):
+    pixels, fmri = (batch[name].clone().requires_grad_() for name in ("pixel_values", "fmri"))
+    model.predict_fmri(pixels, batch["subject_ids"])[0, 0].backward()
+    model.reconstruct_image(fmri, batch["subject_ids"]).sum().backward()
+    assert pixels.grad[0].abs().sum() > 0 == pixels.grad[1].abs().sum() and fmri.grad.abs().sum() > 0
+
+
+def test_a_batch_of_the_processor_fits_every_method(model, batch):
+    more = {"fmri_mean": torch.zeros(4, 9), "fmri_std": torch.ones(4, 9)}
+    torch.testing.assert_close(model(**batch, **more).loss, model(**batch).loss)
+    torch.testing.assert_close(model.predict_fmri(**batch, **more), model(**batch).fmri)
+    torch.testing.assert_close(model.reconstruct_image(**batch, **more), model(**batch).reconstruction)
+    assert model.encode(**batch, **more).mean.shape == (4, 9)
+    assert torch.equal(model.get_image_features(**batch, **more), model(**batch).image_latent_mean)
+    assert torch.equal(model.get_fmri_features(**batch, **more), model(**batch).fmri_latent_mean)
+
+
+def test_a_replica_without_parameters_runs(model, batch):
+    """`nn.DataParallel` gives its replicas tensors in the place of parameters: `self.device` and `self.dtype` fail."""
+    from torch.nn.parallel.replicate import _replicatable_module
+
+    assert _replicatable_module(model)
+    expected = model(**batch).loss
+    replica = model._replicate_for_data_parallel()
+    for name, module in model.named_modules():
+        if name:
+            parent, _, last = name.rpartition(".")
+            copy = module._replicate_for_data_parallel()
+            holder = replica.get_submodule(parent) if parent else replica
+            holder._modules[last] = copy
+    for module, original in zip(replica.modules(), model.modules(), strict=True):
+        for name, values in original._parameters.items():
+            module._parameters.pop(name, None)
+            setattr(module, name, values.detach() if values is not None else None)
+    assert not list(replica.parameters())
+    torch.testing.assert_close(replica(**batch).loss, expected)
+
+
 def test_a_batch_of_the_subject_with_fewer_voxels(model, batch):
     rows = batch["subject_ids"] == 1
     alone = {name: values[rows] for name, values in batch.items()}
@@ -188,6 +234,11 @@ def test_a_batch_of_the_subject_with_fewer_voxels(model, batch):
 def test_a_missing_subject_is_named_in_the_error(model, batch):
     with pytest.raises(ValueError, match="ann, bob"):
         model.predict_fmri(batch["pixel_values"])
+    for wrong in (torch.tensor([0, 1, 2, 0]), torch.tensor([0, -1, 0, 0])):  # the last voxels, silently
+        with pytest.raises(ValueError, match="this model knows 0 to 1"):
+            model.predict_fmri(batch["pixel_values"], wrong)
+    with pytest.raises(ValueError, match="this model knows 0 to 1"):
+        model(**batch | {"subject_ids": torch.tensor([0, 1, 2, 0])})
     alone = VisionFlowModel(tiny_config(subjects=["ann"], num_voxels=[9])).eval()
     assert alone.predict_fmri(batch["pixel_values"]).shape == (4, 9)
 

@@ -1,10 +1,19 @@
-"""The ridge of the bridges and of the baselines: its equation, its penalty, its two forms."""
+"""The ridge regression of all closed-form fits: its equation, its penalty, its two forms."""
 
 import numpy as np
 import pytest
+import torch
+from himalaya.kernel_ridge import KernelRidgeCV
+from himalaya.ridge import RidgeCV
 from sklearn.linear_model import Ridge
-
-from visionflow_hf.ridge import PENALTIES, fit_ridge, linear_map
+from visionflow_hf.modeling.ridge import (
+    PENALTIES,
+    RidgePath,
+    fit_ridge,
+    group_folds,
+    held_out_predictions,
+    squared_norm,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -12,49 +21,86 @@ RNG = np.random.default_rng(0)
 def data(samples, features, noise=1.0):
     x = RNG.normal(size=(samples, features)).astype(np.float32) + 3
     y = x @ RNG.normal(size=(features, 4)) / np.sqrt(features) + noise * RNG.normal(size=(samples, 4)) - 7
-    return x, y.astype(np.float32)
+    return torch.from_numpy(x), torch.from_numpy(y.astype(np.float32))
 
 
 @pytest.mark.parametrize("shape", [(60, 12), (30, 80)], ids=["more samples", "more features"])
 def test_the_solution_is_that_of_scikit_learn_at_the_same_penalty(shape):
     x, y = data(*shape)
-    model = fit_ridge(x, y, [str(i) for i in range(len(x))])
-    alpha = np.unique(np.asarray(model.best_alphas_))
-    assert len(alpha) == 1  # one penalty for all targets
-    reference = Ridge(alpha=float(alpha[0])).fit(x.astype(float), y.astype(float))
-    np.testing.assert_allclose(model.predict(x), reference.predict(x), atol=2e-3)
-    weights, intercept = linear_map(model, x)
-    np.testing.assert_allclose(x @ weights + intercept, model.predict(x), atol=2e-3)
-    assert weights.shape == (shape[1], 4) and intercept.shape == (4,)
+    ridge = fit_ridge(x, y, range(len(x)))
+    reference = Ridge(alpha=ridge.penalty).fit(x.double().numpy(), y.double().numpy())
+    np.testing.assert_allclose(ridge.predict(x), reference.predict(x.numpy()), atol=2e-3)
+    assert ridge.weights.shape == (shape[1], 4) and ridge.intercept.shape == (4,)
+
+
+@pytest.mark.parametrize("shape", [(60, 12), (30, 80)], ids=["more samples", "more features"])
+def test_the_penalty_is_the_one_that_himalaya_chooses_with_the_same_folds(shape):
+    x, y = data(*shape, noise=2.0)
+    groups = np.arange(len(x)) // 2
+    folds = [(train.numpy(), test.numpy()) for train, test in group_folds(groups.tolist(), 5, seed=0)]
+    alphas = np.array(PENALTIES) * squared_norm(x)
+    estimator = KernelRidgeCV if shape[1] > shape[0] else RidgeCV
+    options = {"solver_params": {"local_alpha": False}, "fit_intercept": True, "cv": folds}
+    theirs = estimator(alphas=alphas, **options).fit(x.numpy(), y.numpy())
+    ours = fit_ridge(x, y, groups.tolist())
+    assert ours.penalty == pytest.approx(float(np.max(theirs.best_alphas_)), rel=1e-4)
 
 
 def test_noise_raises_the_penalty():
-    ids = [str(i) for i in range(60)]
-    chosen = [float(np.max(fit_ridge(*data(60, 12, noise), ids).best_alphas_)) for noise in (0.01, 30.0)]
+    chosen = [fit_ridge(*data(60, 12, noise), range(60)).penalty for noise in (0.01, 30.0)]
     assert chosen[0] < chosen[1]
 
 
 def test_the_penalty_does_not_depend_on_the_unit():
     x, y = data(40, 10)
-    ids = [str(i) for i in range(40)]
-    small, large = fit_ridge(x, y, ids), fit_ridge(x * 1000, y, ids)
-    np.testing.assert_allclose(np.asarray(large.best_alphas_) / np.asarray(small.best_alphas_), 1e6, rtol=1e-3)
+    small, large = fit_ridge(x, y, range(40)), fit_ridge(x * 1000, y, range(40))
+    assert large.penalty / small.penalty == pytest.approx(1e6, rel=1e-3)
 
 
 def test_repeats_of_a_stimulus_never_choose_the_penalty_for_each_other():
     # Each stimulus appears six times with its own noise-free target: with repeats on both sides no penalty looks best.
     x, y = data(10, 40, noise=0)
-    y = RNG.permutation(y)  # nothing generalises over stimuli
-    ids = [str(i) for i in np.repeat(np.arange(10), 6)]
-    x, y = np.repeat(x, 6, 0) + 0.01 * RNG.normal(size=(60, 40)).astype(np.float32), np.repeat(y, 6, 0)
-    by_stimulus = float(np.max(fit_ridge(x, y, ids).best_alphas_))
-    by_row = float(np.max(fit_ridge(x, y, [str(i) for i in range(60)]).best_alphas_))
-    assert by_row < by_stimulus
+    y = y[torch.from_numpy(RNG.permutation(10))]  # nothing generalises over stimuli
+    x, y = x.repeat_interleave(6, 0) + 0.01 * torch.randn(60, 40), y.repeat_interleave(6, 0)
+    by_stimulus = fit_ridge(x, y, np.repeat(np.arange(10), 6).tolist()).penalty
+    assert fit_ridge(x, y, range(60)).penalty < by_stimulus
 
 
-def test_penalties_reach_from_interpolation_to_the_mean():
-    assert PENALTIES[0] <= 1e-5 and PENALTIES[-1] >= 100
-    x, _ = data(40, 10)
-    y = RNG.normal(size=(40, 3)).astype(np.float32)
-    predicted = fit_ridge(x, y, [str(i) for i in range(40)]).predict(x)
-    assert np.abs(predicted - y.mean(0)).max() < 0.5 * np.abs(y - y.mean(0)).max()
+def test_held_out_predictions_are_those_of_ridges_without_the_stimulus():
+    x, y = data(40, 10)
+    groups = (np.arange(40) // 2).tolist()
+    ridge = fit_ridge(x, y, groups)
+    predicted = held_out_predictions(ridge, x, y, groups)
+    train, test = group_folds(groups, 5, seed=0)[2]
+    reference = Ridge(alpha=ridge.penalty).fit(x[train].numpy(), y[train].numpy())
+    np.testing.assert_allclose(predicted[test], reference.predict(x[test].numpy()), atol=2e-3)
+    assert not {groups[row] for row in train} & {groups[row] for row in test}
+    torch.testing.assert_close(ridge.held_out_error, (predicted - y).square().mean(0), rtol=1e-3, atol=1e-4)
+
+
+def test_many_regressions_at_once_are_those_one_by_one():
+    x = torch.from_numpy(RNG.normal(1, 2, (3, 30, 5)).astype(np.float32))
+    y, new = torch.randn(30, 4), torch.randn(3, 7, 5)
+    penalty = torch.tensor([1.0, 10.0, 100.0])
+    together = RidgePath(x, y)
+    for one in range(3):
+        alone = Ridge(alpha=float(penalty[one])).fit(x[one].numpy(), y.numpy())
+        np.testing.assert_allclose(together.predict(new, penalty)[one], alone.predict(new[one].numpy()), atol=1e-3)
+        np.testing.assert_allclose(together.solve(penalty).weights[one].T, alone.coef_, atol=1e-3)
+
+
+def test_a_single_group_cannot_be_held_out():
+    with pytest.raises(ValueError, match="1 distinct stimulus: at least 2 are needed"):
+        fit_ridge(*data(6, 3), ["a"] * 6)
+
+
+def test_one_precision_is_enough():
+    """float32 against numpy's float64 where the ridge is ill-conditioned: more features than samples, small penalty."""
+    x, y = data(200, 900, noise=0.1)
+    path = RidgePath(x, y)
+    for penalty in (1e-4 * squared_norm(x), squared_norm(x)):
+        centred, level = x.double() - x.double().mean(0), y.double().mean(0)
+        dual = torch.linalg.solve(centred @ centred.T + penalty * torch.eye(200), y.double() - level)
+        expected = centred.T @ dual
+        error = (path.solve(penalty).weights.double() - expected).norm() / expected.norm()
+        assert error < 1e-3

@@ -1,8 +1,10 @@
-"""Samples in both directions: their shapes, their generator, and whether they are as wide as what is measured."""
+"""Samples in both directions: shapes, reproducibility, and coverage of measured responses."""
 
 import numpy as np
 import pytest
 import torch
+from transformers import ViTConfig
+from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel
 
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
@@ -11,6 +13,12 @@ from visionflow_hf.hub import load_model
 @pytest.fixture(scope="module")
 def loaded(run):
     return load_model(run)
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
 
 
 def test_sampled_responses(loaded, corpus):
@@ -27,10 +35,14 @@ def test_sampled_responses(loaded, corpus):
     assert error.max() < 5 / 500**0.5
 
 
-def test_a_subject_with_fewer_voxels_has_no_noise_beyond_them(loaded):
-    model, _ = loaded
-    std = model.latent_to_fmri.noise_std(torch.zeros(2, 40), {0: torch.tensor([1])})
-    assert (std[0] == 0).all() and (std[1, :30] > 0).all() and (std[1, 30:] == 0).all()
+def test_a_subject_with_fewer_voxels_has_no_noise_beyond_them():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vision = ViTConfig(**sizes, image_size=16, patch_size=8)
+    model = VisionFlowModel(VisionFlowConfig(vision, image_size=[16, 16], subjects=["a", "b"], num_voxels=[40, 30]))
+    model.set_noise("a", torch.ones(40))
+    model.set_noise("b", torch.ones(30))
+    std = model.latent_to_fmri.noise_std(torch.tensor([0, 1]))
+    assert (std[0] > 0).all() and (std[1, :30] > 0).all() and (std[1, 30:] == 0).all()
 
 
 def test_sampled_images(loaded):
@@ -42,21 +54,6 @@ def test_sampled_images(loaded):
     assert images.std(1).max() > 0
     again = model.reconstruct_image(**batch, num_samples=4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(images, again)
-
-
-def test_decoding_averages_over_a_share_of_the_spread(loaded):
-    model, processor = loaded
-    batch = processor(fmri=np.random.default_rng(0).normal(size=(3, 30)).astype(np.float32), subject="subj01")
-    before = model.config.decoding_spread
-    model.config.decoding_spread = 0.0
-    narrow = model.reconstruct_image(**batch)
-    model.config.decoding_spread = 1.0
-    wide, again = model.reconstruct_image(**batch), model.reconstruct_image(**batch)
-    model.config.decoding_spread = before
-    assert torch.equal(wide, again)
-    drawn = model.reconstruct_image(**batch, num_samples=2000, generator=torch.Generator().manual_seed(0)).mean(1)
-    shift, expected = wide - narrow, drawn - narrow
-    assert 0.8 < (shift * expected).sum() / expected.square().sum() < 1.25
 
 
 def test_nine_tenths_of_what_is_measured_lie_in_the_90_percent_interval(loaded, corpus):

@@ -13,9 +13,7 @@ from visionflow_hf.errors import UserError
 from visionflow_hf.training import stimuli as module
 from visionflow_hf.training.arguments import ModelArguments
 from visionflow_hf.training.build import build_model, build_processor
-from visionflow_hf.training.kept_arrays import KeptArrays
-from visionflow_hf.training.pairs import Pairs
-from visionflow_hf.training.stimuli import Stimuli
+from visionflow_hf.training.stimuli import KeptArrays, Stimuli
 
 
 @pytest.fixture
@@ -151,24 +149,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match=r"cannot be written .*--stimulus_cache"):
         KeptArrays(tmp_path / "file" / "x", "<f4", [2]).add([b"k" * 32], [np.zeros((1, 2))])
-
-
-def test_batches_of_pairs_are_what_the_processor_makes(colour_corpus, tmp_path):
-    train = open_corpus(colour_corpus).splits["train"]
-    processor = build_processor(train, None)
-    pairs = Pairs(train, processor, Stimuli(processor, [train], cache=tmp_path))
-    for rows in ([0, 17, 31, 3], [20, 21]):  # 12 voxels and 7, then 7 alone
-        asked = [train[row] for row in rows]
-        expected = processor(
-            images=[row["image"] for row in asked],
-            fmri=[row["fmri"] for row in asked],
-            subject=[row["subject"] for row in asked],
-        )
-        batch = pairs.__getitems__(rows)
-        for name in ("pixel_values", "fmri", "subject_ids"):
-            assert torch.equal(batch[name], expected[name]), name
-        told = {row: subject for subject, theirs in batch["subject_rows"].items() for row in theirs.tolist()}
-        assert [told[row] for row in range(len(rows))] == expected["subject_ids"].tolist()
 
 
 def test_folds_and_runs_share_one_folder(colour_corpus, encoder, tmp_path, computed):

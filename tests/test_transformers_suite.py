@@ -59,7 +59,7 @@ class Tester:
             vision_config=vision,
             image_size=[12, 12],
             feature_grid=3,
-            wavelet_dim=2,
+            linear_dim=2,
             latent_dim=9,  # the noise that the mixin gives to MAE, a number a patch, then fits our `noise`
             subjects=["ann", "bob"],
             num_voxels=[9, 5],

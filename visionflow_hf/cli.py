@@ -121,7 +121,7 @@ def parse(argv: list[str]) -> dict:
     args = vars(one.parse_args(argv))
     file = args.pop("config", None)
     if file is not None:
-        from visionflow_hf.training.arguments import config_words
+        from visionflow_hf.training_flags import config_words
 
         # `--config` once more ends a list of values before CORPUS would be taken for one of them
         args = vars(one.parse_args([argv[0], *config_words(file), "--config", str(file), *argv[1:]]))
@@ -296,7 +296,7 @@ def training_flags(name: str, argv: Sequence[str]) -> dict:
     """What a parser needs for the flags of ModelArguments and TrainingArguments, if its command is asked for."""
     if list(argv[:1]) != [name]:
         return {}
-    from visionflow_hf.training.arguments import TrainingFlags
+    from visionflow_hf.training_flags import TrainingFlags
 
     out = {"train": "RUN", "crossvalidate": "OUT"}[name]
     return {"parents": [TrainingFlags("--help-all" in argv)], "usage": f"visionflow {name} CORPUS {out} [flags]"}
@@ -454,7 +454,7 @@ def export(run: str, out: str, overwrite: bool) -> None:
 
 
 def train(corpus: str, run: str, streaming: bool, allow_leakage: bool, **flags) -> None:
-    from visionflow_hf.training.arguments import dataclasses_of
+    from visionflow_hf.training_flags import dataclasses_of
 
     model_args, training_args = dataclasses_of(flags)  # refuses what is wrong before the rest is imported
     from visionflow_hf.training import train
@@ -465,7 +465,7 @@ def train(corpus: str, run: str, streaming: bool, allow_leakage: bool, **flags) 
 
 
 def crossvalidate(corpus: str, out: str, folds: int, num_proc: int | None, perceptual: bool, **flags) -> None:
-    from visionflow_hf.training.arguments import dataclasses_of
+    from visionflow_hf.training_flags import dataclasses_of
 
     model_args, training_args = dataclasses_of(flags)
     from visionflow_hf import crossvalidate

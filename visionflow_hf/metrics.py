@@ -14,8 +14,8 @@ from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 
 BLOCK = 2_000_000  # numbers
-# Noise ceiling below which a voxel is left out of ceiling_normalised. A perfect model reaches r = sqrt(.05) = .22 there;
-# of chance correlations over 80 stimuli 95 % lie below that, too (1.96 / sqrt(80) = .22).
+# Noise ceiling below which a voxel is left out of ceiling_normalised. A perfect model reaches r = sqrt(.05) = .22
+# there; of chance correlations over 80 stimuli 95 % lie below that, too (1.96 / sqrt(80) = .22).
 LEAST_CEILING = 0.05
 
 

@@ -5,8 +5,8 @@
     loss    =  KL(q(z | image) || q(z | fMRI))
 
 Few pairs are not enough to train an MLP from voxels to images, but they show what each voxel responds to. With that,
-any number of trials can be simulated, from the stimuli and from augmented copies of them. The noise has the covariance of
-what predictions miss in real trials. It is drawn behind the linear maps, where it has few dimensions:
+any number of trials can be simulated, from the stimuli and from augmented copies of them. The noise has the covariance
+of what predictions miss in real trials. It is drawn behind the linear maps, where it has few dimensions:
 
     cov = W' (SHARED R'R / n + (1 - SHARED) diag(noise)) W      R (n, voxels) being the errors of n trials
 """

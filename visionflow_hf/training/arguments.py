@@ -1,16 +1,10 @@
-"""The flags of `visionflow train` and `crossvalidate`: ModelArguments and VisionFlowTrainingArguments."""
+"""The arguments of training: ModelArguments and VisionFlowTrainingArguments."""
 
-import argparse
-import json
 import math
 from dataclasses import dataclass, field, fields
-from enum import Enum
-from pathlib import Path
 
 import torch
-import yaml
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.hf_argparser import string_to_bool
+from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from visionflow_hf.errors import UserError
@@ -315,120 +309,3 @@ REFUSED = {
     "parallelism_config": SHARDS,
     "local_rank": "launchers state it by the environment variable LOCAL_RANK: use `torchrun` or `accelerate launch`",
 }
-
-# The flags that --help shows, by the title under which it does. --help-all shows the others, too.
-OTHERS = "further settings of transformers' Trainer"
-SHOWN = {
-    "model": [item.name for item in fields(ModelArguments)],
-    "length and optimizer": [
-        *("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
-        *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
-    ],
-    "validation and checkpoints": [
-        *("validation_fraction", "per_device_eval_batch_size", "eval_strategy", "eval_steps"),
-        *("load_best_model_at_end", "save_strategy", "save_steps", "save_total_limit", "resume_from_checkpoint"),
-        "overwrite",
-    ],
-    "logging": ["logging_steps", "report_to", "run_name", "disable_tqdm"],
-    "device and data loading": ["bf16", "fp16", "use_cpu", "torch_compile", "dataloader_num_workers", "stimulus_cache"],
-    "Hugging Face Hub": ["push_to_hub", "hub_model_id", "hub_private_repo"],
-}
-HELP = {  # of what TrainingArguments says at length
-    "max_steps": "Number of optimizer steps. Default: 10 passes over the train stimuli, from 1,000 to 30,000 steps; "
-    "three quarters of that without validation, where training runs twice.",
-    "gradient_accumulation_steps": "Batches whose gradients are summed for one optimizer step.",
-    "max_grad_norm": "Gradients with a larger norm are scaled down to it; 0 for no limit.",
-    "save_strategy": "When to save checkpoints: no, steps, epoch or best.",
-    "resume_from_checkpoint": "'auto' for the last checkpoint in RUN if there is one, or a checkpoint folder.",
-    "report_to": "Where to log the losses, such as tensorboard or wandb; the package must be installed.",
-    "run_name": "Name of the run in the logger.",
-    "disable_tqdm": "Show no progress bars.",
-    "use_cpu": "Train on the CPU even where there is a GPU.",
-    "torch_compile": "Compile the model with torch.compile.",
-    "dataloader_num_workers": "Processes that load batches; 0 to load them in the main process.",
-    "push_to_hub": "Push the finished model to the Hugging Face Hub.",
-    "hub_model_id": "Repository to push to, ORG/NAME. Default: the name of RUN, in your account.",
-    "hub_private_repo": "Make a new repository private.",
-}
-
-
-class Refuse(argparse.Action):
-    """A flag of TrainingArguments that cannot be given, and why."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        raise UserError(f"--{self.dest} cannot be given: {REFUSED[self.dest]}")
-
-
-class TrainingFlags(HfArgumentParser):
-    """The flags of both dataclasses, as a parent of the parsers of `train` and `crossvalidate`.
-
-    Args:
-        show_all: whether help shows what is not in `SHOWN`, too.
-    """
-
-    def __init__(self, show_all: bool):
-        self.show_all, self.titled = show_all, {}
-        super().__init__((ModelArguments, VisionFlowTrainingArguments), add_help=False, allow_abbrev=False)
-
-    def add_argument(self, *names, **kwargs):
-        """Add the flag of one field, or refuse it; `HfArgumentParser` calls this for each."""
-        if not self.titled:
-            self.titled = {title: self.add_argument_group(title) for title in (*SHOWN, OTHERS)}
-        name = kwargs.get("dest", names[0].removeprefix("--"))
-        if name in REFUSED:
-            kwargs = {"dest": name, "action": Refuse, "nargs": "?", "default": argparse.SUPPRESS}
-            return super().add_argument(*names, help=argparse.SUPPRESS, **kwargs)
-        title = next((title for title, members in SHOWN.items() if name in members), OTHERS)
-        if kwargs.get("action") == "store_false" or (title == OTHERS and not self.show_all):
-            kwargs["help"] = argparse.SUPPRESS
-        else:
-            default = kwargs.get("default")
-            default = default.value if isinstance(default, Enum) else default
-            kwargs["help"] = HELP.get(name, kwargs["help"])
-            if default not in (None, "") and "Default: " not in kwargs["help"]:
-                kwargs["help"] += f" (default: {str(default).lower() if isinstance(default, bool) else default})"
-        if kwargs.get("type") is string_to_bool:
-            kwargs |= {"nargs": "?", "const": True, "metavar": "true|false"}
-        elif "choices" not in kwargs and "action" not in kwargs:
-            kwargs["metavar"] = {int: "N", float: "X"}.get(kwargs["type"], "VALUE")
-        return self.titled[title].add_argument(*names, **kwargs)
-
-
-def dataclasses_of(flags: dict) -> tuple[ModelArguments, VisionFlowTrainingArguments]:
-    """Both dataclasses from parsed flags, each under its field's name.
-
-    Raises:
-        UserError: a value that they refuse.
-    """
-    try:
-        return tuple(
-            part(**{item.name: flags[item.name] for item in fields(part) if item.name in flags})
-            for part in (ModelArguments, VisionFlowTrainingArguments)
-        )
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(str(error)) from error
-
-
-def config_words(file: Path) -> list[str]:
-    """The flags of a YAML file as words of a command line; a null leaves its flag at the default.
-
-    Raises:
-        UserError: no such file, or something else in it than known flags.
-    """
-    try:
-        values = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--config {file} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config {file} holds {type(values).__name__}: lines of the form `flag: value` are expected")
-    known = {item.name for part in (ModelArguments, VisionFlowTrainingArguments) for item in fields(part)}
-    unknown = sorted(map(str, set(values) - known))
-    if unknown:
-        raise UserError(f"--config {file} has unknown flags {', '.join(unknown)}: see `visionflow train --help-all`")
-    words = []
-    for name, value in values.items():
-        if isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            words += [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
-    return words

@@ -1,0 +1,234 @@
+"""The encoding models on Gabor energies, and the latent's linear dimensions that are made of them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge as Reference
+from visionflow_hf.modeling.gabor_wavelets import GRID, wavelet_maps
+from visionflow_hf.modeling.ridge import group_folds
+
+from visionflow_hf.corpus.responses import images_of, pairs_of
+from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.hub import load_model
+from visionflow_hf.training import linear_latent
+from visionflow_hf.training.alignment import image_latents
+from visionflow_hf.training.linear_latent import (
+    MODELS,
+    PENALTIES,
+    Components,
+    Encoding,
+    EnergyMaps,
+    fit_encoding,
+    likelihoods,
+    likely_mean,
+    stack,
+    trust,
+)
+from visionflow_hf.training.stimuli import Stimuli
+from visionflow_hf.training.trials import Trials
+
+EVERY_VOXEL = slice(0, 12)
+
+
+class Pictures:
+    """Pixels by name."""
+
+    def __init__(self, images: torch.Tensor):
+        self.images = images
+
+    def pixel_values(self, names: list[str]) -> torch.Tensor:
+        return self.images[[int(name[1:]) for name in names]]
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Maps of 260 images of noise, and 12 voxels: six that read one place each, six that read nothing."""
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.random((260, 1, 24, 24), dtype=np.float32))
+    images = torch.nn.functional.avg_pool2d(images, 5, 1, 2)
+    maps = wavelet_maps(images).flatten(2).numpy()
+    places = [GRID * 3 + 3, GRID * 7 + 9, GRID * 5 + 12, GRID * 11 + 4, GRID * 8 + 8, GRID * 12 + 12]
+    signal = np.stack([maps[:, 24:48, place] @ rng.random(24) for place in places], axis=1)
+    signal = (signal - signal.mean(0)) / signal.std(0)
+    fmri = np.concatenate([signal, np.zeros_like(signal)], axis=1) + rng.normal(size=(260, 12))
+    maps = EnergyMaps(Pictures(images), [f"s{row}" for row in range(260)], torch.device("cpu"))
+    return maps, torch.from_numpy(fmri.astype(np.float32)), torch.from_numpy(signal.astype(np.float32))
+
+
+def held_out_r(model, cells) -> float:
+    maps, fmri, signal = cells
+    encoding = Encoding(maps, torch.arange(200), fmri[:200])
+    predicted = maps.predict(model(encoding, EVERY_VOXEL), torch.arange(200, 260))
+    return np.mean([np.corrcoef(predicted[:, voxel], signal[200:, voxel])[0, 1] for voxel in range(6)])
+
+
+def test_fields_find_the_place_that_a_voxel_reads(cells):
+    colours, energies, fields = (held_out_r(model, cells) for model in MODELS)
+    assert fields > energies + 0.1 and fields > colours + 0.3 and fields > 0.8, (fields, energies, colours)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_block_of_voxels_has_the_maps_that_it_has_among_all(model, cells):
+    maps, fmri, _ = cells
+    encoding = Encoding(maps, torch.arange(60), fmri[:60])
+    whole, constant = model(encoding, EVERY_VOXEL)
+    part, part_constant = model(encoding, slice(4, 7))
+    torch.testing.assert_close(part, whole[..., 4:7], atol=1e-5, rtol=0)
+    torch.testing.assert_close(part_constant, constant[4:7], atol=1e-4, rtol=1e-4)
+
+
+def test_the_ridge_from_energies_is_that_of_scikit_learn(cells):
+    """It is fitted to principal components, whose products come channel by channel."""
+    maps, fmri, _ = cells
+    rows = torch.arange(0, 120, 2)
+    encoding = Encoding(maps, rows, fmri[rows])
+    features = maps.values[:, rows].double().transpose(0, 1).flatten(1).numpy()
+    expected = Reference(alpha=encoding.from_energies.penalty).fit(features, fmri[rows].numpy())
+    weights, intercept = encoding.energies(EVERY_VOXEL)
+    everything = maps.values.double().transpose(0, 1).flatten(1)
+    predicted = everything @ weights.double().flatten(0, 1) + intercept
+    np.testing.assert_allclose(predicted, expected.predict(everything.numpy()), atol=2e-2)
+    torch.testing.assert_close(maps.predict((weights, intercept)).double(), predicted, atol=2e-3, rtol=0)
+
+
+def test_weights_go_to_what_predicts_held_out_stimuli(cells):
+    maps, fmri, signal = cells
+    rows = torch.arange(260)
+    noise = torch.randn(260, 40, generator=torch.Generator().manual_seed(1))
+    (latent, *_, fields), left = trust(maps, rows, noise, fmri[:, :6], seed=0)
+    assert latent < 0.1 and fields > 0.7 and left < 0.8
+    (latent, *others), left_of_signal = trust(maps, rows, signal, fmri[:, :6], seed=0)
+    assert latent > max(others) and left_of_signal > 0.9
+    of_noise, _ = trust(maps, rows, noise, fmri[:, 6:], seed=0)
+    assert of_noise.sum() < 0.5 or of_noise.tolist() == [1, 0, 0, 0]  # nothing predicts them
+
+
+def test_stacking_is_least_squares_without_negative_weights():
+    generator = torch.Generator().manual_seed(0)
+    good, bad = torch.randn(2, 50, 3, generator=generator)
+    torch.testing.assert_close(stack([good, bad], 0.7 * good - 0.5 * bad).clamp(min=0)[1], torch.tensor(0.0))
+    torch.testing.assert_close(stack([good, bad], 0.7 * good + 0.5 * bad), torch.tensor([0.7, 0.5]))
+
+
+@pytest.mark.parametrize("channels", [5, 40])
+def test_the_likely_mean_is_a_mean_of_ridges_of_scikit_learn(channels):
+    rng = np.random.default_rng(0)
+    features = torch.from_numpy(rng.normal(1, 2, (3, 30, channels)).astype(np.float32))
+    targets = torch.from_numpy(rng.normal(size=(30, 4)).astype(np.float32)) + features[1, :, :1]
+    folds = group_folds(range(30), 5, seed=0)
+    found = list(likely_mean([lambda: features[:2], lambda: features[2:]], targets, folds))
+    errors, whole = np.zeros((3, len(PENALTIES), 4)), {}
+    for field in range(3):
+        x, y = features[field].double().numpy(), targets.double().numpy()
+        for at, penalty in enumerate(PENALTIES):
+            alpha = penalty * 30 * x.var(0).mean()
+            whole[field, at] = Reference(alpha=alpha).fit(x, y)
+            for train, test in folds:
+                ridge = Reference(alpha=alpha).fit(x[train], y[train])
+                errors[field, at] += np.square(ridge.predict(x[test]) - y[test]).sum(0)
+    share = likelihoods(torch.from_numpy(errors), 30).numpy()
+    np.testing.assert_allclose(share.sum((0, 1)), 1)
+    expected = sum(share[key][:, None] * ridge.coef_ for key, ridge in whole.items() if key[0] == 1)
+    weights = torch.cat([one.weights for one in found])
+    np.testing.assert_allclose(weights[1].T, expected, atol=2e-3)
+
+
+def test_likelihoods_add_up_and_favour_the_best():
+    errors = torch.tensor([[[10.0, 5.0]], [[12.0, 5.0]], [[30.0, 5.0]]])
+    share = likelihoods(errors, samples=20)
+    torch.testing.assert_close(share.sum((0, 1)), torch.ones(2))
+    expected = torch.tensor([1, math.exp(-2), 0]) / (1 + math.exp(-2))
+    torch.testing.assert_close(share[:, 0, 0], expected)
+
+
+@pytest.mark.parametrize("most", [200, 4])
+def test_components_of_blocks_are_those_of_all_at_once(cells, most, monkeypatch):
+    maps, fmri, _ = cells
+    encoding = Encoding(maps, torch.arange(260), fmri)
+    monkeypatch.setattr(linear_latent, "BLOCK", 5)
+    components = Components(maps, most)
+    components.add(encoding, [0.0, 0.5, 0.5])
+    linear = [one(encoding, EVERY_VOXEL) for one in (Encoding.energies, Encoding.fields)]
+    predicted = sum(0.5 * maps.predict(one) for one in linear)
+    predicted = predicted - predicted.mean(0)
+    readout = torch.cat([one for _, one, _ in components.readouts], dim=1)
+    assert components.scores.shape[1] == min(most, 12)
+    sizes = torch.linalg.svdvals(predicted)[: min(most, 12)]
+    torch.testing.assert_close(components.scores.norm(dim=0), sizes, rtol=0.02, atol=0.02)
+    if most == 200:
+        torch.testing.assert_close(components.scores @ readout, predicted, atol=5e-3, rtol=0)
+    energies = maps.values.float().transpose(0, 1).flatten(1)
+    scores = (energies - energies.mean(0)) @ components.head
+    torch.testing.assert_close(scores, components.scores, atol=0.05, rtol=0)
+
+
+@pytest.fixture
+def small(run, corpus):
+    """A trained model, its trials and stimuli, and the latents of these."""
+    model, processor = load_model(run)
+    pairs = pairs_of(open_corpus(corpus).splits["train"])
+    trials, stimuli = Trials(pairs, processor), Stimuli(processor, [pairs])
+    learned = image_latents(model.eval(), stimuli, trials.stimuli).learned.mean
+    return model, processor, pairs, trials, stimuli, dict(zip(trials.stimuli, learned, strict=True))
+
+
+def predictions(model, processor, pairs, subject) -> torch.Tensor:
+    names = list(dict.fromkeys(pairs["stimulus_id"]))
+    batch = processor(images=images_of(pairs, names), subject=subject)
+    with torch.no_grad():
+        return model.predict_fmri(batch["pixel_values"], batch["subject_ids"])
+
+
+def test_the_model_predicts_the_weighted_sum(small, monkeypatch):
+    model, processor, pairs, trials, stimuli, latent_of = small
+    sums = {}
+    for weights in ([1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.25, 0.0, 0.75, 0.0]):
+        monkeypatch.setattr(linear_latent, "trust", lambda *_, w=weights: (torch.tensor(w), 0.5))
+        fit_encoding(model, trials, stimuli, latent_of, seed=0)
+        sums[tuple(weights)] = predictions(model, processor, pairs, "subj02")
+    latent, energies, both = sums.values()
+    torch.testing.assert_close(both, 0.25 * latent + 0.75 * energies, atol=2e-3, rtol=0)
+    own = trials.some_stimuli("subj02", 100, 0)
+    maps = EnergyMaps(stimuli, own, model.device)
+    encoding = Encoding(maps, torch.arange(len(own)), trials.mean_responses("subj02", own))
+    expected = maps.predict(encoding.energies(slice(0, 30)))
+    torch.testing.assert_close(energies, expected, atol=5e-3, rtol=0)
+
+
+def test_where_one_subject_is_predicted_and_another_is_not(small, monkeypatch):
+    model, _, _, trials, stimuli, latent_of = small
+    weights = iter([torch.tensor([0.0, 0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0, 0.0])])
+    monkeypatch.setattr(linear_latent, "trust", lambda *_: (next(weights), 1.0))
+    fit_encoding(model, trials, stimuli, latent_of, seed=0)
+    linear = model.latent_to_fmri.voxel_maps[1].weight[:, -model.config.linear_dim :]
+    assert (
+        linear.abs().max() == 0 < model.latent_to_fmri.voxel_maps[0].weight[:, -model.config.linear_dim :].abs().max()
+    )
+
+
+def test_few_stimuli_have_the_latent_alone(small):
+    model, _, _, trials, stimuli, latent_of = small
+    few = trials.without(set(trials.stimuli[5:]))
+    fit_encoding(model, few, stimuli, latent_of, seed=0)
+    assert model.latent_to_fmri.voxel_maps[0].weight[:, -model.config.linear_dim :].abs().max() == 0
+
+
+def test_responses_are_read_once(small, monkeypatch):
+    _, processor, pairs, _, _, _ = small
+    from visionflow_hf.training import trials as module
+
+    reads, read = [], module.responses_of
+
+    def watched(rows, subject):
+        reads.append(subject)
+        return read(rows, subject)
+
+    monkeypatch.setattr(module, "responses_of", watched)
+    trials = Trials(pairs, processor)
+    fewer = trials.without(trials.stimuli[:3])
+    for subject in trials.subjects * 2:
+        assert len(trials.fmri(subject)) == len(trials.stimulus_ids(subject))
+        assert len(fewer.fmri(subject)) == len(fewer.stimulus_ids(subject)) < len(trials.fmri(subject))
+    assert reads == trials.subjects

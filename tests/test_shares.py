@@ -1,0 +1,142 @@
+"""The linear decoder, and the shares of it and of the MLP that held-out stimuli choose."""
+
+import numpy as np
+import pytest
+import torch
+from visionflow_hf.modeling import VisionFlowConfig
+from visionflow_hf.modeling.image_decoder import LinearDecoder, blend
+from visionflow_hf.modeling.ridge import fit_ridge
+
+from visionflow_hf.cli import main
+from visionflow_hf.corpus.responses import images_of, pairs_of, responses_of
+from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.hub import load_model, save_model
+from visionflow_hf.training import train as train_module
+from visionflow_hf.training.shares import choose_shares, fit_linear_decoder
+from visionflow_hf.training.stimuli import Stimuli
+from visionflow_hf.training.trials import Trials
+
+HELD_OFF = (1 / 512, 511 / 512)
+
+
+@pytest.fixture
+def parts(run, corpus):
+    model, processor = load_model(run)
+    splits = {name: pairs_of(split) for name, split in open_corpus(corpus).splits.items()}
+    trials = {name: Trials(split, processor) for name, split in splits.items()}
+    return model.eval(), processor, splits, trials, Stimuli(processor, splits.values())
+
+
+def pixels_of(processor, split, names) -> torch.Tensor:
+    return processor(images=images_of(split, names))["pixel_values"]
+
+
+def decoded(model, pixels) -> torch.Tensor:
+    with torch.no_grad():
+        posterior = model.encode_image(pixels)
+        return model.linear_decoder(posterior.learned.mean, posterior.linear.mean)
+
+
+def test_it_makes_the_train_stimuli_out_of_their_latents(parts):
+    model, processor, splits, trials, stimuli = parts
+    fit_linear_decoder(model, trials["train"].stimuli, stimuli)
+    pixels = pixels_of(processor, splits["train"], trials["train"].stimuli)
+    assert (decoded(model, pixels) - pixels).square().mean() < 0.05 * pixels.var(0).mean()
+
+
+def test_it_knows_from_the_linear_dimensions_what_the_learned_ones_do_not_tell(parts):
+    model, processor, splits, trials, stimuli = parts
+    with torch.no_grad():
+        model.posterior_head.weight.zero_()  # the same z for every image
+    fit_linear_decoder(model, trials["train"].stimuli, stimuli)
+    pixels = pixels_of(processor, splits["test"], trials["test"].stimuli)
+    made = decoded(model, pixels)
+    assert (made - pixels).square().mean() < 0.8 * (made.roll(1, 0) - pixels).square().mean()
+
+
+def test_after_the_map_from_fmri_it_is_ridge_from_fmri_to_pixels(parts):
+    model, processor, splits, trials, stimuli = parts
+    fit_linear_decoder(model, trials["train"].stimuli, stimuli)
+    names = trials["train"].stimulus_ids("subj01")
+    targets = pixels_of(processor, splits["train"], names).flatten(1)
+    new = responses_of(splits["test"], "subj01").fmri
+    batch = processor(fmri=new, subject="subj01")
+    ridge = fit_ridge(trials["train"].fmri("subj01"), targets, names).predict(batch["fmri"])
+    with torch.no_grad():
+        h, v = model.fmri_to_latent.voxels_to_latent(batch["fmri"], batch["subject_ids"])
+        made = model.linear_decoder(h, v).flatten(1).numpy()
+    assert np.corrcoef(made.ravel(), ridge.clamp(0, 1).numpy().ravel())[0, 1] > 0.9
+
+
+def test_it_carries_the_image_where_the_decoder_fails(parts):
+    model, _, _, trials, stimuli = parts
+    fit_linear_decoder(model, trials["train"].stimuli, stimuli)
+    with torch.no_grad():
+        model.image_decoder.seed.weight.zero_()  # the same image for every latent
+    assert choose_shares(model, trials["test"], stimuli, seed=0)[1] > 0.8
+
+
+def test_the_mlp_counts_where_it_helps_and_not_where_it_harms(parts):
+    model, _, _, trials, stimuli = parts
+    fit_linear_decoder(model, trials["train"].stimuli, stimuli)
+    bias, dim = model.fmri_to_latent.head.bias, model.config.latent_dim
+    with torch.no_grad():
+        bias[:dim] = 10.0  # whatever the fMRI, far away from all latents
+    assert choose_shares(model, trials["test"], stimuli, seed=0)[0] == 0
+    with torch.no_grad():
+        bias[:dim] = -10.0
+        for voxel_map in model.fmri_to_latent.to_learned:
+            voxel_map.bias += 10.0  # which the MLP alone takes back
+    assert choose_shares(model, trials["test"], stimuli, seed=0)[0] == 1
+
+
+def test_the_share_is_saved_with_the_model_and_blends_the_two(parts, tmp_path):
+    model, processor, _, trials, stimuli = parts
+    fit_linear_decoder(model, trials["train"].stimuli, stimuli)
+    model.config.linear_share = 0.25
+    facts = {"encoder": "vit", "unit": None, "n_stimuli": 1, "n_trials": 1, "steps": 1, "seed": 0}
+    save_model(model, processor, tmp_path / "saved", facts)
+    again, _ = load_model(tmp_path / "saved")
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(2, model.config.latent_dim, generator=generator)
+    w = torch.randn(2, model.config.linear_dim, generator=generator)
+    with torch.no_grad():
+        both = again.image_decoder(z).clamp(*HELD_OFF), again.linear_decoder(z, w).clamp(*HELD_OFF)
+        odds = [(p / (1 - p)).log() for p in both]
+        torch.testing.assert_close(again.decode(z, w), (0.75 * odds[0] + 0.25 * odds[1]).sigmoid())
+        torch.testing.assert_close(again.linear_decoder(z, w), model.linear_decoder(z, w))
+        torch.testing.assert_close(blend(*both, 0.0), both[0])
+
+
+def test_large_images_are_enlarged_from_32_px():
+    config = VisionFlowConfig(image_size=[96, 64], latent_dim=5, linear_dim=2)
+    linear = LinearDecoder(config)
+    assert linear.from_learned.out_features == 3 * 32 * 21
+    image = linear(torch.randn(2, 5), torch.randn(2, 2))
+    assert image.shape == (2, 3, 96, 64) and image.min() >= 0 and image.max() <= 1
+
+
+def test_a_share_is_a_share():
+    with pytest.raises(ValueError, match=r"linear_share is 1\.5: a share from 0 to 1 is expected"):
+        VisionFlowConfig(linear_share=1.5)
+
+
+def test_shares_are_chosen_on_stimuli_that_the_image_side_has_not_seen_yet(corpus, tmp_path, monkeypatch):
+    asked, trained = [], []
+    run_trainer, choose = train_module.run_trainer, train_module.choose_shares
+
+    def watched_run(model, processor, batches, *more):
+        trained.append(set(batches.stimulus_ids))
+        return run_trainer(model, processor, batches, *more)
+
+    def watched_choice(model, held_out, *more):
+        asked.append(set(held_out.stimuli))
+        return choose(model, held_out, *more)
+
+    monkeypatch.setattr(train_module, "run_trainer", watched_run)
+    monkeypatch.setattr(train_module, "choose_shares", watched_choice)
+    flags = ["--max_steps", "4", "--warmup_steps", "1", "--disable_tqdm", "true"]
+    assert main(["train", str(corpus), str(tmp_path / "run"), *flags]) == 0
+    everything = set(open_corpus(corpus).splits["train"]["stimulus_id"])
+    assert len(asked) == 1 and len(trained) == 2
+    assert len(asked[0]) >= 7 and trained[0] == everything - asked[0] and trained[1] == everything
