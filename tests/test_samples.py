@@ -38,7 +38,8 @@ def test_sampled_responses(loaded, corpus):
 def test_a_subject_with_fewer_voxels_has_no_noise_beyond_them():
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     vision = ViTConfig(**sizes, image_size=16, patch_size=8)
-    model = VisionFlowModel(VisionFlowConfig(vision, image_size=[16, 16], subjects=["a", "b"], num_voxels=[40, 30]))
+    subjects = {"subjects": ["a", "b"], "num_voxels": [40, 30]}
+    model = VisionFlowModel(VisionFlowConfig(vision_config=vision, image_size=[16, 16], **subjects))
     model.set_noise("a", torch.ones(40))
     model.set_noise("b", torch.ones(30))
     std = model.latent_to_fmri.noise_std(torch.tensor([0, 1]))

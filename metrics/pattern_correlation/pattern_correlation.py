@@ -8,7 +8,7 @@ from visionflow_hf.metrics import pattern_correlation
 
 DESCRIPTION = """
 Pattern correlation: Pearson's r of measured and predicted fMRI responses over voxels, for each stimulus, then the mean
-over stimuli. It is not voxel correlation, which goes over stimuli, and is no substitute for it.
+over stimuli. Voxel correlation is another metric: it is over stimuli, for each voxel.
 """
 
 INPUTS = """

@@ -9,7 +9,7 @@ from visionflow_hf.metrics import cosine_similarity, top_k
 DESCRIPTION = """
 Top-k retrieval by cosine similarity, in both directions, which are named by what ranks what: a prediction ranks all
 references, or a reference ranks all predictions. A hit is an item whose own partner is among its k most similar ones.
-Chance is k / n; a tie fails.
+Chance is k / n; a tie counts as wrong.
 """
 
 INPUTS = """

@@ -8,7 +8,7 @@ from visionflow_hf.metrics import cross_correlation, two_way
 
 DESCRIPTION = """
 Two-way identification: with r_ij, the Pearson correlation of reference i and prediction j over all their numbers,
-flattened, the share of the n (n - 1) pairs i != j with r_ij < r_jj. Chance is 0.5; a tie fails.
+flattened, the share of the n (n - 1) pairs i != j with r_ij < r_jj. Chance is 0.5; a tie counts as wrong.
 """
 
 INPUTS = """
