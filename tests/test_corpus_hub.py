@@ -183,7 +183,7 @@ def test_pushed_again_old_shards_go_and_inspect_reads_the_new(hub, corpus, tmp_p
     result = visionflow("inspect", "lab/again", env=nobody)
     assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("error: lab/again is no corpus: there")
     card = hub.files("lab/again", "datasets")["README.md"].decode()
-    assert "license: unknown" in card and "ask whoever pushed it" in card
+    assert "license: unknown" in card and "ask the owner of this repository" in card
 
 
 def test_many_shards(monkeypatch, corpus, tmp_path):
