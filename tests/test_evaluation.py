@@ -1,11 +1,12 @@
 """Reports: metrics.json recomputed from predictions.npz by other means, baselines, pictures, folds, refusals."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pandas as pd
-from conftest import FOLDS
+from conftest import FOLDS, ROOT
 from datasets import load_from_disk
 from PIL import Image
 from sklearn.linear_model import Ridge
@@ -212,3 +213,18 @@ def test_folds_of_different_latent_dimensions_are_pooled():
     pooled = concatenate(parts)
     assert pooled["stimulus_id"].tolist() == ["a", "b", "c"]
     assert pooled["latent/image"].tolist() == [[1, 1, 1], [1, 1, 1], [2, 2, 0]]
+
+
+def test_training_and_evaluation_do_not_import_each_other():
+    package = ROOT / "visionflow_hf"
+    for folder, others in (("evaluation", "training"), ("training", "evaluation")):
+        for file in (package / folder).glob("*.py"):
+            assert f"visionflow_hf.{others}" not in imports_of(file), file
+    assert imports_of(package / "metrics.py") == ""  # both may use it
+
+
+def imports_of(file) -> str:
+    """The lines of a file that import from the package."""
+    return "\n".join(
+        line for line in file.read_text().splitlines() if re.match(r"\s*(from|import) visionflow_hf", line)
+    )
