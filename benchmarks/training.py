@@ -34,7 +34,8 @@ from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.memory import keep_freed_memory
 from visionflow_hf.training.arguments import IMAGE_STAGE, ModelArguments, VisionFlowTrainingArguments
-from visionflow_hf.training.build import build_model, build_processor, load_vision_model
+from visionflow_hf.pretrained import load_vision_model
+from visionflow_hf.training.build import build_model, build_processor
 from visionflow_hf.training.pairs import Pairs
 from visionflow_hf.training.stimuli import Stimuli
 from visionflow_hf.training.train import complete, suit_precision

@@ -21,7 +21,7 @@ from visionflow_hf.modeling.vision_encoder import (
 
 from visionflow_hf.cli import main
 from visionflow_hf.hub import load_model
-from visionflow_hf.training.build import load_encoder
+from visionflow_hf.pretrained import load_encoder
 
 WIDE = [32, 48]  # px; rows and columns of patches differ
 DEPTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

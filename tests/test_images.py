@@ -10,9 +10,9 @@ from PIL import Image, ImageOps
 
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.leakage import look
-from visionflow_hf.corpus.responses import image_formats, images_of
+from visionflow_hf.corpus.responses import images_of
 from visionflow_hf.errors import UserError
-from visionflow_hf.images import open_image, pixel_hash, upright_size
+from visionflow_hf.images import open_image, pixel_hash
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -42,7 +42,6 @@ def test_a_photo_stands_upright(orientation, tmp_path):
     file = tmp_path / "photo.png"
     file.write_bytes(turned(orientation))
     assert np.array_equal(open_image(file), PHOTO) and np.array_equal(open_image(file.read_bytes(), "it"), PHOTO)
-    assert upright_size(file) == ((9, 6), False)
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
@@ -50,7 +49,6 @@ def test_sixteen_bits_are_scaled_to_eight(format):
     file = encoded(Image.fromarray(RAMP), format)
     picture = open_image(file, "it")
     assert picture.mode == "L" and np.array_equal(picture, np.rint(RAMP / 257))
-    assert upright_size(file, "it") == ((9, 6), True)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +58,7 @@ def test_sixteen_bits_are_scaled_to_eight(format):
 )
 def test_other_modes_become_grey_or_rgb(picture, mode):
     file = encoded(picture, "TIFF" if picture.mode == "CMYK" else "PNG")
-    assert open_image(file, "it").mode == mode and upright_size(file, "it")[1] == (mode == "L")
+    assert open_image(file, "it").mode == mode
     assert np.array_equal(open_image(file, "it").convert("RGB"), picture.convert("RGB"))
 
 
@@ -128,12 +126,3 @@ def test_a_folder_of_photos_and_deep_images_is_a_corpus(tmp_path, refused):
     Image.new("1", (14000, 14000)).save(tmp_path / "in" / "scan.png")
     refused(lambda: main(["prepare", "images", str(tmp_path / "in"), str(tmp_path / "no")]), "scan.png has too many")
     assert not (tmp_path / "no").exists()
-
-
-def test_the_sizes_of_a_split_are_those_of_upright_photos():
-    files = [turned(6), turned(1), encoded(Image.fromarray(PHOTO[:2]))]
-    features = Features({"image": DatasetsImage()})
-    split = Dataset.from_list([{"image": {"bytes": file, "path": None}} for file in files], features=features)
-    assert image_formats(split) == ({(9, 6): 2, (9, 2): 1}, False)
-    grey = Dataset.from_list([{"image": {"bytes": encoded(Image.fromarray(RAMP)), "path": None}}], features=features)
-    assert image_formats(grey) == ({(9, 6): 1}, True)

@@ -97,7 +97,7 @@ def test_algonauts_processed(source, tmp_path, capsys):
             expected[key] = (one_split, np.asarray(row["image"]), fmri)
     assert_rows(rows_of(tmp_path / "out"), expected)
     printed = capsys.readouterr().out
-    assert "3 of 11 vertices are lacking" in printed and "1 stimulus (nsd-00040) in several splits" in printed
+    assert "3 of 11 vertices have no data" in printed and "1 stimulus (nsd-00040) in several splits" in printed
 
 
 @of("algonauts_processed")

@@ -58,7 +58,7 @@ def write(path, source, **splits):
 
 def test_pictures_are_kept_as_the_files_that_they_are(folder, pictures, tmp_path, capsys):
     assert main(["prepare", "images", str(folder), str(tmp_path / "again")]) == 0
-    assert "left out 1 files that are no pictures: 1 kind (.txt)" in capsys.readouterr().out
+    assert "left out 1 files that are no images: 1 kind (.txt)" in capsys.readouterr().out
     rows = load_from_disk(str(pictures))["train"].cast_column("image", Image(decode=False))
     assert sorted(rows["stimulus_id"]) == rows["stimulus_id"][:] and len(rows) == PICTURES
     for row in rows:
@@ -76,7 +76,7 @@ def test_folders_that_cannot_be_imported(folder, tmp_path, refused):
     refused(lambda: main(["prepare", "images", str(tmp_path / "absent"), str(out)]), "there is no folder")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("a")
-    refused(lambda: main(["prepare", "images", str(tmp_path / "texts"), str(out)]), "has no picture in it")
+    refused(lambda: main(["prepare", "images", str(tmp_path / "texts"), str(out)]), "has no image in it")
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "4.png").write_bytes((folder / "4.png").read_bytes()[:60])
     refused(lambda: main(["prepare", "images", str(broken), str(out)]), r"4\.png cannot be read as an image")

@@ -1,20 +1,16 @@
 """A new model and its processor, with the sizes that fit a corpus; and which weights of its encoder are trained."""
 
 import math
-from pathlib import Path
 
 from datasets import Dataset
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTConfig
-from transformers.utils import logging
+from transformers import ViTConfig
 
 from visionflow_hf.errors import UserError
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.modeling.vision_encoder import check_encoder, prepare_encoder
+from visionflow_hf.pretrained import load_autoencoder, load_encoder
 from visionflow_hf.training.arguments import PRETRAINED, SCRATCH, ModelArguments
-
-logger = logging.get_logger("visionflow_hf")
 
 PRETRAINED_FROM = 64  # px; for smaller stimuli a small encoder is trained
 PASSED_ON = (
@@ -167,61 +163,4 @@ def small_vit(image_size: list[int], channels: int) -> ViTConfig:
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=256,
-    )
-
-
-def load_encoder(name: str):
-    """A pretrained vision model, and what its image processor says of its input.
-
-    Returns:
-        The encoder in float32, and `image_mean`, `image_std` and `encoder_image_size` for the config where the encoder
-        comes with an image processor.
-    """
-    encoder = load_vision_model(name)
-    try:
-        images = AutoImageProcessor.from_pretrained(name)
-    except OSError:
-        logger.warning(f"encoder {name} has no image processor: its pixels are normalised with mean 0.5 and std 0.5")
-        return encoder, {}
-    size = images.crop_size if getattr(images, "do_center_crop", False) else images.size
-    return encoder, {
-        "image_mean": images.image_mean if images.do_normalize else [0.0] * 3,
-        "image_std": images.image_std if images.do_normalize else [1.0] * 3,
-        "encoder_image_size": [size.height or size.shortest_edge, size.width or size.shortest_edge],
-    }
-
-
-def load_vision_model(name: str):
-    """A pretrained vision model in float32; of a model of images and text, as CLIP is, the vision part."""
-    try:
-        config = AutoConfig.from_pretrained(name)
-        config = getattr(config, "vision_config", config)
-        encoder = AutoModel.from_pretrained(name, config=config, dtype="float32", use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no encoder {name} ({' '.join(str(error).split())[:200]}): give a folder, a name on the Hub, or {SCRATCH}"
-        ) from error
-    try:
-        check_encoder(encoder)
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from error
-    prepare_encoder(encoder)
-    encoder.config._name_or_path = Path(name).name if Path(name).is_dir() else name  # what is shared names no folder
-    return encoder
-
-
-def load_autoencoder(name: str):
-    """A pretrained AutoencoderKL of diffusers, in float32; of a whole diffusion model it is the part in `vae`."""
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError as error:
-        raise UserError("--autoencoder needs diffusers: pip install 'visionflow-hf[autoencoder]'") from error
-    for subfolder in (None, "vae"):
-        try:
-            return AutoencoderKL.from_pretrained(name, subfolder=subfolder, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            reason = error
-    raise UserError(
-        f"no autoencoder {name} ({' '.join(str(reason).split())[:200]}): give a folder or a name on the Hub that "
-        "holds an AutoencoderKL with safetensors weights"
     )
