@@ -22,7 +22,6 @@ SUFFIXES = {
 }
 GREY_MODES = ("1", "L", "I;16", "I;16L", "I;16B", "I;16N", "I")
 DEEP_FORMATS = ("PNG", "PPM")  # PIL shows their 16 bits in mode I, too
-ON_ITS_SIDE = (5, 6, 7, 8)  # values of the EXIF orientation that exchange width and height
 DECODING_ERRORS = (  # what PIL's decoders raise on damaged files
     *(OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, ArithmeticError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
@@ -47,15 +46,6 @@ def open_image(file: Encoded, name: str | None = None) -> Image.Image:
     name = name or str(file)
     with opened(file, name) as picture:
         return eight_bits(ImageOps.exif_transpose(picture), picture.format, name)
-
-
-def upright_size(file: Encoded, name: str | None = None) -> tuple[tuple[int, int], bool]:
-    """(width, height) in px as `open_image` gives it, and whether it is grey, from the file's first bytes alone."""
-    with opened(file, name or str(file)) as picture:
-        width, height = picture.size
-        if picture.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE:
-            width, height = height, width
-        return (width, height), picture.mode in GREY_MODES
 
 
 def is_plain_rgb(file: bytes, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Several processes side by side: tasks that new ones work off, and which one of a launcher's this is."""
+"""Run tasks in several processes, and find this process's place among those of a launcher."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,12 +11,12 @@ from visionflow_hf.errors import UserError
 
 
 def run(tasks: list[Callable], num_proc: int) -> Iterator:
-    """The results of the tasks, in their order, made by this process or by several new ones.
+    """Yield the results of the tasks in their order, from this process or from `num_proc` new ones.
 
-    New ones show no progress bars, and have the cores among them.
+    New processes show no progress bars and share the cores.
 
     Raises:
-        UserError: fewer processes than one, or one of them died.
+        UserError: `num_proc` is below 1, or a process died.
     """
     if num_proc < 1:
         raise UserError(f"--num-proc is {num_proc}: at least 1 is needed")
@@ -50,14 +50,13 @@ def cores() -> int:
 
 
 def place_on_machine() -> tuple[int, int]:
-    """Which of its machine's processes this is, counted from 0, and how many they are, as their launcher says; 0 and 1
-    where none does."""
+    """Local rank and local world size, as the launcher states them; 0 and 1 without a launcher."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return int(os.environ["LOCAL_RANK"]) if processes > 1 else 0, processes
 
 
 def end_with_parent() -> None:
-    """A process whose parent was killed must not go on writing."""
+    """End this process when its parent ends, so that it does not go on writing."""
 
     def wait() -> None:
         parent_process().join()

@@ -40,7 +40,7 @@ def read_algonauts23(
         subjects: names such as subj01; all that are there without.
 
     Raises:
-        UserError: for whatever in the source does not fit.
+        UserError: the source does not have the expected form.
     """
     if not source.is_dir():
         raise UserError(f"there is no folder {source}")
@@ -218,7 +218,7 @@ def processed(source: Path, asked: Sequence[str] | None, report: Callable[[str],
     for name in chosen:
         kept = np.flatnonzero(present[name])
         if len(kept) < len(present[name]):
-            report(f"{name}: {len(present[name]) - len(kept)} of {len(present[name])} vertices are lacking: removed")
+            report(f"{name}: {len(present[name]) - len(kept)} of {len(present[name])} vertices have no data: removed")
         sides = np.repeat(HEMISPHERES, GROUP_VERTICES)
         subjects.append(
             Subject(

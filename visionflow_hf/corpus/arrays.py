@@ -66,10 +66,10 @@ def prepare_arrays(
         test_fraction: share of the stimuli to draw as test, from all trials; None keeps a test split that is given,
             and draws a tenth otherwise.
         average: keep one row a stimulus, the mean of its trials.
-        report: told, a line each, what a reader of the corpus should know.
+        report: called with one line for each thing that a user of the corpus should know.
 
     Raises:
-        UserError: for whatever in the file or the flags does not fit; nothing is written then.
+        UserError: the file or the flags do not fit; nothing is written then.
     """
     refuse_existing(out, overwrite, MARKER)
     if images is None:
@@ -327,7 +327,7 @@ def shape_images(array: np.ndarray, shape: list[int] | None, column_major: bool,
 
 
 def stimulus_names(array: np.ndarray, hashes: list[str], key: str) -> list[str]:
-    """`plain_names`, of which none stands for two images.
+    """`plain_names`, each of which must stand for one image.
 
     Args:
         hashes: of the pixels that each trial showed.

@@ -1,7 +1,7 @@
-"""From a source to a corpus: the one path that all importers share.
+"""Write a corpus from a source; all importers use it.
 
 Images and responses are first gathered in scratch files inside the folder that becomes the corpus, then splits and
-noise ceilings are settled, and the rows written one by one.
+noise ceilings are computed, and the rows written one by one.
 """
 
 import os
@@ -64,15 +64,15 @@ def write_source(
         test_fraction: about what share of the stimuli to draw as test, by a hash of their pixels; None keeps the
             splits of the source, and draws a tenth where it has none.
         average: keep one row a stimulus and subject, the mean of its trials.
-        num_proc: processes that read side by side.
-        report: told, a line each, what a reader of the corpus should know.
+        num_proc: number of processes that read in parallel.
+        report: called with one line for each thing that a user of the corpus should know.
 
     Raises:
-        UserError: for whatever in the source or the flags does not fit; nothing is written then.
+        UserError: the source or the flags do not fit; nothing is written then.
     """
     for subject in source.subjects:
         if not subject.num_voxels:
-            raise UserError(f"{subject.name} has no voxels with a response: is the source whole?")
+            raise UserError(f"{subject.name} has no voxels with a response: is the source complete?")
     with new_folder(out, overwrite, marker=MARKER) as folder:
         scratch = folder / "scratch"
         scratch.mkdir()

@@ -37,7 +37,7 @@ def read_bold5000(
         images_folder: where the images lie; without, in Presented_Stimuli somewhere in `source`, or anywhere in it.
 
     Raises:
-        UserError: for whatever in the source does not fit.
+        UserError: the source does not have the expected form.
     """
     files = list(find_files(source))
     pictures = list(find_files(Path(images_folder))) if images_folder else files

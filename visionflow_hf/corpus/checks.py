@@ -1,4 +1,4 @@
-"""What must hold of the rows of a corpus; whatever does not is a line that says so and names the remedy."""
+"""Checks of the rows of a corpus; each problem is one line with its remedy."""
 
 import numpy as np
 import pandas as pd
@@ -98,7 +98,7 @@ def check_voxels(table: pd.DataFrame, voxels: dict[str, int]) -> list[str]:
 
 
 def check_trainable(splits: DatasetDict) -> list[str]:
-    """What training and evaluation need beyond that: pairs, and a test split."""
+    """What training and evaluation need in addition: pairs of at least 2 stimuli, and a test split."""
     if "train" in splits and not np.logical_and(*presence(splits["train"])).any():
         return [
             "train has no pair of image and fMRI, and a model learns from pairs: "
@@ -106,7 +106,10 @@ def check_trainable(splits: DatasetDict) -> list[str]:
         ]
     if "train" not in splits or "test" not in splits:
         return [f"the splits are {', '.join(splits)}: train and test are needed"]
-    known = set(pairs_of(splits["train"])["subject"])
+    pairs = pairs_of(splits["train"])
+    if len(set(pairs["stimulus_id"])) < 2:
+        return ["train has 1 distinct stimulus with image and fMRI: training and crossvalidate need at least 2"]
+    known = set(pairs["subject"])
     unknown = set(splits["validation"]["subject"]) - known if "validation" in splits else set()
     if unknown:
         return [f"validation has {count(sorted(unknown), 'subject')} without a pair in train: move rows there"]

@@ -99,7 +99,7 @@ def load_parquet(folder: Path) -> DatasetDict:
 
 
 def describe(corpus: DatasetDict, folder: Path) -> None:
-    """Each split's description is the unit, and its licence the data's, as they stand in the head of the card."""
+    """Set the description of each split to the unit and its license to that of the data, from the card's metadata."""
     card = folder / "README.md"
     about = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
     license = about.get("license", "unknown")

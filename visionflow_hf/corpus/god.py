@@ -33,7 +33,7 @@ def read_god(
         images_folder: where n01443537_22563.JPEG and so on lie; without, somewhere in `source`.
 
     Raises:
-        UserError: for whatever in the source does not fit.
+        UserError: the source does not have the expected form.
     """
     files = {file.stem: file for file in sorted(source.glob("*.h5"))}
     images = index_images(find_files(Path(images_folder or source)))

@@ -1,4 +1,4 @@
-"""`prepare images`: pictures without fMRI, from which the image side of a model learns."""
+"""`prepare images`: a corpus of images without fMRI, on which the image encoder and decoder can train."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -19,16 +19,16 @@ def prepare_images(
     overwrite: bool = False,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Write the corpus `out`: a train split with the pictures in `folder` and the folders below it, and no fMRI.
+    """Write the corpus `out`: a train split of the images in `folder` and its subfolders, without fMRI.
 
-    A picture is kept as the file that it is, and named by its path in the folder. What `train` uses it for, once
-    `merge` has put it beside pairs: `visionflow_hf.training.trainer`.
+    Image files are copied as they are; the `stimulus_id` is the path within `folder`. `merge` adds them to a corpus of
+    pairs.
 
     Args:
-        report: told, a line each, what a reader of the corpus should know.
+        report: called with one line for each thing that a user of the corpus should know.
 
     Raises:
-        UserError: no folder, no picture in it, or one that cannot be read; nothing is written then.
+        UserError: no folder, no image in it, or one that cannot be read; nothing is written then.
     """
     refuse_existing(out, overwrite, MARKER)
     folder = Path(folder)
@@ -38,9 +38,9 @@ def prepare_images(
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     others = sorted({file.suffix or file.name for file in files} - {file.suffix for file in pictures})
     if not pictures:
-        raise UserError(f"{folder} has no picture in it, only {count(files, 'file')}: .png, .jpg and the like are read")
+        raise UserError(f"{folder} has no image in it, only {count(files, 'file')}: .png, .jpg and the like are read")
     if others:
-        report(f"left out {len(files) - len(pictures)} files that are no pictures: {count(others, 'kind')}")
+        report(f"left out {len(files) - len(pictures)} files that are no images: {count(others, 'kind')}")
 
     def rows() -> Iterator[dict]:
         for file in pictures:

@@ -43,7 +43,7 @@ def look(splits: DatasetDict) -> Pictures:
         names = list(first)
         pictures[name] = {}
         with (
-            ThreadPoolExecutor() as pool,  # decoders let go of Python's lock
+            ThreadPoolExecutor() as pool,  # decoders release the GIL
             tqdm(total=len(first), desc=f"comparing the images of {name}", unit="image", delay=3, leave=False) as bar,
         ):
             for start in range(0, len(names), BATCH):

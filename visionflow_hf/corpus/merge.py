@@ -33,7 +33,7 @@ def merge(
         test_fraction: share of the stimuli to draw as test from the rows of both, which then are in train or test;
             None leaves each row in its split.
         seed: for that draw.
-        report: told, a line each, what a reader of the corpus should know.
+        report: called with one line for each thing that a user of the corpus should know.
 
     Raises:
         UserError: a subject with two numbers of voxels, a name with two images, or a stimulus that would then be in

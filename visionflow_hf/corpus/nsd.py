@@ -43,7 +43,7 @@ def read_nsd(
         zscore_sessions: give each voxel mean 0 and standard deviation 1 within each session.
 
     Raises:
-        UserError: for whatever in the source does not fit.
+        UserError: the source does not have the expected form.
     """
     betas = source / "nsddata_betas" / "ppdata"
     names = [folder.name for folder in betas.glob("subj0[1-8]")]

@@ -1,6 +1,5 @@
 """The responses and the images of a split as arrays."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from PIL import Image
 
 from visionflow_hf.corpus.repeats import average_repeats
 from visionflow_hf.errors import UserError, count
-from visionflow_hf.images import open_image, upright_size
+from visionflow_hf.images import open_image
 
 
 @dataclass
@@ -85,12 +84,6 @@ def images_of(split: Dataset, stimulus_ids: Sequence[str]) -> list[Image.Image]:
         first.setdefault(stimulus, row)
     files = image_files(split.select([first[stimulus] for stimulus in stimulus_ids]))
     return [open_image(file, f"the image of {name}") for file, name in zip(files, stimulus_ids, strict=True)]
-
-
-def image_formats(split: Dataset) -> tuple[Counter, bool]:
-    """How many images have which (width, height) in px, and whether all are grey."""
-    formats = [upright_size(file, f"image {row} of the split") for row, file in enumerate(image_files(split))]
-    return Counter(size for size, _ in formats), all(grey for _, grey in formats)
 
 
 def image_files(split: Dataset) -> Iterator[bytes | str]:

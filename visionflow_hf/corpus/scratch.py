@@ -77,12 +77,12 @@ def gather_images(source: Source, scratch: Path, num_proc: int) -> dict[str, Pic
             bar.update(len(pictures) - before)
     missing = sorted(wanted - set(pictures))
     if missing:
-        raise UserError(f"{count(missing, 'stimulus')} without an image: the source is not whole")
+        raise UserError(f"{count(missing, 'stimulus')} without an image: the source is incomplete")
     return pictures
 
 
 def store_images(part: Callable[[], Iterator[tuple[str, np.ndarray | bytes]]], path: Path) -> dict[str, Picture]:
-    """Files in colour are kept as they are, to the byte; arrays and other files become PNG."""
+    """Write the images of one part to a file: upright RGB files unchanged, others as PNG."""
     pictures: dict[str, Picture] = {}
     with open(path, "wb") as file:
         for stimulus, image in part():
@@ -120,7 +120,7 @@ def gather_responses(source: Source, scratch: Path, num_proc: int) -> list[Store
             bar.update(4 * written)
             values -= written
     if values:
-        raise UserError("the source has other responses than at first sight: did it change meanwhile?")
+        raise UserError("the number of responses in the source changed while it was read: run the command again")
     return responses
 
 

@@ -1,4 +1,4 @@
-"""What an importer finds in a lab's files: subjects with their trials, and how images and responses are read."""
+"""What an importer returns: subjects with their trials, and functions that read images and responses."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -45,7 +45,7 @@ def read_things(
         images_folder: where aardvark_01b.jpg and so on lie; without, somewhere in `source`.
 
     Raises:
-        UserError: for whatever in the source does not fit.
+        UserError: the source does not have the expected form.
     """
     files = list(find_files(source))
     images = index_images(find_files(Path(images_folder)) if images_folder else files)
