@@ -170,7 +170,7 @@ def test_crossvalidate_holds_every_stimulus_out_once(folds_report, corpus, tmp_p
     assert (alone / "metrics.json").read_text() == (out / "metrics.json").read_text()  # side by side by default
     refused(lambda: main(["crossvalidate", str(corpus), str(out), *flags]), "pass --overwrite")
     refused(lambda: main(["crossvalidate", str(corpus), str(tmp_path / "x"), "--num-proc", "0"]), "at least 1")
-    refused(lambda: main(["crossvalidate", str(corpus), str(tmp_path / "x"), "--folds", "1"]), "--folds between 2 and")
+    refused(lambda: main(["crossvalidate", str(corpus), str(tmp_path / "x"), "--folds", "1"]), "must be between 2 and")
     assert not (tmp_path / "x").exists()
 
 
