@@ -261,6 +261,19 @@ def names_of(expected) -> list[str]:
 
 
 @of("god")
+def test_god_as_published_since_2019(source, tmp_path):
+    assert prepare("god", source, tmp_path / "one") == 0
+    for file in source.glob("*.h5"):
+        with h5py.File(file, "r+") as opened:
+            keys = [key.decode() for key in opened["metadata/key"][:]]
+            del opened["metadata/key"]
+            opened["metadata/key"] = ["stimulus_id" if key == "Label" else key for key in keys]
+    assert prepare("god", source, tmp_path / "other") == 0
+    one, other = rows_of(tmp_path / "one"), rows_of(tmp_path / "other")
+    assert {key: row[0] for key, row in one.items()} == {key: row[0] for key, row in other.items()}
+
+
+@of("god")
 def test_god_with_images_elsewhere_and_in_part(source, tmp_path, capsys, refused):
     (source / "images").rename(tmp_path / "elsewhere")
     refused(lambda: prepare("god", source, tmp_path / "out"), "no responses: a sample of DataType 1 or 2 whose image")

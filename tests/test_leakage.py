@@ -117,7 +117,9 @@ def test_pixels_are_compared_as_a_model_sees_them():
     changed = np.array(grey)
     changed[5, 7] ^= 1
     tall = PILImage.fromarray(np.asarray(grey).reshape(8, 6))
-    deep = [PILImage.fromarray(np.full((6, 8), level, np.uint16)) for level in (1000, 1001)]
+    deep = [PILImage.fromarray(np.full((6, 8), level, np.uint16)) for level in (1000, 1400)]
+    alike = PILImage.fromarray(np.full((6, 8), 1001, np.uint16))  # 1000 and 1001 of 65535 are both 4 of 255
+    assert picture(encoded(alike), "here") == picture(encoded(deep[0]), "here")
     others = [encoded(one) for one in (PILImage.fromarray(changed), tall, *deep)]
     assert len({picture(one, "here").pixels for one in [*others, same[0]]}) == 5
 

@@ -1,8 +1,9 @@
 """`prepare god`: Generic Object Decoding, one bdpy file a subject (Horikawa & Kamitani 2017).
 
 `dataset` has a row a sample and a column for whatever is known of it. `metadata/value` has a row a key, which says what
-a column is: 1 under VoxelData for a voxel, under ROI_V1 for one of V1, NaN where it does not apply. The column Label
-holds category.image as one number: 1443537.022563 is image n01443537_22563. Older files say dataSet and metaData.
+a column is: 1 under VoxelData for a voxel, under ROI_V1 for one of V1, NaN where it does not apply. The column Label,
+or stimulus_id, holds category.image as one number: 1443537.022563 is image n01443537_22563. Older files say dataSet and
+metaData.
 """
 
 import os
@@ -57,10 +58,11 @@ def read_subject(file: Path, images: dict[str, Path], report: Callable[[str], No
             )
         samples, width = dataset.shape
         known = read_metadata(source, meta, width)
-        if "DataType" not in known or "Label" not in known:
+        label = "Label" if "Label" in known else "stimulus_id"  # as in the files published since 2019
+        if "DataType" not in known or label not in known:
             report(f"{file.stem}: left out, {meta} names no DataType and Label (it has {', '.join(known)})")
             return None
-        kinds, labels = (dataset[:, only_column(known, key, f"{meta} of {file}")] for key in ("DataType", "Label"))
+        kinds, labels = (dataset[:, only_column(known, key, f"{meta} of {file}")] for key in ("DataType", label))
     regions = {key.removeprefix("ROI_"): row == 1 for key, row in known.items() if key.startswith("ROI_")}
     inside = known["VoxelData"] == 1 if "VoxelData" in known else np.any([np.zeros(width), *regions.values()], axis=0)
     voxels = np.flatnonzero(inside)
