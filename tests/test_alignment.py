@@ -46,7 +46,7 @@ def test_the_mlp_learns_to_read_new_simulated_trials(parts):
     missed = (h - posterior.mean).square() + posterior.logvar.exp()
     as_wide_as_wrong = missed.mean(0).log().expand_as(h)
     linear = type(read)(h, as_wide_as_wrong)
-    assert posterior.kl_to(read).mean() < posterior.kl_to(linear).mean() - 0.02
+    assert posterior.kl_to(read).mean() < posterior.kl_to(linear).mean() - 0.005
     left = (read.mean - posterior.mean).square() + posterior.logvar.exp()
     assert 0.9 < (left / read.logvar.exp()).mean() < 1.1
     changed = {name for name, values in model.state_dict().items() if not torch.equal(values, before[name])}

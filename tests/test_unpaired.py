@@ -13,9 +13,8 @@ from visionflow_hf import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.responses import images_alone, pairs_of, responses_of, unpaired_of
 from visionflow_hf.corpus.schema import FEATURES, open_corpus, read_corpus
-from visionflow_hf.training import finish
 from visionflow_hf.training import train as training
-from visionflow_hf.training import trainer as trainers
+from visionflow_hf.training.trainer import ImageBatches
 
 LONG = ["--max_steps", "5", "--disable_tqdm", "true"]
 SHORT = [*LONG, "--linear_dim", "0"]
@@ -131,33 +130,35 @@ def test_what_would_leak_or_be_two_images_is_not_merged(corpus, folder, tmp_path
 
 @pytest.fixture
 def watched(monkeypatch):
-    """What the image stage sees of each step, and what the trainer and the bridges are given."""
-    seen = {"batches": [], "drawn": set(), "fitted": [], "pairs": []}
-    image_batch, collate = trainers.VisionFlowTrainer._image_batch, trainers.Pairs.images
-    fit, run = finish.fit_bridges, training.run_trainer
+    """What the image stage is given and sees of each step, and the stimuli that the fMRI side is fitted to."""
+    seen = {"batches": [], "drawn": set(), "fitted": [], "unpaired": [], "validation": set()}
+    forward, read = VisionFlowModel.forward, ImageBatches.__getitems__
+    run, fit = training.run_trainer, training.fit_fmri_side
 
-    def watch_batch(self, inputs):
-        batch = image_batch(self, inputs)
-        seen["batches"].append((len(inputs["pixel_values"]), len(batch["pixel_values"])))
+    def watch_forward(self, pixel_values=None, **inputs):
+        if self.training:
+            seen["batches"].append(len(pixel_values))
+        return forward(self, pixel_values=pixel_values, **inputs)
+
+    def watch_read(self, rows):
+        batch = read(self, rows)
+        seen["drawn"] |= set(self.unpaired)
+        seen["given"] = len(rows)
         return batch
 
-    def watch_images(self, stimulus_ids):
-        seen["drawn"] |= set(stimulus_ids) - set(self.stimulus_ids)
-        return collate(self, stimulus_ids)
+    def watch_run(model, processor, batches, validation, *more):
+        seen["unpaired"].append(set(batches.unpaired))
+        seen["validation"] = set() if validation is None else set(validation.stimulus_ids)
+        return run(model, processor, batches, validation, *more)
 
-    def watch_fit(model, processor, train, stimuli):
-        seen["fitted"].append(unpaired_of(train).num_rows)
-        return fit(model, processor, train, stimuli)
+    def watch_fit(model, trials, *more):
+        seen["fitted"].append(set(trials.stimuli))
+        return fit(model, trials, *more)
 
-    def watch_run(model, processor, fitted, validation, stimuli, args, checkpoint, images):
-        seen["pairs"].append((unpaired_of(fitted).num_rows, set(images["stimulus_id"])))
-        seen["validation"] = validation and set(validation["stimulus_id"])
-        return run(model, processor, fitted, validation, stimuli, args, checkpoint, images)
-
-    monkeypatch.setattr(trainers.VisionFlowTrainer, "_image_batch", watch_batch)
-    monkeypatch.setattr(trainers.Pairs, "images", watch_images)
-    monkeypatch.setattr(finish, "fit_bridges", watch_fit)
+    monkeypatch.setattr(VisionFlowModel, "forward", watch_forward)
+    monkeypatch.setattr(ImageBatches, "__getitems__", watch_read)
     monkeypatch.setattr(training, "run_trainer", watch_run)
+    monkeypatch.setattr(training, "fit_fmri_side", watch_fit)
     return seen
 
 
@@ -166,10 +167,9 @@ def test_images_alone_feed_the_image_stage_and_nothing_else(merged, corpus, run,
     names = set(read_corpus(merged).splits["train"]["stimulus_id"]) - set(
         open_corpus(corpus).splits["train"]["stimulus_id"]
     )
-    assert len(watched["batches"]) == 3  # 0.6 of the steps
-    assert all(made == 4 * given for given, made in watched["batches"])  # as many again, and both moved about
+    assert watched["batches"] == [4 * 32] * 5  # 32 stimuli, as many images without fMRI, and augmented copies of both
     assert watched["drawn"] == names and len(names) == PICTURES
-    assert watched["pairs"] == [(0, names)] and watched["fitted"] == [0, 0]
+    assert watched["unpaired"] == [names] and not any(names & fitted for fitted in watched["fitted"])
     ours, theirs = (VisionFlowProcessor.from_pretrained(path) for path in (tmp_path / "run", run))
     for subject in theirs.subjects:
         np.testing.assert_array_equal(ours.fmri_mean[subject], theirs.fmri_mean[subject])
@@ -178,12 +178,12 @@ def test_images_alone_feed_the_image_stage_and_nothing_else(merged, corpus, run,
     assert main(["evaluate", str(tmp_path / "run"), str(merged), str(tmp_path / "report")]) == 0
 
 
-def test_rehearsals_have_them_and_one_seed_gives_one_result(merged, tmp_path, watched):
+def test_both_image_stages_have_them_and_one_seed_gives_one_result(merged, tmp_path, watched):
     for name in ("one", "same"):
         assert main(["train", str(merged), str(tmp_path / name), *SHORT]) == 0
     one, same = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "same"))
     assert one == same
-    assert len(watched["batches"]) > 6 and all(made == 4 * given for given, made in watched["batches"])
+    assert len(watched["unpaired"]) == 4 and all(len(names) == PICTURES for names in watched["unpaired"])
 
 
 def test_the_image_of_a_held_out_stimulus_is_held_out_alone_too(corpus, tmp_path, watched):
@@ -201,8 +201,8 @@ def test_the_image_of_a_held_out_stimulus_is_held_out_alone_too(corpus, tmp_path
     )
     path = write(tmp_path / "c", corpus, train=concatenate_datasets([splits["train"], copies]), test=splits["test"])
     assert main(["train", str(path), str(tmp_path / "run"), *SHORT, *VALIDATED]) == 0
-    ((_, images),) = watched["pairs"]
-    assert len(watched["validation"]) == 4 and len(images) == 32 and not images & watched["validation"]
+    assert len(watched["validation"]) == 4
+    assert not any(images & watched["validation"] for images in watched["unpaired"])
 
 
 def test_a_frozen_encoder_reads_them_once(merged, tmp_path, watched):
@@ -212,7 +212,7 @@ def test_a_frozen_encoder_reads_them_once(merged, tmp_path, watched):
     ViTModel(config).save_pretrained(tmp_path / "encoder")
     flags = [*SHORT, *VALIDATED, "--encoder", str(tmp_path / "encoder")]
     assert main(["train", str(merged), str(tmp_path / "run"), *flags]) == 0
-    assert watched["batches"] and all(made == 2 * given for given, made in watched["batches"])  # nothing moved about
+    assert watched["batches"] == [2 * 32] * 5  # no augmented copies
 
 
 def test_fmri_alone_counts_for_mean_and_standard_deviation(corpus, tmp_path, watched):
@@ -232,7 +232,7 @@ def test_fmri_alone_counts_for_mean_and_standard_deviation(corpus, tmp_path, wat
     everything = np.concatenate([np.array(rest["fmri"]), responses_of(splits["train"], "subj01").fmri])
     np.testing.assert_allclose(processor.fmri_mean["subj01"], everything.mean(0), atol=1e-5)
     np.testing.assert_allclose(processor.fmri_std["subj01"], everything.std(0), atol=1e-5)
-    assert set(watched["fitted"]) == {0} and watched["drawn"] == set()
+    assert watched["fitted"] and watched["drawn"] == set()
 
 
 def test_fmri_alone_is_imported_and_merged(corpus, tmp_path, refused):
