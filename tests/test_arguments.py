@@ -11,8 +11,8 @@ from visionflow_hf.modeling import VisionFlowConfig
 
 from visionflow_hf.cli import main, parse, parser
 from visionflow_hf.errors import UserError
-from visionflow_hf.training.arguments import REFUSED, ModelArguments, VisionFlowTrainingArguments
-from visionflow_hf.training_flags import SHOWN, dataclasses_of
+from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training_flags import REFUSED, SHOWN, dataclasses_of
 
 TRAIN = ["train", "corpus", "run"]
 

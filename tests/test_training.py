@@ -18,7 +18,7 @@ from visionflow_hf.training import train as train_module
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.augmentation import augment
 from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
-from visionflow_hf.training_flags import dataclasses_of
+from visionflow_hf.training_flags import dataclasses_of, told
 
 SHORT = ["--max_steps", "20", "--warmup_steps", "1", "--disable_tqdm", "true"]
 VALIDATED = ["--validation_fraction", "0.1"]  # as `run` is
@@ -121,11 +121,11 @@ def test_a_config_file_whose_flags_the_command_line_overrides(corpus, tmp_path, 
 def test_what_a_run_was_told_is_a_config_file_that_tells_the_same(tmp_path):
     flags = ["--lr_scheduler_type", "linear", "--eval_strategy", "epoch", "--save_strategy", "epoch"]
     flags += ["--learning_rate", "1e-3", "--latent_dim", "24", "--use_cpu", "true"]
-    told = train_module.told(*dataclasses_of(parse(["train", "corpus", "run", *flags])))
-    assert (told["lr_scheduler_type"], told["eval_strategy"], told["latent_dim"]) == ("linear", "epoch", 24)
+    found = told(*dataclasses_of(parse(["train", "corpus", "run", *flags])))
+    assert (found["lr_scheduler_type"], found["eval_strategy"], found["latent_dim"]) == ("linear", "epoch", 24)
     config = tmp_path / "arguments.yaml"
-    config.write_text(yaml.safe_dump(told))
-    assert train_module.told(*dataclasses_of(parse(["train", "corpus", "run", "--config", str(config)]))) == told
+    config.write_text(yaml.safe_dump(found))
+    assert told(*dataclasses_of(parse(["train", "corpus", "run", "--config", str(config)]))) == found
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from enum import Enum
 from pathlib import Path
 
@@ -11,7 +11,47 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from visionflow_hf.errors import UserError
-from visionflow_hf.training.arguments import REFUSED, ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
+
+TEXT = "it is for language models, and this model reads images and fMRI"
+LOSS_ALONE = "validation computes the loss alone"
+RANDOM_ORDER = "the train images come in random order"
+SHARDS = "it divides the weights among GPUs, but some are fitted in closed form to whole ones; launch with --multi_gpu"
+HUB_ONCE = "the finished model is pushed once, to the main branch"
+REFUSED = {
+    "output_dir": "the output folder is RUN, the second argument of `train`",
+    "do_train": "`visionflow train` always trains",
+    "do_eval": "use `visionflow evaluate`",
+    "do_predict": "use `visionflow encode` and `visionflow decode`",
+    "hub_token": "log in with `hf auth login` or set HF_TOKEN: a token in a command line can be read by others",
+    "hub_strategy": HUB_ONCE,
+    "hub_always_push": HUB_ONCE,
+    "hub_revision": HUB_ONCE,
+    "train_sampling_strategy": RANDOM_ORDER,
+    "length_column_name": RANDOM_ORDER,
+    "remove_unused_columns": "the collator needs all columns",
+    "label_names": "the inputs that losses are computed for are fixed",
+    "label_smoothing_factor": "there are no class labels to smooth",
+    "prediction_loss_only": LOSS_ALONE,
+    "eval_do_concat_batches": LOSS_ALONE,
+    "eval_use_gather_object": LOSS_ALONE,
+    "eval_accumulation_steps": LOSS_ALONE,
+    "include_for_metrics": LOSS_ALONE,
+    "batch_eval_metrics": LOSS_ALONE,
+    "bf16_full_eval": "validation is in the precision of training: use --bf16",
+    "fp16_full_eval": "validation is in the precision of training: use --fp16",
+    "average_tokens_across_devices": TEXT,
+    "include_num_input_tokens_seen": TEXT,
+    "neftune_noise_alpha": TEXT,
+    "use_cache": TEXT,
+    "use_liger_kernel": TEXT,
+    "liger_kernel_config": TEXT,
+    "fsdp": SHARDS,
+    "fsdp_config": SHARDS,
+    "deepspeed": SHARDS,
+    "parallelism_config": SHARDS,
+    "local_rank": "launchers state it by the environment variable LOCAL_RANK: use `torchrun` or `accelerate launch`",
+}
 
 # The flags that --help shows, by the title under which it does. --help-all shows the others, too.
 OTHERS = "further settings of transformers' Trainer"
@@ -129,3 +169,17 @@ def config_words(file: Path) -> list[str]:
         elif value is not None:
             words += [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
     return words
+
+
+def told(model_args: ModelArguments, training_args: VisionFlowTrainingArguments) -> dict:
+    """All model arguments, and the training arguments that differ from their defaults."""
+    changed = {
+        item.name: getattr(training_args, item.name)
+        for item in fields(training_args)
+        if item.init and item.name not in REFUSED and getattr(training_args, item.name) != item.default
+    }
+    if not training_args.precision_told:  # where the run is repeated, the device may be another
+        del changed["bf16"], changed["fp16"]
+    changed = {name: value.value if isinstance(value, Enum) else value for name, value in changed.items()}
+    plain = {name: value for name, value in changed.items() if isinstance(value, (bool, int, float, str))}
+    return asdict(model_args) | {"seed": training_args.seed} | plain

@@ -5,8 +5,7 @@ import logging
 import math
 import os
 import shutil
-from dataclasses import asdict, dataclass, fields
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from visionflow_hf.folders import refuse_existing, take_name
 from visionflow_hf.hub import load_model, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.training.alignment import align, image_latents
-from visionflow_hf.training.arguments import REFUSED, ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor, continue_model, merge_adapters
 from visionflow_hf.training.linear_latent import fit_encoding
 from visionflow_hf.training.new_subjects import fit_new_subjects
@@ -32,6 +31,7 @@ from visionflow_hf.training.shares import choose_shares, fit_linear_decoder
 from visionflow_hf.training.stimuli import Stimuli
 from visionflow_hf.training.trainer import ImageBatches, ImageTrainer
 from visionflow_hf.training.trials import Trials
+from visionflow_hf.training_flags import told
 
 logger = logging.getLogger(__name__)
 
@@ -332,17 +332,3 @@ def begin(run: Path, model_args: ModelArguments, training_args: VisionFlowTraini
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
     (run / MARKER).write_text(yaml.safe_dump(told(model_args, training_args), sort_keys=False))
-
-
-def told(model_args: ModelArguments, training_args: VisionFlowTrainingArguments) -> dict:
-    """All model arguments, and the training arguments that differ from their defaults."""
-    changed = {
-        item.name: getattr(training_args, item.name)
-        for item in fields(training_args)
-        if item.init and item.name not in REFUSED and getattr(training_args, item.name) != item.default
-    }
-    if not training_args.precision_told:  # where the run is repeated, the device may be another
-        del changed["bf16"], changed["fp16"]
-    changed = {name: value.value if isinstance(value, Enum) else value for name, value in changed.items()}
-    plain = {name: value for name, value in changed.items() if isinstance(value, (bool, int, float, str))}
-    return asdict(model_args) | {"seed": training_args.seed} | plain
