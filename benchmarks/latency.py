@@ -45,13 +45,12 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     config = VisionFlowConfig(
         vision_config=ViTConfig(),
-        latent_dim=512,
-        wavelet_dim=256,
+        latent_dim=256,
+        linear_dim=256,
         subjects=["subj01"],
         num_voxels=[args.voxels],
         bridge_hidden_size=1024,
         linear_share=0.5,
-        decoding_spread=0.2,
     )
     torch.manual_seed(0)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -60,17 +59,11 @@ def main() -> None:
     for batch in BATCHES:
         images = torch.rand(batch, 3, 224, 224, device=device)
         fmri = torch.randn(batch, args.voxels, device=device)
-
-        def decode(spread: float, fmri: torch.Tensor = fmri) -> None:
-            config.decoding_spread = spread
-            model.reconstruct_image(fmri)
-
         repeats = 20 if batch == 1 else 2
         found[batch] = {
             "bare ViT": seconds(lambda images=images: model.encoder(images), repeats),
             "encode": seconds(lambda images=images: model.predict_fmri(images), repeats),
-            "decode": seconds(lambda: decode(0.0), repeats),
-            "decode, mean over the spread": seconds(lambda: decode(0.2), repeats),
+            "decode": seconds(lambda fmri=fmri: model.reconstruct_image(fmri), repeats),
         }
     keep(args.work / "latency.json", {"voxels": args.voxels, "seconds by batch": found})
     print("| | batch | ms | bare ViT = 1 |\n|---|---|---|---|")
