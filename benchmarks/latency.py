@@ -7,7 +7,7 @@ writes WORK/latency.json.
 
     bare ViT    ViTModel on the same pictures
     encode      `predict_fmri`: images to fMRI
-    decode      `reconstruct_image`: fMRI to images, the mean latent's, and the mean over the posterior's spread
+    decode      `reconstruct_image`: fMRI to images
 """
 
 import argparse

@@ -5,8 +5,8 @@
 Random pictures of 224 px, a ViT-B/16 of random weights and fMRI of 39,548 vertices; prints a table and writes
 WORK/training.json.
 
-    forerunner     a step of the notebook's loop (see forerunner.py): rows as Python lists, pictures decoded and resized one
-                   by one, all of ViT-B/16 in float32, Adam, batches of 16
+    forerunner     a step of the notebook's loop (see forerunner.py): rows as Python lists, pictures decoded and resized
+                   one by one, all of ViT-B/16 in float32, Adam, batches of 16
     features       `visionflow train` of one step with an empty cache, less the same with a full one: the encoder's pass
     an epoch       eight epochs of `visionflow train`, encoder frozen, less two, over six: with all that grows with them
     the fits       `visionflow train` of one step, encoder frozen, all features at hand
