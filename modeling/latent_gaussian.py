@@ -86,10 +86,6 @@ class LatentGaussian:
         """The logarithms of their variances, `(batch, latent_dim + linear_dim)`."""
         return torch.cat([self.learned.logvar, self.linear.logvar], dim=-1)
 
-    def kl_to_standard(self) -> torch.Tensor:
-        """As in `Gaussian`, `(batch, latent_dim + linear_dim)`."""
-        return torch.cat([self.learned.kl_to_standard(), self.linear.kl_to_standard()], dim=-1)
-
     def kl_to(self, other: "LatentGaussian") -> torch.Tensor:
         """As in `Gaussian`, `(batch, latent_dim + linear_dim)`."""
         return torch.cat([self.learned.kl_to(other.learned), self.linear.kl_to(other.linear)], dim=-1)

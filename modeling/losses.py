@@ -3,7 +3,7 @@
 
 import torch
 
-from .latent_gaussian import LatentGaussian
+from .latent_gaussian import Gaussian, LatentGaussian
 
 HALF_LEVEL = 1 / 512  # of 256 grey levels, on a 0..1 scale
 
@@ -28,8 +28,8 @@ def image_loss(reconstructions: torch.Tensor, pixel_values: torch.Tensor, rows: 
     return row_mean(divergence.flatten(-3).mean(-1), rows)
 
 
-def kl_loss(posterior: LatentGaussian, rows: torch.Tensor) -> torch.Tensor:
-    """mean KL(q || N(0, 1)) over latent dimensions and rows."""
+def kl_loss(posterior: Gaussian, rows: torch.Tensor) -> torch.Tensor:
+    """mean KL(q || N(0, 1)) over dimensions and rows."""
     return row_mean(posterior.kl_to_standard().mean(1), rows)
 
 

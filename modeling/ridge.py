@@ -1,7 +1,7 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """Ridge regression on torch tensors, on the device and in the dtype of its inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,8 @@ def fit_ridge(
     errors = judged.new_zeros(len(penalties), judged.shape[1])
     for train, test in group_folds(groups, folds, seed):
         path = RidgePath(features[train], judged[train])
-        errors += torch.stack([(path.predict(features[test], p) - judged[test]).square().sum(0) for p in penalties])
+        predicted = path.predictions(features[test], penalties)
+        errors += torch.stack([(one - judged[test]).square().sum(0) for one in predicted])
     best = int(errors.sum(1).argmin())
     ridge = RidgePath(features, targets).solve(penalties[best])
     ridge.held_out_error = errors[best] / len(features)
@@ -89,14 +90,23 @@ class RidgePath:
         turned = centred.mT
         wide = features.shape[-1] > features.shape[-2]
         products = centred @ turned if wide else turned @ centred
-        values, vectors = torch.linalg.eigh(products)
+        values, vectors = eigh(products)
         self.values = values.clamp(min=0)
         self.along = vectors.mT @ ((targets - self.level) if wide else turned @ (targets - self.level))
         self.back = turned @ vectors if wide else vectors
 
+    def predictions(self, features: torch.Tensor, penalties: list[float | torch.Tensor]) -> Iterator[torch.Tensor]:
+        """For each penalty `(..., samples, features)` to `(..., samples, targets)`.
+
+        A tensor of penalties has the leading dimensions.
+        """
+        projected = (features - self.mean) @ self.back
+        for penalty in penalties:
+            yield (projected / self._shrunk(penalty)[..., None, :]) @ self.along + self.level
+
     def predict(self, features: torch.Tensor, penalty: float | torch.Tensor) -> torch.Tensor:
-        """`(..., samples, features)` to `(..., samples, targets)`; a tensor of penalties has the leading dimensions."""
-        return ((features - self.mean) @ self.back / self._shrunk(penalty)[..., None, :]) @ self.along + self.level
+        """The same for one penalty."""
+        return next(self.predictions(features, [penalty]))
 
     def solve(self, penalty: float) -> Ridge:
         """The ridge of one penalty."""
@@ -107,6 +117,13 @@ class RidgePath:
         if isinstance(penalty, torch.Tensor):
             penalty = penalty[..., None]
         return self.values + penalty
+
+
+def eigh(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues and eigenvectors of symmetric matrices; on the CPU for MPS, which does not compute them."""
+    if products.device.type != "mps":
+        return torch.linalg.eigh(products)
+    return tuple(part.to(products.device) for part in torch.linalg.eigh(products.cpu()))
 
 
 def squared_norm(features: torch.Tensor) -> float:

@@ -29,7 +29,7 @@ REFUSED = {
     "hub_revision": HUB_ONCE,
     "train_sampling_strategy": RANDOM_ORDER,
     "length_column_name": RANDOM_ORDER,
-    "remove_unused_columns": "the collator needs all columns",
+    "remove_unused_columns": "the batches have no columns",
     "label_names": "the inputs that losses are computed for are fixed",
     "label_smoothing_factor": "there are no class labels to smooth",
     "prediction_loss_only": LOSS_ALONE,

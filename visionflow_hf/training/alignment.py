@@ -23,7 +23,7 @@ from visionflow_hf.training.augmentation import augment
 from visionflow_hf.training.stimuli import BATCH, Stimuli
 from visionflow_hf.training.trials import Trials
 
-IMAGES = 4000  # about as many images are used
+IMAGES = 4000  # augmented copies, at most about as many
 STEPS, TRIALS = 2000, 256  # trials a step
 LEARNING_RATE = 1e-3
 SHARED = 0.3  # of the noise variance, that voxels have in common

@@ -45,8 +45,8 @@ class ModelArguments:
     from_model: str | None = field(
         default=None,
         metadata={
-            "help": "Continue from a trained VisionFlow model, a folder or a name on the Hub; its encoder and sizes "
-            "are kept, and the subjects of the corpus are added."
+            "help": "Continue from a trained VisionFlow model, a folder or a name on the Hub; its encoder, decoder and "
+            "sizes are kept. Its subjects are replaced by those of the corpus, or kept with --freeze_shared."
         },
     )
     freeze_shared: bool = field(
@@ -90,7 +90,7 @@ class ModelArguments:
     )
     voxel_dropout: float = field(
         default=VisionFlowConfig.voxel_dropout,
-        metadata={"help": "Share of the measured voxels that each training step leaves out."},
+        metadata={"help": "Share of the measured voxels left out of a step where the model is fine-tuned in code."},
     )
     autoencoder: str | None = field(
         default=None,
@@ -108,10 +108,12 @@ class ModelArguments:
     )
     kl_weight: float = field(default=VisionFlowConfig.kl_weight, metadata={"help": "Weight of the KL divergence."})
     alignment_weight: float = field(
-        default=VisionFlowConfig.alignment_weight, metadata={"help": "Weight of the latent alignment loss."}
+        default=VisionFlowConfig.alignment_weight,
+        metadata={"help": "Weight of the latent alignment loss where the model is fine-tuned in code."},
     )
     fmri_weight: float = field(
-        default=VisionFlowConfig.fmri_weight, metadata={"help": "Weight of the fMRI reconstruction loss."}
+        default=VisionFlowConfig.fmri_weight,
+        metadata={"help": "Weight of the fMRI reconstruction loss where the model is fine-tuned in code."},
     )
 
     def __post_init__(self):
@@ -168,10 +170,10 @@ class VisionFlowTrainingArguments(TrainingArguments):
             "help": "End with the checkpoint of the lowest validation loss; without validation, with the last step."
         },
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept false: the collator needs all columns."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept false: the batches have no columns."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin batches in memory for a GPU."})
     label_names: list[str] | None = field(
-        default_factory=lambda: ["fmri"], metadata={"help": "Kept: the input that a loss is computed for."}
+        default_factory=lambda: ["pixel_values"], metadata={"help": "Kept: the input that a loss is computed for."}
     )
     validation_fraction: float | None = field(
         default=None,
@@ -233,7 +235,7 @@ LEAST = {"max_steps": -1, "feature_layers": -1, "local_rank": -1} | dict.fromkey
     1,
 )  # 0 for all others
 BELOW_ONE = ("bridge_dropout", "voxel_dropout", "validation_fraction", "adam_beta1", "adam_beta2")
-MOST_SEED = 2**32 - 1  # as numpy takes it
+MOST = {"seed": 2**32 - 1, "linear_dim": 2000}  # what numpy takes; what one ridge is judged by
 
 
 def check_numbers(args) -> None:
@@ -251,8 +253,8 @@ def check_numbers(args) -> None:
                 raise UserError(f"--{item.name} is {number}: a finite number of at least {least} is expected")
             if item.name in BELOW_ONE and number >= 1:
                 raise UserError(f"--{item.name} is {number}: a number from 0 to less than 1 is expected")
-            if item.name == "seed" and number > MOST_SEED:
-                raise UserError(f"--seed is {number}: at most {MOST_SEED} is expected")
+            if number > MOST.get(item.name, number):
+                raise UserError(f"--{item.name} is {number}: at most {MOST[item.name]} is expected")
 
 
 def refuse_missing_loggers(report_to: str | list[str] | None) -> None:

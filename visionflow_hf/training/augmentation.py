@@ -20,7 +20,7 @@ def augment(images: torch.Tensor, distinct: int) -> torch.Tensor:
         images (`torch.Tensor` of shape `(batch, channels, height, width)`)
         distinct: how many distinct stimuli there are.
     """
-    if distinct >= FEW_STIMULI:
+    if distinct >= FEW_STIMULI or len(images) < 2:
         return move(images)
     half = len(images) // 2
     return torch.cat([move(images[:half]), compose(move(images[half:], amount=0.3))])

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from visionflow_hf.modeling import VisionFlowModel
 from visionflow_hf.modeling.gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS, wavelet_maps
-from visionflow_hf.modeling.ridge import FOLDS, Ridge, RidgePath, fit_ridge, group_folds, held_out_predictions
+from visionflow_hf.modeling.ridge import FOLDS, Ridge, RidgePath, eigh, fit_ridge, group_folds, held_out_predictions
 from visionflow_hf.training.stimuli import BATCH, Stimuli
 from visionflow_hf.training.trials import Trials
 
@@ -60,7 +60,7 @@ class EnergyMaps:
         for channel, mean in zip(self.values, self.mean, strict=True):
             centred = channel.float() - mean
             products += centred @ centred.T
-        values, vectors = torch.linalg.eigh(products)
+        values, vectors = eigh(products)
         kept = values > 1e-6 * values.max()
         self._dual = vectors[:, kept] / values[kept].sqrt()
         self.scores = vectors[:, kept] * values[kept].sqrt()
@@ -174,7 +174,7 @@ def likely_mean(
         features, missed = candidate(), 0
         for train, test in folds:
             path = RidgePath(features[:, train], targets[train])
-            predicted = [path.predict(features[:, test], penalty) for penalty in penalties_of(features)]
+            predicted = path.predictions(features[:, test], penalties_of(features))
             missed = missed + torch.stack([(one - targets[test]).square().sum(1) for one in predicted], dim=1)
         errors.append(missed)
     share = likelihoods(torch.cat(errors), len(targets))
@@ -206,8 +206,8 @@ def stack(predictions: list[torch.Tensor], targets: torch.Tensor) -> torch.Tenso
     Args:
         predictions: of held-out stimuli by each model, tensors of the shape of `targets`, without their mean.
     """
-    columns = torch.stack([one.flatten() for one in predictions], dim=1).double().cpu().numpy()
-    weights, _ = nnls(columns, targets.flatten().double().cpu().numpy())
+    columns = torch.stack([one.flatten() for one in predictions], dim=1).cpu().double().numpy()  # MPS has no float64
+    weights, _ = nnls(columns, targets.flatten().cpu().double().numpy())
     return torch.tensor(weights, dtype=torch.float32)
 
 
@@ -219,7 +219,8 @@ def fit_encoding(
 
     Args:
         latent_of: for each stimulus the mean of q(z | image), `(latent_dim,)`.
-        seed: which stimuli stand for more than 8,000, and which are held out to find the trust.
+        seed: which stimuli the encoding models are fitted to where there are more than 8,000, and which are held out to
+            find their weights.
     """
     names = trials.subjects
     chosen = [trials.some_stimuli(name, MOST_STIMULI // len(names), seed) for name in names]
@@ -229,12 +230,16 @@ def fit_encoding(
     components = Components(EnergyMaps(stimuli, distinct, model.device), model.config.linear_dim) if use_maps else None
     from_latent = []
     for name, own in zip(names, chosen, strict=True):
-        fmri = trials.mean_responses(name, own).to(model.device)
-        learned = torch.stack([latent_of[stimulus] for stimulus in own])
+        shown = list(dict.fromkeys(trials.stimulus_ids(name)))
+        fmri = trials.mean_responses(name, shown).to(model.device)
+        learned = torch.stack([latent_of[stimulus] for stimulus in shown])
         read = model.latent_to_fmri.read(learned, learned[:, :0])
-        ridge = fit_ridge(read, fmri, own)
-        missed = trials.squared_errors(name, own, held_out_predictions(ridge, read, fmri, own))
+        ridge = fit_ridge(read, fmri, shown)
+        missed = trials.squared_errors(name, shown, held_out_predictions(ridge, read, fmri, shown))
         if use_maps:
+            kept = set(own)
+            some = [row for row, stimulus in enumerate(shown) if stimulus in kept]
+            read, fmri = read[some], fmri[some]
             rows = torch.tensor([place[stimulus] for stimulus in own], device=model.device)
             weights, left = trust(components.maps, rows, read, fmri, seed)
             logger.info(
@@ -246,11 +251,16 @@ def fit_encoding(
         model.set_noise(name, missed)
         from_latent.append(ridge)
     readouts = components.put_head(model) if use_maps else []
-    for voxel_map, ridge in zip(model.latent_to_fmri.voxel_maps, from_latent, strict=True):
+    if not use_maps:
+        model.linear_head.weight.zero_()
+        model.linear_head.bias.zero_()
+    for name, ridge in zip(names, from_latent, strict=True):
+        voxel_map = model.latent_to_fmri.voxel_maps[model.config.subjects.index(name)]
         voxel_map.weight.zero_()
         voxel_map.weight[:, : len(ridge.weights)] = ridge.weights.T
         voxel_map.bias.copy_(ridge.intercept)
-    for voxel_map, (weights, level) in zip(model.latent_to_fmri.voxel_maps, readouts, strict=False):
+    for name, (weights, level) in zip(names, readouts, strict=False):
+        voxel_map = model.latent_to_fmri.voxel_maps[model.config.subjects.index(name)]
         voxel_map.weight[:, -model.config.linear_dim :] = weights.T
         voxel_map.bias += level
 

@@ -74,7 +74,8 @@ def fit_new_subjects(
             raise UserError(f"{name} has {count(distinct, 'stimulus')}: at least {FEWEST_STIMULI} are needed")
         fmri = trials.fmri(name).to(model.device)
         posterior = image_latents(model, stimuli, distinct)
-        rows = [distinct.index(stimulus) for stimulus in names]
+        place_of = {stimulus: row for row, stimulus in enumerate(distinct)}
+        rows = [place_of[stimulus] for stimulus in names]
         learned, linear = posterior.learned.mean[rows], posterior.linear.mean[rows]
         responses = known.predict(model.latent_to_fmri.read(learned, linear))
         to_voxels, missed = fit_voxels(responses, fmri, names)

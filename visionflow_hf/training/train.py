@@ -19,7 +19,7 @@ from visionflow_hf.corpus.responses import images_alone, pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
-from visionflow_hf.folders import refuse_existing, take_name
+from visionflow_hf.folders import put_back, refuse_existing, take_name
 from visionflow_hf.hub import load_model, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.training.alignment import align, image_latents
@@ -74,10 +74,11 @@ def train(
     """
     run = Path(run).absolute()
     opened = open_corpus(corpus, allow_leakage, streaming)
-    checkpoint = find_checkpoint(run, training_args.resume_from_checkpoint)
-    if checkpoint is None:
-        refuse_existing(run, training_args.overwrite, MARKER)
+    put_back(run)
     folder = in_progress(run) if (run / "config.json").exists() else run
+    checkpoint = find_checkpoint([folder, run], training_args.resume_from_checkpoint)
+    if checkpoint is None or not Path(checkpoint).absolute().is_relative_to(run.parent):
+        refuse_existing(run, training_args.overwrite, MARKER)
     first = training_args.process_index == 0
     PartialState().wait_for_everyone()  # until all have seen what is there
     try:
@@ -87,7 +88,8 @@ def train(
             return trained
         save_model(trained.model, trained.processor, folder, description(trained, opened, model_args, training_args))
     except BaseException:
-        if first and folder.is_dir() and get_last_checkpoint(folder) is None:  # nothing to resume from
+        begun = first and checkpoint is None and (folder / MARKER).is_file()
+        if begun and folder.is_dir() and get_last_checkpoint(folder) is None:  # nothing to resume from
             shutil.rmtree(folder, ignore_errors=True)
         raise
     if folder != run:
@@ -135,29 +137,33 @@ def train_on(
     model.to(training_args.device)
     trials = Trials(pairs, processor)
     if "validation" in splits:
-        held_out, validated = Trials(splits["validation"], processor), True
+        held_out, validated = Trials(pairs_of(splits["validation"]), processor), True
         fitted = trials
     else:
-        held_out_stimuli, validated = choose_held_out(trials.stimuli, training_args)
+        held_out_stimuli, validated = choose_held_out(trials, training_args)
         held_out = trials.without(set(trials.stimuli) - held_out_stimuli)
         fitted = trials.without(held_out_stimuli)
-    unpaired = sorted(set(images["stimulus_id"]) - set(trials.stimuli) - set(held_out.stimuli))
     args = complete(training_args, run, len(fitted.stimuli), validated)
-    if checkpoint is None and first:
-        begin(run, model_args, training_args)
+    if first and (checkpoint is None or not (run / MARKER).is_file()):
+        begin(run, model_args, training_args, empty=checkpoint is None)
 
     frozen = not any(parameter.requires_grad for parameter in model.encoder.parameters())
-    shown = [pairs, images] + [splits[name] for name in ("validation",) if name in splits]
-    stimuli = Stimuli(processor, shown, model if frozen else None, args.stimulus_cache)
+    stimuli = Stimuli(processor, [pairs, images, held_out.rows], model if frozen else None, args.stimulus_cache)
+    paired = {stimuli.keys[name] for name in (*trials.stimuli, *held_out.stimuli)}  # also under another name
+    unpaired = sorted(name for name in set(images["stimulus_id"]) if stimuli.keys[name] not in paired)
     validation = ImageBatches(stimuli, held_out.stimuli) if validated else None
+    fmri_side = [model.fmri_to_latent, model.latent_to_fmri, model.linear_head, model.linear_decoder]
+    for part in fmri_side:  # no gradient reaches them in the image stage
+        part.requires_grad_(False)
+    model.linear_logvar.requires_grad_(False)
     stages = [fitted] if validated or not held_out.stimuli else [fitted, trials]
-    history = []
+    history, shares = [], (0.0, 0.0)  # where nothing is held out to choose them
     for own in stages:
         logger.info(f"image stage: {args.max_steps} steps on {len(own.stimuli)} of {len(trials.stimuli)} stimuli")
-        batches = ImageBatches(stimuli, own.stimuli, unpaired, args.seed)
+        batches = ImageBatches(stimuli, own.stimuli, unpaired, args.train_batch_size * args.world_size)
         settings, resumed = (args, checkpoint) if own is stages[-1] else (unsaved(args), None)
         trainer = run_trainer(model, processor, batches, validation, settings, resumed)
-        model = trainer.accelerator.unwrap_model(trainer.model)
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         history += trainer.state.log_history
         if own is fitted and held_out.stimuli and first:
             fit_fmri_side(model, fitted, stimuli, args)
@@ -166,10 +172,13 @@ def train_on(
     if not first:
         return Trained(model, processor, history)
     trainer.save_state()
-    fit_fmri_side(model, trials, stimuli, args)
-    if held_out.stimuli:
-        mlp_share, model.config.linear_share = shares
-        model.fmri_to_latent.mlp_share.data.fill_(mlp_share)
+    if fitted is not trials or not held_out.stimuli:
+        fit_fmri_side(model, trials, stimuli, args)
+    mlp_share, model.config.linear_share = shares
+    model.fmri_to_latent.mlp_share.data.fill_(mlp_share)
+    for part in fmri_side:
+        part.requires_grad_(True)
+    model.linear_logvar.requires_grad_(True)
     return Trained(model, processor, history)
 
 
@@ -208,25 +217,36 @@ def run_trainer(
     trainer = ImageTrainer(
         model=model, args=args, train_dataset=batches, eval_dataset=validation, processing_class=processor
     )
+    torch.manual_seed(args.seed + args.process_index)  # processes draw different noise and augmentations
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
 
 
-def choose_held_out(stimulus_ids: list[str], args: VisionFlowTrainingArguments) -> tuple[set[str], bool]:
+def choose_held_out(trials: Trials, args: VisionFlowTrainingArguments) -> tuple[set[str], bool]:
     """The stimuli by which the shares are chosen, and whether they stay held out of the image stage for good.
 
     Many stimuli can spare a tenth for good (`--validation_fraction`). Of few a fifth, but eight at least and half at
-    most, are held out at first; of fewer than four none.
+    most, are held out at first; of fewer than four none. Every subject keeps two stimuli at least.
+
+    Raises:
+        UserError: a subject with a single stimulus, to which nothing can be fitted.
     """
+    stimulus_ids = trials.stimuli
     distinct = len(stimulus_ids)
     fraction = args.validation_fraction
     if fraction is None:
         fraction = 0.1 if distinct >= MANY_STIMULI else 0
-    if fraction:
-        return split_stimuli(stimulus_ids, fraction, args.seed), True
-    if distinct < FEWEST_TO_CHOOSE:
-        return set(), False
-    return split_stimuli(stimulus_ids, min(max(0.2, ENOUGH_TO_CHOOSE / distinct), 0.5), args.seed), False
+    for_good = fraction > 0
+    if not fraction and distinct >= FEWEST_TO_CHOOSE:
+        fraction = min(max(0.2, ENOUGH_TO_CHOOSE / distinct), 0.5)
+    held_out = split_stimuli(stimulus_ids, fraction, args.seed) if fraction else set()
+    for name in trials.subjects:
+        own = set(trials.stimulus_ids(name))
+        if len(own) < 2:
+            raise UserError(f"{name} has 1 distinct stimulus with an image in train: at least 2 are needed")
+        if len(own - held_out) < 2:
+            held_out -= own
+    return held_out, for_good
 
 
 def unsaved(args: VisionFlowTrainingArguments) -> VisionFlowTrainingArguments:
@@ -262,16 +282,16 @@ def refuse_shards(args: VisionFlowTrainingArguments) -> None:
         )
 
 
-def find_checkpoint(run: Path, resume: str | None) -> str | None:
+def find_checkpoint(folders: list[Path], resume: str | None) -> str | None:
     """The checkpoint folder that `--resume_from_checkpoint` means; None to begin anew.
 
     Args:
-        resume: `auto` for the last one in `run`, or of a run that was to replace it; or a path.
+        resume: `auto` for the last one in the first of `folders` that has any; or a path.
     """
     if resume is None:
         return None
     if resume == "auto":
-        found = [get_last_checkpoint(folder) for folder in (in_progress(run), run) if folder.is_dir()]
+        found = [get_last_checkpoint(folder) for folder in folders if folder.is_dir()]
         return next(filter(None, found), None)
     if not (Path(resume) / "trainer_state.json").is_file():
         raise UserError(f"{resume} is no checkpoint (no trainer_state.json in it): give a checkpoint-N folder, or auto")
@@ -287,7 +307,7 @@ def complete(
     and 30,000 at most; three quarters of that where it runs twice.
     """
     args = copy.copy(args)
-    args.output_dir, args.label_names = str(run), ["pixel_values"]
+    args.output_dir = str(run)
     args.push_to_hub = False  # `train` pushes the finished model once; Trainer would push every checkpoint
     if args.max_steps <= 0:
         a_pass = math.ceil(stimuli / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps))
@@ -317,7 +337,7 @@ def description(
         "n_images_alone": len(set(images["stimulus_id"])),
         "leakage": opened.leakage,
         "data_license": opened.license,
-        "steps": trained.history[-1]["step"] if trained.history else 0,
+        "steps": sum(entry["step"] for entry in trained.history if "train_runtime" in entry),
         "seed": training_args.seed,
     }
 
@@ -327,8 +347,11 @@ def in_progress(run: Path) -> Path:
     return run.with_name(f".{run.name}.training")
 
 
-def begin(run: Path, model_args: ModelArguments, training_args: VisionFlowTrainingArguments) -> None:
-    """An empty folder that holds what the run was told."""
-    shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(parents=True)
+def begin(
+    run: Path, model_args: ModelArguments, training_args: VisionFlowTrainingArguments, empty: bool = True
+) -> None:
+    """The folder of the run, with its flags in it; emptied, but where a checkpoint in it is resumed from."""
+    if empty:
+        shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True, exist_ok=True)
     (run / MARKER).write_text(yaml.safe_dump(told(model_args, training_args), sort_keys=False))

@@ -6,9 +6,9 @@ The images are the stimuli, images without fMRI, and augmented copies of both. T
 not frozen. The fMRI side is fitted to the latent when this stage has ended (see `train`).
 """
 
+import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from transformers import Trainer
 from transformers.utils import logging
@@ -25,22 +25,21 @@ class ImageBatches(torch.utils.data.Dataset):
     Args:
         stimulus_ids: of the stimuli with fMRI.
         unpaired: of the images without.
-        seed: which of the latter go with which stimuli.
+        batch: rows of a batch. So that every batch is full, some stimuli come twice in a pass.
     """
 
-    def __init__(self, stimuli: Stimuli, stimulus_ids: Sequence[str], unpaired: Sequence[str] = (), seed: int = 0):
+    def __init__(self, stimuli: Stimuli, stimulus_ids: Sequence[str], unpaired: Sequence[str] = (), batch: int = 1):
         self.stimuli, self.stimulus_ids, self.unpaired = stimuli, list(stimulus_ids), list(unpaired)
-        self.seed = seed
+        self.length = math.ceil(len(self.stimulus_ids) / batch) * batch
 
     def __len__(self) -> int:
-        return len(self.stimulus_ids)
+        return self.length
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """`pixel_values`, and `image_features` where the encoder is frozen."""
-        names = [self.stimulus_ids[row] for row in rows]
+        names = [self.stimulus_ids[row % len(self.stimulus_ids)] for row in rows]
         if self.unpaired:
-            random = np.random.default_rng([self.seed, *rows])  # the same in a resumed run
-            names += [self.unpaired[row] for row in random.integers(len(self.unpaired), size=len(rows))]
+            names += [self.unpaired[row] for row in torch.randint(len(self.unpaired), (len(rows),)).tolist()]
         batch = {"pixel_values": self.stimuli.pixel_values(names)}
         features = self.stimuli.image_features(names)
         return batch if features is None else batch | {"image_features": features}
@@ -52,8 +51,7 @@ class ImageTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, data_collator=dict, **kwargs)  # they come as batches
         self.distinct = len(self.train_dataset.stimulus_ids) + len(self.train_dataset.unpaired)
-        self._sums = dict.fromkeys(LOSSES, 0.0)
-        self._steps = 0
+        self._sums: dict[str, list[torch.Tensor]] = {}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of the images and, unless a frozen encoder's features are at hand, of augmented copies.
@@ -65,20 +63,17 @@ class ImageTrainer(Trainer):
             first = augment(pixels, self.distinct) if self.eval_dataset is None else pixels
             inputs = {"pixel_values": torch.cat([first, augment(pixels, self.distinct)])}
         outputs = model(**inputs)
-        if model.training:
-            for name in LOSSES:
-                self._sums[name] = self._sums[name] + outputs[name].detach().mean()
-            self._steps += 1
+        for name in LOSSES:
+            self._sums.setdefault(name if model.training else f"eval_{name}", []).append(outputs[name].detach().mean())
         return (outputs.loss.mean(), outputs) if return_outputs else outputs.loss.mean()
 
     def log(self, logs, start_time=None):
         """Each loss by its name beside their weighted sum."""
-        if "loss" in logs and self._steps:
-            for name in LOSSES:
-                mean = torch.as_tensor(self._sums[name] / self._steps, device=self.args.device)
+        for name in LOSSES:
+            name = f"eval_{name}" if "eval_loss" in logs else name
+            if ("loss" in logs or "eval_loss" in logs) and name in self._sums:
+                mean = torch.stack(self._sums.pop(name)).mean()
                 logs[name] = self.accelerator.gather(mean).mean().item()
-                self._sums[name] = 0.0
-            self._steps = 0
         super().log(logs, start_time)
 
     def _save(self, output_dir=None, state_dict=None):

@@ -1,4 +1,4 @@
-"""The responses of each subject in the train split: read once, standardised by the processor, on the CPU."""
+"""The responses of each subject to some stimuli: read once, standardised by the processor, on the CPU."""
 
 from collections.abc import Collection, Sequence
 
@@ -35,8 +35,8 @@ class Trials:
 
     @property
     def subjects(self) -> list[str]:
-        """Their names, in the processor's order."""
-        return [name for name in self.processor.subjects if (self._owners == name).any()]
+        """Those who have trials, in the processor's order."""
+        return [name for name in self.processor.subjects if self.stimulus_ids(name)]
 
     def stimulus_ids(self, subject: str) -> list[str]:
         """The stimulus of each trial."""
