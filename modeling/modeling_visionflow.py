@@ -38,7 +38,7 @@ class VisionFlowOutput(ModelOutput):
             Bernoulli divergence per pixel of the image decoded from the image's own latent and, for paired rows, from
             the latent of its response (see `losses.image_loss`).
         loss_kl (`torch.Tensor` of shape `()`):
-            KL(q || N(0, 1)) per learned latent dimension, q being the posterior given the image (given fMRI without one).
+            KL(q || N(0, 1)) per learned dimension, q being the posterior given the image (given fMRI without one).
         loss_alignment (`torch.Tensor` of shape `()`):
             KL(q(z | image) || q(z | fmri)) per latent dimension, over paired rows.
         loss_fmri (`torch.Tensor` of shape `()`):

@@ -109,11 +109,11 @@ class ModelArguments:
     kl_weight: float = field(default=VisionFlowConfig.kl_weight, metadata={"help": "Weight of the KL divergence."})
     alignment_weight: float = field(
         default=VisionFlowConfig.alignment_weight,
-        metadata={"help": "Weight of the latent alignment loss where the model is fine-tuned in code."},
+        metadata={"help": "Weight of the latent alignment loss, for fine-tuning in code."},
     )
     fmri_weight: float = field(
         default=VisionFlowConfig.fmri_weight,
-        metadata={"help": "Weight of the fMRI reconstruction loss where the model is fine-tuned in code."},
+        metadata={"help": "Weight of the fMRI reconstruction loss, for fine-tuning in code."},
     )
 
     def __post_init__(self):
