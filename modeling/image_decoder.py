@@ -11,12 +11,13 @@ from .losses import HALF_LEVEL
 
 SMALLEST_GRID = 7  # 224 px is 7 doubled five times
 LINEAR_SIDE = 32  # px
+STRETCH = 0.01
 
 
 class ConvTransposeDecoder(nn.Module):
     """Latent to image: a linear map to a grid of at most 7 x 7 cells, which is doubled until it covers the image.
 
-    `last` follows the stack: a Sigmoid where it ends at pixels.
+    `last` follows the stack: a `StretchedSigmoid` where it ends at pixels.
     """
 
     def __init__(self, config, image_size: list[int], num_channels: int, last: nn.Module | None = None):
@@ -50,6 +51,17 @@ class ConvTransposeDecoder(nn.Module):
 def group_norm(width: int) -> nn.GroupNorm:
     """As many groups as there can be, up to 8, of 8 channels or more: narrower ones are many times slower on a CPU."""
     return nn.GroupNorm(max(n for n in range(1, 9) if n == 1 or (width % n == 0 and width >= 8 * n)), width)
+
+
+class StretchedSigmoid(nn.Module):
+    """y = clamp(1.02 sigmoid(x) - 0.01, 0, 1): unlike a sigmoid it reaches 0 and 1, so that black is without haze.
+
+    Source: Louizos et al. 2018, Learning Sparse Neural Networks through L0 Regularization, section 2.3.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of the same shape, on a 0..1 scale."""
+        return ((1 + 2 * STRETCH) * x.sigmoid() - STRETCH).clamp(0, 1)
 
 
 class AutoencoderKLDecoder(nn.Module):

@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from .configuration_visionflow import VisionFlowConfig
 from .fmri_bridges import FmriToLatent, LatentToFmri
 from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
-from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder, blend
+from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder, StretchedSigmoid, blend
 from .latent_gaussian import Gaussian, LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
 from .vision_encoder import layer_maps, pooled_features
@@ -103,7 +103,7 @@ class VisionFlowModel(PreTrainedModel):
         if config.decoder_type == "autoencoder_kl":
             self.image_decoder = AutoencoderKLDecoder(config)
         else:
-            self.image_decoder = ConvTransposeDecoder(config, config.image_size, config.num_channels, nn.Sigmoid())
+            self.image_decoder = ConvTransposeDecoder(config, config.image_size, config.num_channels, StretchedSigmoid())
         self.linear_decoder = LinearDecoder(config)
         self.fmri_to_latent = FmriToLatent(config)
         self.latent_to_fmri = LatentToFmri(config)

@@ -208,7 +208,7 @@ RAMP = np.linspace(0, 1, 48).reshape(6, 8)
         RAMP.astype(np.float16),
         torch.from_numpy(RAMP).bfloat16(),
     ],
-    ids=lambda image: f"{type(image).__name__} {getattr(image, 'mode', getattr(image, 'dtype', None))}",
+    ids=lambda image: f"{type(image).__name__} {getattr(image, 'dtype', None) or image.mode}",
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_depth_is_scaled(image, channels):
