@@ -66,12 +66,19 @@ class FmriToLatent(nn.Module):
 
     @torch.no_grad()
     def fit(
-        self, place: int, fmri: torch.Tensor, learned: torch.Tensor, linear: torch.Tensor, stimulus_ids: list[str]
+        self,
+        place: int,
+        fmri: torch.Tensor,
+        learned: torch.Tensor,
+        linear: torch.Tensor,
+        stimulus_ids: list[str],
+        voxel_weights: torch.Tensor,
     ) -> torch.Tensor:
-        """Fit the linear maps of the subject with this place by ridge regression.
+        """Fit the linear maps of the subject with this place by ridge regression on weighted voxels.
 
         Args:
             fmri (`torch.Tensor` of shape `(trials, voxels)`): standardised.
+            voxel_weights (`torch.Tensor` of shape `(voxels,)`): how much each voxel counts.
             learned (`torch.Tensor` of shape `(trials, latent_dim)`): mean of q(z | image) of each trial's image.
             linear (`torch.Tensor` of shape `(trials, linear_dim)`): mean of q(w | image).
             stimulus_ids: the stimulus of each trial.
@@ -79,12 +86,13 @@ class FmriToLatent(nn.Module):
         Returns:
             Mean squared error of w on held-out stimuli, `(linear_dim,)`.
         """
-        put(self.to_learned[place], fit_ridge(fmri, learned, stimulus_ids))
-        if not linear.shape[1]:
-            return linear.new_zeros(0)
-        ridge = fit_ridge(fmri, linear, stimulus_ids)
-        put(self.to_linear[place], ridge)
-        return ridge.held_out_error
+        errors = linear.new_zeros(0)
+        for layer, latents in ((self.to_learned[place], learned), (self.to_linear[place], linear)):
+            if latents.shape[1]:
+                ridge = fit_ridge(fmri * voxel_weights, latents, stimulus_ids)
+                put(layer, Ridge(voxel_weights[:, None] * ridge.weights, ridge.intercept, ridge.penalty))
+                errors = ridge.held_out_error
+        return errors
 
     def add_subject(self, voxels: int) -> None:
         """Maps of one more subject, zero until they are fitted; the MLP, not trained on it, does not correct it."""

@@ -103,7 +103,9 @@ class VisionFlowModel(PreTrainedModel):
         if config.decoder_type == "autoencoder_kl":
             self.image_decoder = AutoencoderKLDecoder(config)
         else:
-            self.image_decoder = ConvTransposeDecoder(config, config.image_size, config.num_channels, StretchedSigmoid())
+            self.image_decoder = ConvTransposeDecoder(
+                config, config.image_size, config.num_channels, StretchedSigmoid()
+            )
         self.linear_decoder = LinearDecoder(config)
         self.fmri_to_latent = FmriToLatent(config)
         self.latent_to_fmri = LatentToFmri(config)

@@ -4,6 +4,7 @@ A command imports what it needs when it runs, so that help and importers need no
 """
 
 import argparse
+import ctypes
 import logging
 import os
 import signal
@@ -84,6 +85,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory in this process and those that it starts, instead of returning it to the system.
+
+    Training makes and frees the same large arrays in every step; glibc would map and clear each anew, which takes about a
+    fifth of a step on a CPU. Other C libraries are left alone.
+    """
+    allocator = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    for number, variable, value in ((-4, "MALLOC_MMAP_MAX_", 0), (-1, "MALLOC_TRIM_THRESHOLD_", -1)):  # of malloc.h
+        os.environ.setdefault(variable, str(value))
+        if allocator is not None:
+            allocator(number, value)
 
 
 def take_debug_flag(argv: list[str]) -> bool:
@@ -459,6 +473,7 @@ def train(corpus: str, run: str, streaming: bool, allow_leakage: bool, **flags) 
     model_args, training_args = dataclasses_of(flags)  # refuses what is wrong before the rest is imported
     from visionflow_hf.training import train
 
+    keep_freed_memory()
     train.train(corpus, run, model_args, training_args, allow_leakage, streaming)
     if training_args.process_index == 0:
         print(f"wrote {run}")
@@ -470,6 +485,7 @@ def crossvalidate(corpus: str, out: str, folds: int, num_proc: int | None, perce
     model_args, training_args = dataclasses_of(flags)
     from visionflow_hf import crossvalidate
 
+    keep_freed_memory()
     more = {"overwrite": training_args.overwrite, "perceptual": perceptual}
     crossvalidate.crossvalidate(corpus, out, model_args, training_args, folds, num_proc, **more)
     print(f"wrote {out}")

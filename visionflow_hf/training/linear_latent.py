@@ -34,6 +34,7 @@ ASKED = 50_000  # held-out responses by which the trust is fitted, about
 BLOCK = 2000  # voxels at a time, which bounds the memory
 FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
 PENALTIES = (0.03, 0.3, 3.0, 30.0)  # times the mean variance of a feature and the number of rows
+LEAST_WEIGHT = 1e-3  # of a voxel that the latent does not predict
 LEAST_LIKELIHOOD = 0.02  # of a field, against the best
 LEAST_VARIANCE = 1e-6  # of a feature; what varies less is the blank border of the images
 WORKING_SET = 10_000_000  # responses that the fields which are worked on at once predict together
@@ -214,13 +215,17 @@ def stack(predictions: list[torch.Tensor], targets: torch.Tensor) -> torch.Tenso
 @torch.no_grad()
 def fit_encoding(
     model: VisionFlowModel, trials: Trials, stimuli: Stimuli, latent_of: dict[str, torch.Tensor], seed: int
-) -> None:
+) -> dict[str, torch.Tensor]:
     """Fit the maps from the latent to the voxels of all subjects, and the head of the latent's linear dimensions.
 
     Args:
         latent_of: for each stimulus the mean of q(z | image), `(latent_dim,)`.
         seed: which stimuli the encoding models are fitted to where there are more than 8,000, and which are held out to
             find their weights.
+
+    Returns:
+        For each subject a weight for each voxel, `(voxels,)`, of mean square 1: its correlation, 0 where negative, with
+        what the latent predicts of held-out stimuli. With many voxels and few trials most voxels hold no signal.
     """
     names = trials.subjects
     chosen = [trials.some_stimuli(name, MOST_STIMULI // len(names), seed) for name in names]
@@ -228,14 +233,16 @@ def fit_encoding(
     place = {stimulus: row for row, stimulus in enumerate(distinct)}
     use_maps = model.config.linear_dim > 0 and min(map(len, chosen)) >= FEWEST_STIMULI
     components = Components(EnergyMaps(stimuli, distinct, model.device), model.config.linear_dim) if use_maps else None
-    from_latent = []
+    from_latent, voxel_weights = [], {}
     for name, own in zip(names, chosen, strict=True):
         shown = list(dict.fromkeys(trials.stimulus_ids(name)))
         fmri = trials.mean_responses(name, shown).to(model.device)
         learned = torch.stack([latent_of[stimulus] for stimulus in shown])
         read = model.latent_to_fmri.read(learned, learned[:, :0])
         ridge = fit_ridge(read, fmri, shown)
-        missed = trials.squared_errors(name, shown, held_out_predictions(ridge, read, fmri, shown))
+        expected = held_out_predictions(ridge, read, fmri, shown)
+        missed = trials.squared_errors(name, shown, expected)
+        voxel_weights[name] = reliability(expected, fmri)
         if use_maps:
             kept = set(own)
             some = [row for row, stimulus in enumerate(shown) if stimulus in kept]
@@ -263,6 +270,15 @@ def fit_encoding(
         voxel_map = model.latent_to_fmri.voxel_maps[model.config.subjects.index(name)]
         voxel_map.weight[:, -model.config.linear_dim :] = weights.T
         voxel_map.bias += level
+    return voxel_weights
+
+
+def reliability(predicted: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
+    """max(r, 1e-3) of each voxel, `(voxels,)`, r being over stimuli; scaled to mean square 1."""
+    predicted, measured = predicted - predicted.mean(0), measured - measured.mean(0)
+    norms = (predicted.square().sum(0) * measured.square().sum(0)).sqrt()
+    weights = ((predicted * measured).sum(0) / norms.clamp(min=1e-12)).clamp(min=LEAST_WEIGHT)
+    return weights / weights.square().mean().sqrt()
 
 
 def trust(

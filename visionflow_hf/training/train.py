@@ -36,10 +36,9 @@ from visionflow_hf.training_flags import told
 logger = logging.getLogger(__name__)
 
 MARKER = "arguments.yaml"  # written first: the flags of the run, in the form that --config reads
-STEPS, MOST_STEPS, EPOCHS = 1000, 30_000, 10
+STEPS, MOST_STEPS, EPOCHS = 750, 30_000, 10
 MANY_STIMULI = 300  # train stimuli of which a tenth can be held out for good
 FEWEST_TO_CHOOSE, ENOUGH_TO_CHOOSE = 4, 8  # train stimuli; held-out stimuli by which the shares are chosen
-SHORTER = 0.75  # of the steps, where the image stage runs twice
 
 
 @dataclass
@@ -188,7 +187,7 @@ def fit_fmri_side(model: VisionFlowModel, trials: Trials, stimuli: Stimuli, args
     logger.info(f"fitting the fMRI side: {len(trials.subjects)} subjects, {len(trials.stimuli)} stimuli")
     names = trials.stimuli
     learned = image_latents(model, stimuli, names).learned.mean
-    fit_encoding(model, trials, stimuli, dict(zip(names, learned, strict=True)), args.seed)
+    voxel_weights = fit_encoding(model, trials, stimuli, dict(zip(names, learned, strict=True)), args.seed)
     posterior = image_latents(model, stimuli, names)  # whose linear dimensions are there now
     place = {stimulus: row for row, stimulus in enumerate(names)}
     errors = []
@@ -197,9 +196,8 @@ def fit_fmri_side(model: VisionFlowModel, trials: Trials, stimuli: Stimuli, args
         rows = [place[stimulus] for stimulus in own]
         subject = model.config.subjects.index(name)
         fmri = trials.fmri(name).to(model.device)
-        errors.append(
-            model.fmri_to_latent.fit(subject, fmri, posterior.learned.mean[rows], posterior.linear.mean[rows], own)
-        )
+        latents = posterior.learned.mean[rows], posterior.linear.mean[rows]
+        errors.append(model.fmri_to_latent.fit(subject, fmri, *latents, own, voxel_weights[name]))
     model.fmri_to_latent.linear_logvar.data.copy_(torch.stack(errors).mean(0).clamp(min=1e-3).log())
     align(model, trials, stimuli, args.max_steps, args.seed)
     fit_linear_decoder(model, names, stimuli)
@@ -303,8 +301,8 @@ def complete(
 ) -> VisionFlowTrainingArguments:
     """The arguments with what depends on the data filled in: the folder, the number of steps, whether to validate.
 
-    Without --max_steps and --num_train_epochs a stage has 1,000 steps, or as many as 10 passes over the stimuli need,
-    and 30,000 at most; three quarters of that where it runs twice.
+    Without --max_steps and --num_train_epochs a stage has 750 steps, or as many as 10 passes over the stimuli need, and
+    30,000 at most.
     """
     args = copy.copy(args)
     args.output_dir = str(run)
@@ -313,8 +311,6 @@ def complete(
         a_pass = math.ceil(stimuli / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps))
         steps = math.ceil(args.num_train_epochs * a_pass)
         args.max_steps = steps or min(max(STEPS, EPOCHS * a_pass), MOST_STEPS)
-        if not steps and not validated:
-            args.max_steps = round(SHORTER * args.max_steps)
     if not validated:
         args.eval_strategy, args.load_best_model_at_end = "no", False
     return args
