@@ -90,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def keep_freed_memory() -> None:
     """Keep freed memory in this process and those that it starts, instead of returning it to the system.
 
-    Training makes and frees the same large arrays in every step; glibc would map and clear each anew, which takes about a
-    fifth of a step on a CPU. Other C libraries are left alone.
+    Training makes and frees the same large arrays in every step; glibc would map and clear each anew, which takes about
+    a fifth of a step on a CPU. Other C libraries are left alone.
     """
     allocator = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     for number, variable, value in ((-4, "MALLOC_MMAP_MAX_", 0), (-1, "MALLOC_TRIM_THRESHOLD_", -1)):  # of malloc.h

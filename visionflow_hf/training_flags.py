@@ -71,8 +71,8 @@ SHOWN = {
     "Hugging Face Hub": ["push_to_hub", "hub_model_id", "hub_private_repo"],
 }
 HELP = {  # of what TrainingArguments says at length
-    "max_steps": "Number of optimizer steps of the image stage, which runs twice without validation. Default: 10 passes "
-    "over the stimuli, from 750 to 30,000 steps.",
+    "max_steps": "Number of optimizer steps of the image stage, which runs twice without validation. Default: 10 "
+    "passes over the stimuli, from 750 to 30,000 steps.",
     "gradient_accumulation_steps": "Batches whose gradients are summed for one optimizer step.",
     "max_grad_norm": "Gradients with a larger norm are scaled down to it; 0 for no limit.",
     "save_strategy": "When to save checkpoints: no, steps, epoch or best.",
