@@ -86,13 +86,13 @@ class FmriToLatent(nn.Module):
         Returns:
             Mean squared error of w on held-out stimuli, `(linear_dim,)`.
         """
-        errors = linear.new_zeros(0)
-        for layer, latents in ((self.to_learned[place], learned), (self.to_linear[place], linear)):
-            if latents.shape[1]:
-                ridge = fit_ridge(fmri * voxel_weights, latents, stimulus_ids)
-                put(layer, Ridge(voxel_weights[:, None] * ridge.weights, ridge.intercept, ridge.penalty))
-                errors = ridge.held_out_error
-        return errors
+        ridge = fit_ridge(fmri * voxel_weights, learned, stimulus_ids)
+        put(self.to_learned[place], weighted(ridge, voxel_weights))
+        if not linear.shape[1]:
+            return linear.new_zeros(0)
+        ridge = fit_ridge(fmri * voxel_weights, linear, stimulus_ids)
+        put(self.to_linear[place], weighted(ridge, voxel_weights))
+        return ridge.held_out_error
 
     def add_subject(self, voxels: int) -> None:
         """Maps of one more subject, zero until they are fitted; the MLP, not trained on it, does not correct it."""
@@ -168,6 +168,11 @@ def rows_by_subject(subject_ids: torch.Tensor, subjects: int) -> Iterator[tuple[
     """For each subject its place and its rows, `(rows,)`; there may be none."""
     for subject in range(subjects):
         yield subject, torch.nonzero(subject_ids == subject).squeeze(1)
+
+
+def weighted(ridge: Ridge, voxel_weights: torch.Tensor) -> Ridge:
+    """A ridge from weighted voxels as one from the voxels themselves."""
+    return Ridge(voxel_weights[:, None] * ridge.weights, ridge.intercept, ridge.penalty)
 
 
 @torch.no_grad()
