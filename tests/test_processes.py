@@ -15,7 +15,19 @@ from visionflow_hf.processes import place_on_machine
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.train import train
 
-FLAGS = ["--max_steps", "10", "--logging_steps", "1", "--disable_tqdm", "true", "--use_cpu", "true", "--overwrite"]
+FLAGS = [
+    "--max_steps",
+    "10",
+    "--logging_steps",
+    "1",
+    "--disable_tqdm",
+    "true",
+    "--use_cpu",
+    "true",
+    "--overwrite",
+    "--linear_dim",
+    "0",
+]
 LAUNCH = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
 
 

@@ -136,7 +136,7 @@ def test_shares_are_chosen_on_stimuli_that_the_image_side_has_not_seen_yet(corpu
 
     monkeypatch.setattr(train_module, "run_trainer", watched_run)
     monkeypatch.setattr(train_module, "choose_shares", watched_choice)
-    flags = ["--max_steps", "4", "--warmup_steps", "1", "--disable_tqdm", "true"]
+    flags = ["--max_steps", "4", "--warmup_steps", "1", "--disable_tqdm", "true", "--linear_dim", "0"]
     assert main(["train", str(corpus), str(tmp_path / "run"), *flags]) == 0
     everything = set(open_corpus(corpus).splits["train"]["stimulus_id"])
     assert len(asked) == 1 and len(trained) == 2

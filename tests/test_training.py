@@ -20,8 +20,16 @@ from visionflow_hf.training.augmentation import augment
 from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
 from visionflow_hf.training_flags import dataclasses_of, told
 
-SHORT = ["--max_steps", "20", "--warmup_steps", "1", "--disable_tqdm", "true"]
-VALIDATED = ["--validation_fraction", "0.1"]  # as `run` is
+SHORT = ["--max_steps", "20", "--warmup_steps", "1", "--disable_tqdm", "true", "--linear_dim", "0"]
+VALIDATED = ["--validation_fraction", "0.1"]
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    """What `train` below leaves without further flags."""
+    path = tmp_path_factory.mktemp("run") / "model"
+    assert train(corpus, path) == 0
+    return path
 
 
 def train(corpus, run, *flags) -> int:
@@ -250,7 +258,8 @@ def test_a_run_that_fails_leaves_the_model_that_it_was_to_replace(corpus, run, t
 
     monkeypatch.setattr(train_module, "fit_fmri_side", fail)
     flags = [str(copy) if flag == "RUN" else flag for flag in flags]
-    assert train(corpus, copy, "--overwrite", "true", "--save_strategy", "no", *flags) == 130
+    unsaved = ["--save_strategy", "no", "--load_best_model_at_end", "false"]
+    assert train(corpus, copy, "--overwrite", "true", *unsaved, *flags) == 130
     assert all(torch.equal(values, before[name]) for name, values in weights(copy).items())
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -262,7 +271,7 @@ def test_an_existing_run_is_replaced_only_on_request(corpus, run, tmp_path, refu
     assert yaml.safe_load((copy / "arguments.yaml").read_text())["seed"] == 3
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
-    refused(lambda: train(corpus, tmp_path / "home", "--overwrite", "true"), "remove it by hand")
+    refused(lambda: train(corpus, tmp_path / "home", "--overwrite", "true"), "delete it yourself")
     assert (tmp_path / "home" / "thesis.txt").exists()
 
 

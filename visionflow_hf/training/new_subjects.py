@@ -194,7 +194,14 @@ def fit_similar_voxels(known: torch.Tensor, fmri: torch.Tensor, stimulus_ids: Se
     for start in range(0, fmri.shape[1], BLOCK):
         responses = fmri[:, start : start + BLOCK]
         parts = candidates.split(max(1, WORKING_SET // responses.numel()))
-        ridges = list(likely_mean([lambda part=part: part for part in parts], responses, folds))
-        intercept = sum(one.intercept.sum(0) for one in ridges)
-        weights.append((torch.cat([one.weights[:, 0] for one in ridges]), intercept))
+        own, intercept = (
+            responses.new_zeros(known.shape[1], responses.shape[1]),
+            responses.new_zeros(responses.shape[1]),
+        )
+        ridges = likely_mean([lambda part=part: part for part in parts], responses, folds)
+        for rows, ridge in zip(torch.arange(len(candidates)).split(len(parts[0])), ridges, strict=True):
+            if ridge is not None:
+                own[rows] = ridge.weights[:, 0]
+                intercept += ridge.intercept.sum(0)
+        weights.append((own, intercept))
     return Ridge(*(torch.cat(parts, dim=-1) for parts in zip(*weights, strict=True)), 0.0)
