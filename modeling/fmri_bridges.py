@@ -47,8 +47,8 @@ class FmriToLatent(nn.Module):
         if fmri.shape[1] > most:
             raise ValueError(f"fmri has {fmri.shape[1]} voxels a row, the subjects of this model have {most} at most")
         fmri = self.voxel_dropout(nn.functional.pad(fmri, (0, most - fmri.shape[1])))
-        learned = fmri.new_zeros(len(fmri), self.head.out_features // 2)
-        linear = fmri.new_zeros(len(fmri), len(self.linear_logvar))
+        learned = fmri.new_zeros(fmri.shape[0], self.head.out_features // 2)
+        linear = fmri.new_zeros(fmri.shape[0], len(self.linear_logvar))
         for subject, rows in rows_by_subject(subject_ids, len(self.to_learned)):
             own = fmri[rows, : self.to_learned[subject].in_features]
             learned[rows] = self.to_learned[subject](own).to(learned.dtype)  # autocast computes in its own dtype
@@ -134,7 +134,7 @@ class LatentToFmri(nn.Module):
             subject's own voxels.
         """
         read = self.read(learned, linear)
-        fmri = learned.new_zeros(len(learned), self.noise_logvar.shape[1])
+        fmri = learned.new_zeros(learned.shape[0], self.noise_logvar.shape[1])
         for subject, rows in rows_by_subject(subject_ids, len(self.voxel_maps)):
             voxel_map = self.voxel_maps[subject]
             fmri[rows, : voxel_map.out_features] = voxel_map(read[rows]).to(fmri.dtype)

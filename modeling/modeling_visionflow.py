@@ -187,7 +187,7 @@ class VisionFlowModel(PreTrainedModel):
         if pixel_values is None and fmri is None:
             raise ValueError("neither pixel_values nor fmri was given: give one or both")
         given = pixel_values if pixel_values is not None else fmri
-        every_row = torch.ones(len(given), dtype=torch.bool, device=given.device)
+        every_row = torch.ones(given.shape[0], dtype=torch.bool, device=given.device)
         has_image = ~every_row if pixel_values is None else every_row if has_image is None else has_image
         has_fmri = ~every_row if fmri is None else every_row if has_fmri is None else has_fmri
 
@@ -289,7 +289,7 @@ class VisionFlowModel(PreTrainedModel):
         subject_ids = self._subject_ids(subject_ids, posterior.learned.mean)
         fmri = self.latent_to_fmri(posterior.learned.mean, posterior.linear.mean, subject_ids)[:, None]
         if num_samples is not None:
-            noise = torch.randn(len(fmri), num_samples, fmri.shape[2], generator=generator)
+            noise = torch.randn(fmri.shape[0], num_samples, fmri.shape[2], generator=generator)
             fmri = fmri + self.latent_to_fmri.noise_std(subject_ids)[:, None].to(fmri) * noise.to(fmri)
         if fmri_mean is not None:
             mean, std = fmri_mean.to(fmri.device)[:, None], fmri_std.to(fmri.device)[:, None]
@@ -320,7 +320,7 @@ class VisionFlowModel(PreTrainedModel):
         mean, linear = posterior.learned.mean, posterior.linear.mean
         if num_samples is None:
             return self.decode(mean, linear)
-        noise = torch.randn(len(fmri), num_samples, mean.shape[1], generator=generator).to(mean)
+        noise = torch.randn(fmri.shape[0], num_samples, mean.shape[1], generator=generator).to(mean)
         learned = mean[:, None] + (posterior.learned.logvar / 2).exp()[:, None] * noise
         linear = linear[:, None].expand(-1, num_samples, -1)
         return self.decode(learned.flatten(0, 1), linear.flatten(0, 1)).unflatten(0, (-1, num_samples))
@@ -485,9 +485,9 @@ class VisionFlowModel(PreTrainedModel):
         if subject_ids is None:
             if len(subjects) > 1:
                 raise ValueError(f"subject_ids is missing: this model knows {', '.join(subjects)}")
-            return torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+            return torch.zeros(rows.shape[0], dtype=torch.long, device=rows.device)
         waits = subject_ids.device.type != "cpu" and self.training  # an accelerator would have to finish its work first
-        if len(subject_ids) and not waits and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not waits and len(subject_ids):
             low, high = int(subject_ids.min()), int(subject_ids.max())
             if low < least or high >= len(subjects):
                 raise ValueError(f"subject_ids has {low} to {high}: this model knows 0 to {len(subjects) - 1}")
