@@ -1,7 +1,9 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """VisionFlowModel: images and the fMRI responses that they evoke in one latent Gaussian, in both directions."""
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -71,13 +73,25 @@ class VisionFlowOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+def with_gradients_of_inputs(method: Callable) -> Callable:
+    """Record gradients only where a tensor given to `method` requires them; its result is a plain tensor otherwise."""
+
+    @functools.wraps(method)
+    def wrapped(self, *args, **kwargs):
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and any(value.requires_grad for value in given)):
+            return method(self, *args, **kwargs)
+
+    return wrapped
+
+
 class VisionFlowModel(PreTrainedModel):
     """One latent Gaussian between an image encoder and decoder on one side and the responses of several subjects.
 
     Encoding is `predict_fmri` (image to fMRI), decoding is `reconstruct_image` (fMRI to image); the round trip is one
     after the other. `forward` does both at once and computes the four losses. Sampling happens only in training, or
     where `noise` or `num_samples` is given: everything else uses the posterior's mean, and is deterministic. Gradients
-    flow through all of them: wrap calls in `torch.no_grad()` where none are needed.
+    flow from both directions to images and responses that require them; those of weights come from `forward`.
 
     The batch of a `VisionFlowProcessor` can be passed to every method, as in `model.predict_fmri(**batch)`: each uses
     what it needs.
@@ -255,6 +269,7 @@ class VisionFlowModel(PreTrainedModel):
             attentions=getattr(encoded, "attentions", None),
         )
 
+    @with_gradients_of_inputs
     def predict_fmri(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -296,6 +311,7 @@ class VisionFlowModel(PreTrainedModel):
             fmri = (fmri[..., : mean.shape[2]] * std + mean).to(fmri.dtype)
         return fmri.squeeze(1) if num_samples is None else fmri
 
+    @with_gradients_of_inputs
     def reconstruct_image(
         self,
         fmri: torch.Tensor,
