@@ -27,18 +27,18 @@ def encode(
     known_subject(subject, processor.subjects)
     fmri, _ = encode_images(model, processor, pictures, subject)
     output = Path(output)
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):  # unlike `Path.is_dir`, it takes names of any length
         raise UserError(f"{output.parent} is no folder: --output names a file in a folder that exists")
-    if output.is_dir():
+    if os.path.isdir(output):
         raise UserError(f"{output} is a folder: --output names a file")
     partial = output.with_name(f".{output.name}.partial")
-    try:
-        with writing(output):
+    with writing(output):
+        try:
             with partial.open("wb") as file:
                 np.savez_compressed(file, fmri=fmri, image=[str(path) for path in images], subject=subject)
             partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def decode(
