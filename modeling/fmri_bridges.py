@@ -50,9 +50,10 @@ class FmriToLatent(nn.Module):
         learned = fmri.new_zeros(fmri.shape[0], self.head.out_features // 2)
         linear = fmri.new_zeros(fmri.shape[0], len(self.linear_logvar))
         for subject, rows in rows_by_subject(subject_ids, len(self.to_learned)):
-            own = fmri[rows, : self.to_learned[subject].in_features]
-            learned[rows] = self.to_learned[subject](own).to(learned.dtype)  # autocast computes in its own dtype
-            linear[rows] = self.to_linear[subject](own).to(linear.dtype)
+            to_learned, to_linear = self.to_learned[subject], self.to_linear[subject]
+            own = fmri[rows, : to_learned.in_features]
+            learned[rows] = to_learned(own).to(learned.dtype)  # autocast computes in its own dtype
+            linear[rows] = to_linear(own).to(linear.dtype)
         return learned, linear
 
     def correct(self, learned: torch.Tensor, linear: torch.Tensor, share: torch.Tensor | float = 1.0) -> LatentGaussian:

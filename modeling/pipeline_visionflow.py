@@ -172,7 +172,7 @@ class FmriToImagePipeline(VisionFlowPipeline):
 def open_image(source: str) -> Image.Image:
     """The image at a path or a URL, as it is stored; `transformers.image_utils.load_image` cuts 16 bits off at 255."""
     if source.startswith(("http://", "https://")):
-        with urlopen(source) as response:
+        with urlopen(source, timeout=60) as response:
             return Image.open(io.BytesIO(response.read()))
     if os.path.isfile(source):
         return Image.open(source)

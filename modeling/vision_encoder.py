@@ -172,8 +172,9 @@ def probed_widths(config, layers: list[int], image_size: list[int], device: str)
     with torch.device(device), torch.no_grad():
         encoder = AutoModel.from_config(copy.deepcopy(config), attn_implementation="eager", dtype=torch.float32)
         check_encoder(encoder)
+        encoder = prepare_encoder(encoder)
         pixels = torch.zeros(2, getattr(config, "num_channels", 3), *image_size)
-        maps, _ = layer_maps(prepare_encoder(encoder).eval(), pixels, layers)
+        maps, _ = layer_maps(encoder.train(False), pixels, layers)
     return [one.grid.shape[1] for one in maps]
 
 

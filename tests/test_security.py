@@ -15,7 +15,11 @@ from visionflow_hf.cli import main
 
 REMOTE = sorted(path for path in (ROOT / "modeling").glob("*.py") if path.name != "__init__.py")
 LIBRARIES = {"torch", "numpy", "PIL", "transformers"}
-STANDARD = {"base64", "collections", "contextlib", "copy", "dataclasses", "inspect", "itertools", "math", "types"}
+STANDARD = {"base64", "collections", "copy", "dataclasses", "functools", "inspect", "itertools", "math", "types"}
+READ_BY = {  # modules that open files or addresses, and the files that may import them
+    **{name: {"pipeline_visionflow.py", "processing_visionflow.py"} for name in ("io", "os", "urllib")},
+    "safetensors": {"processing_visionflow.py"},
+}
 OPTIONAL = {"diffusers"}  # only inside a function, in a `try` that catches ImportError
 FORBIDDEN = {
     *("open", "exec", "eval", "compile", "__import__", "import_module", "breakpoint", "input", "globals", "vars"),
@@ -26,7 +30,13 @@ FORBIDDEN = {
 }
 # What the user asks for in so many words: an image by path or address, a model by name, a folder to save in.
 ALLOWED = {
-    ("pipeline_visionflow.py", "preprocess", "load_image"),
+    ("pipeline_visionflow.py", "open_image", "urlopen"),
+    ("pipeline_visionflow.py", "open_image", "Image.open"),
+    ("pipeline_visionflow.py", "save_pretrained", "self.model.save_pretrained"),
+    ("pipeline_visionflow.py", "save_pretrained", "self.processor.save_pretrained"),
+    ("processing_visionflow.py", "save_pretrained", "super().save_pretrained"),
+    ("processing_visionflow.py", "get_processor_dict", "cached_file"),  # fmri_statistics.safetensors beside the config
+    ("processing_visionflow.py", "_size_of", "Image.open"),  # of a row of the dataset that is given
     ("modeling_visionflow.py", "from_pretrained", "super().from_pretrained"),
     ("modeling_visionflow.py", "save_pretrained", "super().save_pretrained"),
     ("modeling_visionflow.py", "pipeline", "pipelines[task]"),
@@ -47,7 +57,10 @@ def findings(name: str, source: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             modules = [node.module]
         allowed = LIBRARIES | STANDARD | (OPTIONAL if function and optional else set())
-        found.extend(f"imports {module}" for module in modules if module.split(".")[0] not in allowed)
+        for module in modules:
+            top = module.split(".")[0]
+            if top not in allowed and name not in READ_BY.get(top, ()):
+                found.append(f"imports {module}")
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             if called.split(".")[-1] in FORBIDDEN and (name, function, called) not in ALLOWED:
@@ -159,7 +172,7 @@ def test_a_pickled_checkpoint_is_refused(pickled, corpus, tmp_path, refused):
         AutoModel.from_pretrained(pickled, trust_remote_code=True, use_safetensors=False)
     message = r"no model at .*pickled: .*only safetensors are read, since a pickle can run code"
     refused(lambda: main(["evaluate", str(pickled), str(corpus), str(tmp_path / "report")]), message)
-    refused(lambda: main(["push", str(pickled), "lab/pickled"]), "no weights")
+    refused(lambda: main(["push", str(pickled), "lab/pickled"]), "is no model folder")
 
 
 def test_a_pickled_encoder_is_refused(colour_corpus, tmp_path, refused):
