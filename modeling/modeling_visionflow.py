@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .configuration_visionflow import VisionFlowConfig
@@ -424,9 +424,29 @@ class VisionFlowModel(PreTrainedModel):
         logvar = self.linear_logvar[: mean.shape[1]].to(mean.dtype).expand_as(mean)
         return LatentGaussian(learned, Gaussian(mean, logvar))
 
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
-        """Mean of q(z, w | image), `(batch, latent_dim + linear_dim)`."""
-        return self.encode_image(pixel_values).mean
+    @merge_with_config_defaults
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        fmri: torch.Tensor | None = None,
+        subject_ids: torch.Tensor | None = None,
+        has_image: torch.Tensor | None = None,
+        has_fmri: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """The encoder's output; `pooler_output` is the mean of q(z, w | image), `(batch, latent_dim + linear_dim)`.
+
+        Parts of the processor's batch other than `pixel_values` are not used.
+        """
+        kwargs = {name: value for name, value in kwargs.items() if name not in OF_THE_PROCESSOR}
+        features, encoded = self.extract_image_features(pixel_values, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=encoded.last_hidden_state,
+            pooler_output=self.encode_image(pixel_values, features).mean,
+            hidden_states=getattr(encoded, "hidden_states", None),
+            attentions=getattr(encoded, "attentions", None),
+        )
 
     def get_fmri_features(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
         """Mean of q(z, w | fmri), `(batch, latent_dim + linear_dim)`."""

@@ -191,7 +191,7 @@ def test_a_batch_of_the_processor_fits_every_method(model, batch):
     torch.testing.assert_close(model.predict_fmri(**batch, **more), model(**batch).fmri)
     torch.testing.assert_close(model.reconstruct_image(**batch, **more), model(**batch).reconstruction)
     assert model.encode(**batch, **more).mean.shape == (4, 9)
-    assert torch.equal(model.get_image_features(**batch, **more), model(**batch).image_latent_mean)
+    assert torch.equal(model.get_image_features(**batch, **more).pooler_output, model(**batch).image_latent_mean)
     assert torch.equal(model.get_fmri_features(**batch, **more), model(**batch).fmri_latent_mean)
 
 
