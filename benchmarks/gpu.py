@@ -122,30 +122,36 @@ def model(work: Path, small: bool) -> dict:
     size = 256 if small else 8192
     one, other = torch.randn(2, size, size, device=DEVICE).to(torch.bfloat16)
     peak = 2 * size**3 / seconds(lambda: one @ other)
-    for compiled in (False, True):
+    for images, compiled in ((batch, False), (batch, True), (4 * batch, False), (4 * batch, True)):
+        pixels, fmri, ids = (
+            pixels[:batch].repeat(images // batch, 1, 1, 1),
+            fmri[:batch].repeat(images // batch, 1),
+            ids[:batch].repeat(images // batch),
+        )
         network.train()
         trained = torch.compile(network) if compiled else network
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
 
-        def step(trained=trained, optimizer=optimizer):
+        def step(trained=trained, optimizer=optimizer, batch=(pixels, fmri, ids)):
             with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-                loss = trained(pixel_values=pixels, fmri=fmri, subject_ids=ids).loss
+                loss = trained(pixel_values=batch[0], fmri=batch[1], subject_ids=batch[2]).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 
-        name = "fine-tuning, bf16, compiled" if compiled else "fine-tuning, bf16"
+        name = f"fine-tuning, bf16, {images} images" + ", compiled" * compiled
         try:
             if DEVICE.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             spent = seconds(step, 10, 3)
-            if not compiled:
+            if "fine-tuning, GFLOP an image" not in found:
                 with FlopCounterMode(display=False) as counter:
                     step()
-                flops = counter.get_total_flops()
-                found["fine-tuning, GFLOP an image"] = flops / batch / 1e9
-            found[f"{name}, images/s"] = batch / spent
-            found[f"{name}, share of the matrix product"] = flops / spent / peak
+                found["fine-tuning, GFLOP an image"] = counter.get_total_flops() / images / 1e9
+            found[f"{name}, images/s"] = images / spent
+            found[f"{name}, share of the matrix product"] = (
+                found["fine-tuning, GFLOP an image"] * 1e9 * images / spent / peak
+            )
             if DEVICE.type == "cuda":
                 found[f"{name}, peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
         except Exception as error:
@@ -157,7 +163,7 @@ def model(work: Path, small: bool) -> dict:
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
         with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
             for _ in range(2):
-                step(trained, optimizer)
+                step(trained, optimizer, (pixels, fmri, ids))
             synchronize()
         print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=60))
     return found
@@ -220,15 +226,6 @@ def fits(work: Path, small: bool) -> dict:
     return found
 
 
-def tests(work: Path, small: bool) -> dict:
-    files = ["tests/test_devices.py", "tests/test_pipelines.py"]
-    files += [] if small else ["tests/test_model.py", "tests/test_training.py", "tests/test_processor.py"]
-    words = [sys.executable, "-m", "pytest", "-q", "-x", "--maxfail", "30", "-n", "2" if small else "6", *files]
-    done = subprocess.run([*words, "-p", "no:cacheprovider"], capture_output=True, text=True, timeout=200)
-    print(done.stdout[-6000:])
-    return {"tests": done.stdout.strip().splitlines()[-1]}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
@@ -239,7 +236,7 @@ def main() -> None:
     os.environ.setdefault("HF_HOME", str(told.work / "hf"))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     found, start = {"machine": machine()}, time.perf_counter()
-    for part in (ceilings, model, fits, commands, epochs, tests):
+    for part in (ceilings, model, fits, commands, epochs):
         began = time.perf_counter()
         if began - start > told.seconds:
             print(f"## {part.__name__}: no time left", flush=True)

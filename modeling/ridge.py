@@ -85,8 +85,8 @@ class RidgePath:
     """
 
     def __init__(self, features: torch.Tensor, targets: torch.Tensor):
-        self.mean, self.level = features.mean(-2, keepdim=True), targets.mean(0)
-        centred = features - self.mean
+        self.centre, self.level = features.mean(-2, keepdim=True), targets.mean(0)
+        centred = features - self.centre
         turned = centred.mT
         wide = features.shape[-1] > features.shape[-2]
         products = centred @ turned if wide else turned @ centred
@@ -94,13 +94,16 @@ class RidgePath:
         self.values = values.clamp(min=0)
         self.along = vectors.mT @ ((targets - self.level) if wide else turned @ (targets - self.level))
         self.back = turned @ vectors if wide else vectors
+        self.scale = self.values if wide else torch.ones_like(self.values)  # of the products of along and back
+        self.variance = (targets - self.level).square().mean(0)
+        self.samples = len(targets)
 
     def predictions(self, features: torch.Tensor, penalties: list[float | torch.Tensor]) -> Iterator[torch.Tensor]:
         """For each penalty `(..., samples, features)` to `(..., samples, targets)`.
 
         A tensor of penalties has the leading dimensions.
         """
-        projected = (features - self.mean) @ self.back
+        projected = (features - self.centre) @ self.back
         for penalty in penalties:
             yield (projected / self._shrunk(penalty)[..., None, :]) @ self.along + self.level
 
@@ -111,7 +114,29 @@ class RidgePath:
     def solve(self, penalty: float) -> Ridge:
         """The ridge of one penalty."""
         weights = self.back @ (self.along / self._shrunk(penalty)[..., None])
-        return Ridge(weights, self.level - (self.mean @ weights).squeeze(-2), penalty)
+        return Ridge(weights, self.level - (self.centre @ weights).squeeze(-2), penalty)
+
+    def cross_validated(self, penalties: list[torch.Tensor]) -> torch.Tensor:
+        """For each penalty the squared error on held-out samples by generalised cross-validation.
+
+            (1 / n) |Y - H Y|^2 / (1 - trace(H) / n)^2        H Y being the ridge's predictions of its own n samples
+
+        Returns:
+            `(..., penalties, targets)`
+
+        Source: Golub, Heath & Wahba 1979, Generalized cross-validation as a method for choosing a good ridge parameter.
+        """
+        shrunk = self.values[..., None, :] + torch.stack(penalties, dim=-1)[..., None]  # (..., penalties, features)
+        trace = 1 + (self.values[..., None, :] / shrunk).sum(-1, keepdim=True)  # 1 is the intercept's
+        explained = self.scale[..., None, :] * (2 - self.values[..., None, :] / shrunk) / shrunk
+        missed = self.variance - explained @ self.along.square() / self.samples
+        return missed.clamp(min=0) / (1 - trace / self.samples).square()
+
+    def mean(self, penalties: list[torch.Tensor], shares: torch.Tensor) -> Ridge:
+        """The sum of the ridges of some penalties, times the shares `(..., penalties, targets)` of these."""
+        shrunk = self.values[..., None] + torch.stack(penalties, dim=-1)[..., None, :]  # (..., features, penalties)
+        weights = self.back @ (self.along * (1 / shrunk @ shares))
+        return Ridge(weights, shares.sum(-2) * self.level - (self.centre @ weights).squeeze(-2), 0.0)
 
     def _shrunk(self, penalty: float | torch.Tensor) -> torch.Tensor:
         if isinstance(penalty, torch.Tensor):

@@ -258,6 +258,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     add_overwrite(one, "report")
     add_leakage_flag(one)
     add_perceptual_flag(one)
+    add_device(one)
 
     help = "Train and evaluate in cross-validation, in folds by stimulus."
     one = command("crossvalidate", crossvalidate, help, **training_flags("crossvalidate", argv))
@@ -278,6 +279,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     one.add_argument("--subject", required=True, metavar="NAME", help="subject whose responses are predicted")
     one.add_argument("--output", required=True, metavar="FILE.npz", help="file for the responses (images, voxels)")
+    add_device(one)
 
     one = command("decode", decode, "Reconstruct images from fMRI responses.")
     add_model(one)
@@ -285,6 +287,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one.add_argument("--subject", required=True, metavar="NAME", help="subject whose responses these are")
     one.add_argument("--output", required=True, metavar="DIR", help="folder for the images")
     add_overwrite(one, "folder of images")
+    add_device(one)
 
     one = command("push", push, "Push a model to the Hugging Face Hub.")
     one.add_argument("run", metavar="RUN", help="model folder")
@@ -321,6 +324,10 @@ def add_training_flags(one: Parser) -> None:
     one.add_argument(
         "--config", type=Path, metavar="FILE.yaml", help="file with flags, which those of the command line override"
     )
+
+
+def add_device(one: Parser) -> None:
+    one.add_argument("--device", metavar="NAME", help="such as cpu or cuda:1 (default: a GPU where there is one)")
 
 
 def add_number(one: Parser, name: str, default: int | float, help: str) -> None:
@@ -434,17 +441,17 @@ def evaluate(run: str, corpus: str, out: str, **flags) -> None:
     print(f"wrote {out}")
 
 
-def encode(run: str, images: list[str], subject: str, output: str) -> None:
+def encode(run: str, images: list[str], subject: str, output: str, device: str | None) -> None:
     from visionflow_hf import inference
 
-    inference.encode(run, images, subject, output)
+    inference.encode(run, images, subject, output, device)
     print(f"wrote {output}")
 
 
-def decode(run: str, file: str, subject: str, output: str, overwrite: bool) -> None:
+def decode(run: str, file: str, subject: str, output: str, overwrite: bool, device: str | None) -> None:
     from visionflow_hf import inference
 
-    inference.decode(run, file, subject, output, overwrite)
+    inference.decode(run, file, subject, output, overwrite, device)
     print(f"wrote {output}")
 
 

@@ -5,6 +5,7 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 from safetensors import SafetensorError
@@ -131,12 +132,18 @@ def named(card: str, name: str, training: dict) -> str:
     return card
 
 
-def load_model(name_or_path: str | os.PathLike) -> tuple[VisionFlowModel, VisionFlowProcessor]:
+def load_model(
+    name_or_path: str | os.PathLike, device: str | None = "cpu"
+) -> tuple[VisionFlowModel, VisionFlowProcessor]:
     """A trained model and its processor, from a folder or the Hub, with this package's code.
 
+    Args:
+        device: where the model shall be, such as `cpu` or `cuda:1`; None for a GPU where there is one.
+
     Raises:
-        UserError: there is none, or its weights are not those that this version's model has.
+        UserError: there is none, its weights are not those that this version's model has, or no such device.
     """
+    device = chosen_device(device)
     name = str(name_or_path)
     if not (Path(name) / "config.json").is_file() and (Path(name).exists() or name.count("/") != 1):
         raise UserError(
@@ -164,7 +171,18 @@ def load_model(name_or_path: str | os.PathLike) -> tuple[VisionFlowModel, Vision
         processor.check_subjects(model.config)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
-    return model, processor
+    return model.to(device), processor
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of this name, which must be usable; None for a GPU where there is one, else the CPU."""
+    if name is None:
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises an AssertionError
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name} cannot be used ({reason}): give cpu, or leave --device out") from error
 
 
 def push(run: str | os.PathLike, name: str, private: bool = False) -> str:

@@ -19,11 +19,19 @@ MARKER = "0000.png"
 
 
 def encode(
-    run: str | os.PathLike, images: Sequence[str | os.PathLike], subject: str, output: str | os.PathLike
+    run: str | os.PathLike,
+    images: Sequence[str | os.PathLike],
+    subject: str,
+    output: str | os.PathLike,
+    device: str | None = None,
 ) -> None:
-    """Predict the fMRI of image files and write an .npz with `fmri` (images, voxels), `image` (paths) and `subject`."""
+    """Predict the fMRI of image files and write an .npz with `fmri` (images, voxels), `image` (paths) and `subject`.
+
+    Args:
+        device: such as `cpu` or `cuda`; None for a GPU where there is one.
+    """
     pictures = [open_image(path) for path in images]
-    model, processor = load_model(run)
+    model, processor = load_model(run, device)
     known_subject(subject, processor.subjects)
     fmri, _ = encode_images(model, processor, pictures, subject)
     output = Path(output)
@@ -42,12 +50,21 @@ def encode(
 
 
 def decode(
-    run: str | os.PathLike, file: str | os.PathLike, subject: str, output: str | os.PathLike, overwrite: bool = False
+    run: str | os.PathLike,
+    file: str | os.PathLike,
+    subject: str,
+    output: str | os.PathLike,
+    overwrite: bool = False,
+    device: str | None = None,
 ) -> None:
-    """Reconstruct the image of each row of fMRI, `read_fmri`, as 0000.png, 0001.png and so on."""
+    """Reconstruct the image of each row of fMRI, `read_fmri`, as 0000.png, 0001.png and so on.
+
+    Args:
+        device: such as `cpu` or `cuda`; None for a GPU where there is one.
+    """
     refuse_existing(output, overwrite, MARKER)
     fmri = read_fmri(Path(file))
-    model, processor = load_model(run)
+    model, processor = load_model(run, device)
     known_subject(subject, processor.subjects)
     voxels = len(processor.fmri_mean[subject])
     if fmri.shape[1] != voxels:

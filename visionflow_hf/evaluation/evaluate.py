@@ -23,6 +23,7 @@ def evaluate(
     overwrite: bool = False,
     allow_leakage: bool = False,
     perceptual: bool = False,
+    device: str | None = None,
 ) -> dict:
     """Write a report of the model `run` on `split` of `corpus` to the folder `out`.
 
@@ -34,6 +35,7 @@ def evaluate(
         corpus: folder, or ORG/NAME on the Hub.
         allow_leakage: evaluate even if a stimulus is in two splits; metrics.json then says so.
         perceptual: add the figures of `visionflow_hf.evaluation.perceptual`, whose networks are downloaded.
+        device: such as `cpu` or `cuda`; None for a GPU where there is one.
 
     Returns:
         What metrics.json holds.
@@ -45,7 +47,7 @@ def evaluate(
     opened = open_corpus(corpus, allow_leakage)
     if split not in opened.splits:
         raise UserError(f"{corpus} has no split {split}: it has {', '.join(opened.splits)}")
-    model, processor = load_model(run)
+    model, processor = load_model(run, device)
     if perceptual:
         require_networks()
     train, asked = (pairs_of(opened.splits[name]) for name in ("train", split))

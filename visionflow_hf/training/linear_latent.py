@@ -96,7 +96,6 @@ class Encoding:
         names = rows.tolist()
         self.from_colours = fit_ridge(maps.values[WAVELETS:, rows].float().transpose(0, 1).flatten(1), fmri, names)
         self.from_energies = fit_ridge(maps.scores[rows], fmri, names)
-        self.folds = group_folds(names, FOLDS, seed=0)
 
     def colours(self, voxels: slice) -> Linear:
         """Ridge from the colours."""
@@ -119,13 +118,14 @@ class Encoding:
             for channels, places in pooling_fields(len(self.maps.values), responses.device)
             for at in range(0, len(places), chunk)
         ]
-        ridges = likely_mean([partial(self._pooled, *part) for part in parts], responses, self.folds)
+        ridges = likely_mean([partial(self._pooled, *part) for part in parts], responses)
         weights = torch.zeros(*self.maps.values.shape[::2], responses.shape[1], device=responses.device)
         intercept = torch.zeros(responses.shape[1], device=responses.device)
         for (channels, places), ridge in zip(parts, ridges, strict=True):
             if ridge is None:
                 continue
-            weights[channels] += torch.einsum("fp,fcv->cpv", places, ridge.weights)
+            used = places.any(0)
+            weights[channels][:, used] += torch.einsum("fp,fcv->cpv", places[:, used], ridge.weights)
             intercept += ridge.intercept.sum(0)
         return weights, intercept
 
@@ -156,19 +156,16 @@ def pooling_fields(channels: int, device: torch.device) -> Iterator[tuple[slice,
         yield slice(0, channels), torch.einsum("ap,bq->abpq", near, near).flatten(2).flatten(0, 1)
 
 
-def likely_mean(
-    candidates: list[Callable[[], torch.Tensor]], targets: torch.Tensor, folds: list[tuple[torch.Tensor, torch.Tensor]]
-) -> Iterator[Ridge | None]:
+def likely_mean(candidates: list[Callable[[], torch.Tensor]], targets: torch.Tensor) -> Iterator[Ridge | None]:
     """For each target the mean of ridges from many small groups of features, weighted by their likelihood.
 
         share_k ~ exp(-(n / 2) (error_k - least error) / least error)
 
-    over groups and penalties, with the squared errors of held-out samples, n of them.
+    over groups and penalties, with the cross-validated error of n samples.
 
     Args:
         candidates: functions that give some groups, `(groups, samples, features)`.
         targets (`torch.Tensor` of shape `(samples, targets)`)
-        folds: train and held-out samples.
 
     Yields:
         For each candidate the ridges of its groups, times their shares: weights `(groups, features, targets)`; None
@@ -176,22 +173,15 @@ def likely_mean(
     """
     errors = []
     for candidate in tqdm(candidates, desc="candidate features", unit="part", leave=False, disable=None):
-        features, missed = candidate(), 0
-        for train, test in folds:
-            path = RidgePath(features[:, train], targets[train])
-            predicted = path.predictions(features[:, test], penalties_of(features))
-            missed = missed + torch.stack([(one - targets[test]).square().sum(1) for one in predicted], dim=1)
-        errors.append(missed)
+        features = candidate()
+        errors.append(RidgePath(features, targets).cross_validated(penalties_of(features)))
     share = likelihoods(torch.cat(errors), len(targets))
     for candidate, own in zip(candidates, share.split([len(one) for one in errors]), strict=True):
         if not own.any():
             yield None
             continue
         features = candidate()
-        path = RidgePath(features, targets)
-        ridges = [path.solve(penalty) for penalty in penalties_of(features)]
-        weights = sum(one.weights * own[:, at, None] for at, one in enumerate(ridges))
-        yield Ridge(weights, sum(one.intercept * own[:, at] for at, one in enumerate(ridges)), 0.0)
+        yield RidgePath(features, targets).mean(penalties_of(features), own)
 
 
 def penalties_of(features: torch.Tensor) -> list[torch.Tensor]:
@@ -201,7 +191,7 @@ def penalties_of(features: torch.Tensor) -> list[torch.Tensor]:
 
 
 def likelihoods(errors: torch.Tensor, samples: int) -> torch.Tensor:
-    """Normalised for each target, of groups with summed squared errors `(groups, penalties, targets)`."""
+    """Normalised for each target, of groups with squared errors `(groups, penalties, targets)`."""
     least = errors.amin((0, 1))
     likelihood = torch.exp(-samples / 2 * (errors - least) / least.clamp(min=1e-12))
     likelihood[likelihood < LEAST_LIKELIHOOD] = 0

@@ -189,7 +189,6 @@ def stacked(
 def fit_similar_voxels(known: torch.Tensor, fmri: torch.Tensor, stimulus_ids: Sequence[str]) -> Ridge:
     """For each voxel the mean over the known voxels, each scaled to it by ridge, by their likelihood."""
     candidates = known.T[:, :, None].contiguous()
-    folds = group_folds(stimulus_ids, FOLDS, seed=0)
     weights = []
     for start in range(0, fmri.shape[1], BLOCK):
         responses = fmri[:, start : start + BLOCK]
@@ -198,7 +197,7 @@ def fit_similar_voxels(known: torch.Tensor, fmri: torch.Tensor, stimulus_ids: Se
             responses.new_zeros(known.shape[1], responses.shape[1]),
             responses.new_zeros(responses.shape[1]),
         )
-        ridges = likely_mean([lambda part=part: part for part in parts], responses, folds)
+        ridges = likely_mean([lambda part=part: part for part in parts], responses)
         for rows, ridge in zip(torch.arange(len(candidates)).split(len(parts[0])), ridges, strict=True):
             if ridge is not None:
                 own[rows] = ridge.weights[:, 0]
