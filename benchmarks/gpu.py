@@ -2,16 +2,17 @@
 
     python benchmarks/gpu.py WORK [--seconds 420] [--small]
 
-Each part is timed and may fail; what failed is printed with its error and the script goes on. Prints a table and
+Each part is a process of its own and may fail: its error is printed, and the script goes on. Prints a table and
 writes WORK/gpu.json. A model of real dimensions (ViT-B/16 of random weights, 224 px, 39,548 vertices) and noise as
 data: nothing here depends on what was learned.
 
     ceilings      a copy on the device (bytes read and written), and matrix products
-    commands      simulate, train, evaluate, encode, decode on a simulated corpus, train also with --use_cpu
-    model         the encoder's feature pass, both directions, and full fine-tuning in bf16, with its share of the
-                  FLOP/s of a matrix product (forward and backward as torch counts them)
-    epochs        two `visionflow train` runs of 224 px and 39,548 vertices, encoder frozen, of 2 and 8 epochs
+    directions    the encoder's feature pass and both directions
+    fine-tuning   of everything in bf16, with its share of the FLOP/s of a matrix product (forward and backward as
+                  torch counts them), also compiled
     fits          ridge in kernel form on the device in float32, beside numpy in float64 on two threads
+    commands      simulate, train, evaluate on a simulated corpus, train also with --use_cpu
+    epochs        two `visionflow train` runs of 224 px and 39,548 vertices, encoder frozen, of 2 and 8 epochs
 """
 
 import argparse
@@ -20,7 +21,7 @@ import os
 import subprocess
 import sys
 import time
-import traceback
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +92,9 @@ def commands(work: Path, small: bool) -> dict:
     return found
 
 
-def model(work: Path, small: bool) -> dict:
-    voxels, batch = (500, 4) if small else (39548, 64)
+def network_and_batch(small: bool, images: int):
+    """A model of random weights, and a batch on the device for its `forward`."""
+    voxels = 500 if small else 39548
     torch.manual_seed(0)
     tiny = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     side = 32 if small else 224
@@ -103,69 +105,55 @@ def model(work: Path, small: bool) -> dict:
         num_voxels=[voxels],
         bridge_hidden_size=512,
     )
-    network = VisionFlowModel(config).to(DEVICE)
-    pixels = torch.rand(batch, 3, side, side, device=DEVICE)
-    fmri = torch.randn(batch, voxels, device=DEVICE)
-    ids = torch.zeros(batch, dtype=torch.long, device=DEVICE)
-    found = {}
+    batch = {
+        "pixel_values": torch.rand(images, 3, side, side, device=DEVICE),
+        "fmri": torch.randn(images, voxels, device=DEVICE),
+        "subject_ids": torch.zeros(images, dtype=torch.long, device=DEVICE),
+    }
+    return VisionFlowModel(config).to(DEVICE), batch
+
+
+def directions(work: Path, small: bool) -> dict:
+    images = 4 if small else 64
+    network, batch = network_and_batch(small, images)
+    pixels, fmri, ids = batch.values()
     network.eval()
+    found = {}
     with torch.no_grad():
         for name, dtype in (("float32", None), ("bf16", torch.bfloat16)):
             with torch.autocast(DEVICE.type, dtype=dtype, enabled=dtype is not None):
-                found[f"features, {name}, images/s"] = batch / seconds(lambda: network.extract_image_features(pixels))
-                found[f"predict_fmri, {name}, images/s"] = batch / seconds(lambda: network.predict_fmri(pixels, ids))
-                found[f"reconstruct_image, {name}, images/s"] = batch / seconds(
+                found[f"features, {name}, images/s"] = images / seconds(lambda: network.extract_image_features(pixels))
+                found[f"predict_fmri, {name}, images/s"] = images / seconds(lambda: network.predict_fmri(pixels, ids))
+                found[f"reconstruct_image, {name}, images/s"] = images / seconds(
                     lambda: network.reconstruct_image(fmri, ids)
                 )
         found["predict_fmri, batch 1, ms"] = 1e3 * seconds(lambda: network.predict_fmri(pixels[:1], ids[:1]))
         found["reconstruct_image, batch 1, ms"] = 1e3 * seconds(lambda: network.reconstruct_image(fmri[:1], ids[:1]))
+    return found
+
+
+def fine_tuning(work: Path, small: bool, images: int = 64, compiled: bool = False) -> dict:
+    network, batch = network_and_batch(small, 4 if small else images)
+    trained = torch.compile(network.train()) if compiled else network.train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
+
+    def step(module=trained):
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+            loss = module(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
     size = 256 if small else 8192
     one, other = torch.randn(2, size, size, device=DEVICE).to(torch.bfloat16)
     peak = 2 * size**3 / seconds(lambda: one @ other)
-    for images, compiled in ((batch, False), (batch, True), (4 * batch, False), (4 * batch, True)):
-        pixels, fmri, ids = (
-            pixels[:batch].repeat(images // batch, 1, 1, 1),
-            fmri[:batch].repeat(images // batch, 1),
-            ids[:batch].repeat(images // batch),
-        )
-        network.train()
-        trained = torch.compile(network) if compiled else network
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
-
-        def step(trained=trained, optimizer=optimizer, batch=(pixels, fmri, ids)):
-            with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-                loss = trained(pixel_values=batch[0], fmri=batch[1], subject_ids=batch[2]).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        name = f"fine-tuning, bf16, {images} images" + ", compiled" * compiled
-        try:
-            if DEVICE.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            spent = seconds(step, 10, 3)
-            if "fine-tuning, GFLOP an image" not in found:
-                with FlopCounterMode(display=False) as counter:
-                    step()
-                found["fine-tuning, GFLOP an image"] = counter.get_total_flops() / images / 1e9
-            found[f"{name}, images/s"] = images / spent
-            found[f"{name}, share of the matrix product"] = (
-                found["fine-tuning, GFLOP an image"] * 1e9 * images / spent / peak
-            )
-            if DEVICE.type == "cuda":
-                found[f"{name}, peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
-        except Exception as error:
-            found[f"{name}: failed"] = f"{type(error).__name__}: {error}"[:600]
-    if DEVICE.type == "cuda" and not small:  # where a step goes
-        from torch.profiler import ProfilerActivity, profile
-
-        trained = network.train()
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
-        with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
-            for _ in range(2):
-                step(trained, optimizer, (pixels, fmri, ids))
-            synchronize()
-        print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=60))
+    with FlopCounterMode(display=False) as counter:
+        step(network)
+    spent = seconds(step, 10, 3)
+    found = {"images/s": len(batch["fmri"]) / spent, "GFLOP an image": counter.get_total_flops() / images / 1e9}
+    found["share of the matrix product's FLOP/s"] = counter.get_total_flops() / spent / peak
+    if DEVICE.type == "cuda":
+        found["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
     return found
 
 
@@ -226,27 +214,45 @@ def fits(work: Path, small: bool) -> dict:
     return found
 
 
+PARTS = {
+    "ceilings": ceilings,
+    "directions": directions,
+    "fine-tuning in bf16, 64 images": fine_tuning,
+    "fine-tuning in bf16, 256 images": partial(fine_tuning, images=256),
+    "fits": fits,
+    "commands": commands,
+    "fine-tuning in bf16, 64 images, compiled": partial(fine_tuning, compiled=True),
+    "fine-tuning in bf16, 256 images, compiled": partial(fine_tuning, images=256, compiled=True),
+    "epochs": epochs,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--seconds", type=float, default=420, help="no part begins later than this")
     parser.add_argument("--small", action="store_true", help="sizes of a dry run")
+    parser.add_argument("--part", choices=PARTS, help="one part alone, in this process")
     told = parser.parse_args()
     told.work.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("HF_HOME", str(told.work / "hf"))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if told.part:
+        print(json.dumps(PARTS[told.part](told.work, told.small)))
+        return
     found, start = {"machine": machine()}, time.perf_counter()
-    for part in (ceilings, model, fits, commands, epochs):
+    for part in PARTS:  # each in a process of its own: after an error of CUDA nothing more works in one
         began = time.perf_counter()
-        if began - start > told.seconds:
-            print(f"## {part.__name__}: no time left", flush=True)
+        left = told.seconds - (began - start)
+        if left < 0:
+            print(f"## {part}: no time left", flush=True)
             continue
-        try:
-            found[part.__name__] = part(told.work, told.small)
-        except Exception:
-            found[part.__name__] = {"failed": traceback.format_exc()[-3000:]}
-        print(f"## {part.__name__}, {time.perf_counter() - began:.0f} s", flush=True)
-        for name, value in found[part.__name__].items():
+        words = [sys.executable, __file__, str(told.work), "--part", part, *["--small"] * told.small]
+        done = subprocess.run(words, capture_output=True, text=True)
+        last = (done.stdout or done.stderr).strip().splitlines()[-1]
+        found[part] = json.loads(last) if done.returncode == 0 else {"failed": done.stderr[-3000:]}
+        print(f"## {part}, {time.perf_counter() - began:.0f} s", flush=True)
+        for name, value in found[part].items():
             print(f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |", flush=True)
         (told.work / "gpu.json").write_text(json.dumps(found, indent=2) + "\n")
 
