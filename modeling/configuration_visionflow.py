@@ -38,8 +38,12 @@ class VisionFlowConfig(PreTrainedConfig):
         latent_dim (`int`, *optional*, defaults to 256):
             Dimensions of the latent Gaussian that the image encoder's head makes and the image decoder reads.
         linear_dim (`int`, *optional*, defaults to 256):
-            Further dimensions of the latent, linear in the image's Gabor energies and colours; 0 for none. The decoder
-            does not read them.
+            Further dimensions of the latent, linear in the image's Gabor energies and colours and in the maps of
+            `linear_layers`; 0 for none. The decoder does not read them.
+        linear_layers (`list[int]`, *optional*, defaults to `[]`):
+            The encoder's layers that they read, averaged over 7 x 7 cells, by their place in its `hidden_states`.
+        linear_widths (`list[int]`, *optional*, defaults to the encoder's `hidden_size` for each layer):
+            The number of channels of each of these layers.
         subjects (`list[str]`, *optional*, defaults to `[]`):
             Names of the subjects; a row's `subject_ids` is the place in this list.
         num_voxels (`list[int]`, *optional*, defaults to `[]`):
@@ -82,6 +86,8 @@ class VisionFlowConfig(PreTrainedConfig):
     feature_widths: Sequence[int] | None = None
     latent_dim: int = 256
     linear_dim: int = 256
+    linear_layers: Sequence[int] = ()
+    linear_widths: Sequence[int] | None = None
     subjects: Sequence[str] = ()
     num_voxels: Sequence[int] = ()
     bridge_hidden_size: int = 256
@@ -102,7 +108,8 @@ class VisionFlowConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.custom_pipelines = copy.deepcopy(PIPELINES)  # `pipeline()` writes into it
-        for name in ("image_size", "image_mean", "image_std", "feature_layers", "subjects", "num_voxels"):
+        lists = ("image_size", "image_mean", "image_std", "feature_layers", "linear_layers", "subjects", "num_voxels")
+        for name in lists:
             setattr(self, name, list(getattr(self, name)))  # as JSON gives them back
         if self.encoder_image_size is None:  # an encoder that states no size takes any
             self.encoder_image_size = native_image_size(self.vision_config) or self.image_size
@@ -111,9 +118,14 @@ class VisionFlowConfig(PreTrainedConfig):
             raise ValueError(f"image_size is {self.image_size}: [height, width] in px is expected")
         if not self.feature_layers:
             raise ValueError("feature_layers is empty: -1 for the encoder's output, or places in its hidden_states")
-        if self.feature_widths is None:
-            self.feature_widths = layer_widths(self.vision_config, self.feature_layers, self.encoder_image_size)
-        self.feature_widths = list(self.feature_widths)
+        if not self.linear_layers:
+            self.linear_widths = []
+        if self.feature_widths is None or self.linear_widths is None:
+            layers = [*self.feature_layers, *self.linear_layers]
+            widths = layer_widths(self.vision_config, layers, self.encoder_image_size)
+            self.feature_widths = self.feature_widths or widths[: len(self.feature_layers)]
+            self.linear_widths = widths[len(self.feature_layers) :]
+        self.feature_widths, self.linear_widths = list(self.feature_widths), list(self.linear_widths)
         if self.latent_dim < 1 or self.linear_dim < 0:
             raise ValueError(
                 f"latent_dim is {self.latent_dim}, linear_dim {self.linear_dim}: at least 1 and at least 0 are expected"

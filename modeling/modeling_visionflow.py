@@ -19,10 +19,11 @@ from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
 from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder, StretchedSigmoid, blend
 from .latent_gaussian import Gaussian, LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
-from .vision_encoder import layer_maps, pooled_features
+from .vision_encoder import average_pool, layer_maps, pooled_features
 
 NARROW = -3.0  # logarithm of the variance with which posteriors begin
 LEAST_NOISE = 1e-3  # of a voxel's variance
+LINEAR_CELLS = 7  # cells a side over which the maps of `linear_layers` are averaged
 OF_THE_PROCESSOR = ("fmri_mean", "fmri_std")  # in its batches for `predict_fmri`; no other method needs them
 
 
@@ -112,7 +113,8 @@ class VisionFlowModel(PreTrainedModel):
         self.encoder = AutoModel.from_config(config.vision_config)
         features = sum(config.feature_widths) * (1 + config.feature_grid**2)
         self.posterior_head = nn.Linear(features, 2 * config.latent_dim)
-        self.linear_head = nn.Linear(wavelet_channels(config.num_channels) * GRID**2, config.linear_dim)
+        maps = wavelet_channels(config.num_channels) * GRID**2 + sum(config.linear_widths) * LINEAR_CELLS**2
+        self.linear_head = nn.Linear(maps, config.linear_dim)
         self.linear_logvar = nn.Parameter(torch.full((config.linear_dim,), NARROW))
         if config.decoder_type == "autoencoder_kl":
             self.image_decoder = AutoencoderKLDecoder(config)
@@ -409,16 +411,17 @@ class VisionFlowModel(PreTrainedModel):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`): on a 0..1 scale.
-            image_features: as in `forward`.
+            image_features: as in `forward`; without w those of `feature_layers` are enough.
             with_linear (`bool`): False leaves w out, which costs time; it has no dimensions then.
         """
         if image_features is None:
             image_features, _ = self.extract_image_features(pixel_values)
-        dtype = self.posterior_head.weight.dtype
-        learned = Gaussian.from_head(self.posterior_head(image_features.to(dtype)))
+        dtype, width = self.posterior_head.weight.dtype, self.posterior_head.in_features
+        learned = Gaussian.from_head(self.posterior_head(image_features[:, :width].to(dtype)))
         if self.config.linear_dim and with_linear:
             energies = wavelet_maps(pixel_values.float()).flatten(1)
-            mean = self.linear_head(energies.to(dtype)).to(learned.mean.dtype)
+            read = torch.cat([energies.to(dtype), image_features[:, width:].to(dtype)], dim=1)
+            mean = self.linear_head(read).to(learned.mean.dtype)
         else:
             mean = learned.mean[:, :0]
         logvar = self.linear_logvar[: mean.shape[1]].to(mean.dtype).expand_as(mean)
@@ -484,12 +487,12 @@ class VisionFlowModel(PreTrainedModel):
         return blend(image, self.linear_decoder(learned, linear), share) if share else image
 
     def extract_image_features(self, pixel_values: torch.Tensor, **kwargs):
-        """What the head of the posterior reads of an image, and the encoder's whole output.
+        """What the heads of the posterior read of the encoder, and its whole output.
 
         Returns:
-            Features `(batch, (1 + feature_grid^2) * width of the layers)`: of each of `feature_layers` the class token
-            (the mean token of an encoder without one) beside the patch tokens averaged over a grid of `feature_grid` x
-            `feature_grid` cells.
+            Features `(batch, (1 + feature_grid^2) * feature_widths + 49 * linear_widths)`: of each of `feature_layers`
+            the class token (the mean token of an encoder without one) beside the patch tokens averaged over a grid of
+            `feature_grid` x `feature_grid` cells; then of each of `linear_layers` its channels over 7 x 7 cells.
         """
         pixels = pixel_values.float()  # resizing is not defined for every dtype on every device
         if self.config.num_channels == 1 and self.config.vision_config.num_channels == 3:
@@ -502,8 +505,16 @@ class VisionFlowModel(PreTrainedModel):
         if list(pixels.shape[-2:]) != size:
             pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
         pixels = ((pixels - mean) / std).to(self._own_dtype())
-        layers, encoded = layer_maps(self.encoder, pixels, self.config.feature_layers, **kwargs)
-        return torch.cat([pooled_features(layer, self.config.feature_grid) for layer in layers], dim=1), encoded
+        config, own = self.config, len(self.config.feature_layers)
+        layers, encoded = layer_maps(self.encoder, pixels, [*config.feature_layers, *config.linear_layers], **kwargs)
+        parts = [pooled_features(layer, config.feature_grid) for layer in layers[:own]]
+        parts += [average_pool(layer.grid, LINEAR_CELLS).flatten(1) for layer in layers[own:]]
+        return torch.cat(parts, dim=1), encoded
+
+    @property
+    def feature_sizes(self) -> list[int]:
+        """How many of the features of `extract_image_features` the posterior's head reads, and the linear head."""
+        return [self.posterior_head.in_features, sum(self.config.linear_widths) * LINEAR_CELLS**2]
 
     def _own_dtype(self) -> torch.dtype:
         """The weights' dtype; `self.dtype` has no parameters to look at in a replica of `nn.DataParallel`."""

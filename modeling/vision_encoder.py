@@ -17,6 +17,7 @@ PLAIN = (  # families whose layers all have `hidden_size` channels, for images o
     *("vit", "deit", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit_mae", "vit_msn"),
     *("ijepa", "clip_vision_model", "siglip_vision_model", "siglip2_vision_model"),
 )
+DEPTHS = (0.2, 0.35, 0.5, 0.7, 0.9)  # of the layers that `layers_by_depth` gives, as shares of the encoder's depth
 VIDEO = ("tubelet_size", "num_frames", "frames_per_clip")  # config fields of encoders of videos
 
 
@@ -157,6 +158,47 @@ def layer_widths(config, layers: list[int], image_size: list[int]) -> list[int]:
         ) from error
 
 
+def layers_by_depth(config, image_size: list[int]) -> list[int]:
+    """Places in the encoder's `hidden_states` at some depths, of those that give a feature map.
+
+    Voxels of early areas are told best by early layers, those of late areas by late ones; which, differs from encoder
+    to encoder, so that several are read.
+
+    Args:
+        config: Config of the encoder.
+        image_size: Height and width in px of the images that it is given.
+    """
+    if config.model_type in PLAIN:
+        places = list(range(config.num_hidden_layers + 1))
+    else:
+        places = probed_places(config, image_size)
+    return sorted({places[round(depth * (len(places) - 1))] for depth in DEPTHS if places})
+
+
+def probed_places(config, image_size: list[int]) -> list[int]:
+    """The places in `hidden_states` that give a feature map, from a run on the meta device or the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        for device in ("meta", "cpu"):
+            try:
+                encoder, pixels = probe(config, image_size, device)
+                with torch.no_grad():
+                    encoded = encoder(**encoder_inputs(encoder, pixels), output_hidden_states=True)
+                maps = getattr(encoded, "reshaped_hidden_states", None) or getattr(encoded, "hidden_states", None) or ()
+                return [place for place in range(len(maps)) if gives_map(encoder, encoded, place, pixels)]
+            except RuntimeError:
+                if device == "cpu":
+                    raise
+    return []
+
+
+def gives_map(encoder: nn.Module, encoded: ModelOutput, layer: int, pixels: torch.Tensor) -> bool:
+    try:
+        layer_map(encoder, encoded, layer, pixels)
+    except UnusableEncoder:
+        return False
+    return True
+
+
 def native_image_size(config) -> list[int] | None:
     """Height and width in px that an encoder was trained with, None where its config does not say."""
     size = getattr(config, "image_size", None)
@@ -169,13 +211,19 @@ def native_image_size(config) -> list[int] | None:
 
 def probed_widths(config, layers: list[int], image_size: list[int], device: str) -> list[int]:
     """`layer_widths` on one device; the encoder's own errors come through."""
-    with torch.device(device), torch.no_grad():
+    encoder, pixels = probe(config, image_size, device)
+    with torch.no_grad():
+        maps, _ = layer_maps(encoder, pixels, layers)
+    return [one.grid.shape[1] for one in maps]
+
+
+def probe(config, image_size: list[int], device: str) -> tuple[nn.Module, torch.Tensor]:
+    """An encoder with new weights and two black images."""
+    with torch.device(device):
         encoder = AutoModel.from_config(copy.deepcopy(config), attn_implementation="eager", dtype=torch.float32)
         check_encoder(encoder)
-        encoder = prepare_encoder(encoder)
         pixels = torch.zeros(2, getattr(config, "num_channels", 3), *image_size)
-        maps, _ = layer_maps(encoder.train(False), pixels, layers)
-    return [one.grid.shape[1] for one in maps]
+    return prepare_encoder(encoder).train(False), pixels
 
 
 def check_layer(name: str, layer: int, places: int) -> None:
@@ -306,6 +354,7 @@ __all__ = [
     "check_encoder",
     "layer_maps",
     "layer_widths",
+    "layers_by_depth",
     "native_image_size",
     "pooled_features",
     "prepare_encoder",

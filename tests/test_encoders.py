@@ -7,12 +7,14 @@ import transformers
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel
+from visionflow_hf.modeling.gabor_wavelets import wavelet_maps
 from visionflow_hf.modeling.vision_encoder import (
     PLAIN,
     LayerMap,
     average_pool,
     layer_maps,
     layer_widths,
+    layers_by_depth,
     native_image_size,
     pooled_features,
     prepare_encoder,
@@ -20,8 +22,13 @@ from visionflow_hf.modeling.vision_encoder import (
 )
 
 from visionflow_hf.cli import main
+from visionflow_hf.corpus.responses import pairs_of
+from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
 from visionflow_hf.pretrained import load_encoder
+from visionflow_hf.training import linear_latent
+from visionflow_hf.training.stimuli import Stimuli
+from visionflow_hf.training.trials import Trials
 
 WIDE = [32, 48]  # px; rows and columns of patches differ
 DEPTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -296,6 +303,20 @@ def test_layers_that_an_encoder_does_not_have(family, last, layer):
         layer_maps(encoder_of(family), torch.rand(1, 3, *FAMILIES[family][2]), [layer])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_by_depth_are_layers_that_can_be_read(family):
+    config, size = config_of(family), FAMILIES[family][2]
+    layers = layers_by_depth(config, size)
+    assert layers == sorted(set(layers)) and 1 <= len(layers) <= 5
+    maps, _ = layer_maps(encoder_of(family), random_images(family), layers)
+    assert [one.grid.shape[1] for one in maps] == layer_widths(config, layers, size)
+
+
+def test_layers_by_depth_lie_between_first_and_last():
+    assert layers_by_depth(transformers.ViTConfig(), [224, 224]) == [2, 4, 6, 8, 11]
+    assert layers_by_depth(transformers.ResNetConfig(), [224, 224]) == [1, 2, 3, 4]
+
+
 def test_image_size_that_an_encoder_was_trained_with():
     assert native_image_size(config_of("vit")) == [32, 32]
     assert native_image_size(transformers.YolosConfig()) == [512, 864]
@@ -428,6 +449,49 @@ def test_several_layers_are_read_one_beside_the_other():
     classes, cells = features.reshape(2, 3, 5 * 32).split([32, 4 * 32], dim=2)
     torch.testing.assert_close(classes, torch.stack([one[:, 0] for one in tokens], 1))
     torch.testing.assert_close(cells.reshape(2, 3, 32, 4)[..., 1], upper_right)
+
+
+def test_linear_dimensions_read_layers_over_seven_by_seven_cells():
+    config = VisionFlowConfig(
+        vision_config=config_of("vit"), image_size=[32, 32], linear_layers=[0, 2], linear_dim=3, latent_dim=4
+    )
+    model = VisionFlowModel(config).eval()
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    features, encoded = model.extract_image_features(image, output_hidden_states=True)
+    assert features.shape[1] == sum(model.feature_sizes) == 32 * (1 + 16) + 2 * 32 * 49
+    grids = [encoded.hidden_states[layer][:, 1:].transpose(1, 2).unflatten(2, (4, 4)) for layer in (0, 2)]
+    cells = [nn.functional.adaptive_avg_pool2d(grid, 7).flatten(1) for grid in grids]
+    read = torch.cat([wavelet_maps(image).flatten(1), *cells], dim=1)
+    torch.testing.assert_close(model.encode_image(image).linear.mean, model.linear_head(read))
+    alone = model.encode_image(image, features[:, : model.feature_sizes[0]], with_linear=False)
+    assert torch.equal(alone.learned.mean, model.encode_image(image).learned.mean)
+
+
+@pytest.mark.parametrize(("flags", "layers"), [([], [0, 1, 2]), (["--feature_layers", "1"], [1])])
+def test_voxels_read_the_layers_of_a_pretrained_encoder(colour_corpus, tmp_path, monkeypatch, flags, layers):
+    """The model predicts what the ridge from one of them does, if all weight is given to it."""
+    encoder_of("vit").save_pretrained(tmp_path / "vit")
+    words = ["train", colour_corpus, tmp_path / "run", "--encoder", tmp_path / "vit", "--max_steps", "2", *flags]
+    assert main([str(word) for word in words]) == 0
+    model, processor = load_model(tmp_path / "run")
+    assert model.config.linear_layers == layers and model.config.linear_widths == [32] * len(layers)
+    pairs = pairs_of(open_corpus(colour_corpus).splits["train"])
+    trials, stimuli = Trials(pairs, processor), Stimuli(processor, [pairs], model)
+    spaces = linear_latent.feature_spaces(model, stimuli, trials.stimuli)
+    assert [space.name for space in spaces] == ["energies", *(f"layer {layer}" for layer in layers)]
+    fmri = trials.mean_responses("ann", trials.stimuli)
+    encodings = [linear_latent.Encoding(space, torch.arange(len(fmri)), fmri) for space in spaces]
+    names = ["latent", *(name for one in encodings for name in one.models)]
+    weights = dict.fromkeys(names, 0.0) | {"layer 1": 1.0}
+    monkeypatch.setattr(linear_latent, "trust", lambda *_: (dict(weights), 1.0))
+    latents = dict.fromkeys(trials.stimuli, torch.zeros(model.config.latent_dim))
+    linear_latent.fit_encoding(model, trials, stimuli, latents, seed=0)
+    pixels, features = stimuli.pixel_values(trials.stimuli), stimuli.image_features(trials.stimuli)
+    ids = torch.zeros(len(pixels), dtype=torch.long)
+    found = model.predict_fmri(pixels, ids, image_features=features)
+    (of_layer,) = [one for one in encodings if one.space.name == "layer 1"]
+    torch.testing.assert_close(found[:, :12], of_layer.space.predict(of_layer.ridge(slice(0, 12))), atol=5e-3, rtol=0)
+    torch.testing.assert_close(found, model.predict_fmri(pixels, ids), atol=5e-3, rtol=0)  # not from the cache
 
 
 @pytest.mark.parametrize("layers", [["3"], ["0", "7"]])

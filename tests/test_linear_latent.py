@@ -14,11 +14,12 @@ from visionflow_hf.hub import load_model
 from visionflow_hf.training import linear_latent
 from visionflow_hf.training.alignment import image_latents
 from visionflow_hf.training.linear_latent import (
-    MODELS,
+    ENERGIES,
     PENALTIES,
     Components,
     Encoding,
-    EnergyMaps,
+    FeatureSpace,
+    feature_spaces,
     fit_encoding,
     likelihoods,
     likely_mean,
@@ -29,16 +30,7 @@ from visionflow_hf.training.stimuli import Stimuli
 from visionflow_hf.training.trials import Trials
 
 EVERY_VOXEL = slice(0, 12)
-
-
-class Pictures:
-    """Pixels by name."""
-
-    def __init__(self, images: torch.Tensor):
-        self.images = images
-
-    def pixel_values(self, names: list[str]) -> torch.Tensor:
-        return self.images[[int(name[1:]) for name in names]]
+MODELS = ("colours", "energies", "fields of energies")
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +39,20 @@ def cells():
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.random((260, 1, 24, 24), dtype=np.float32))
     images = torch.nn.functional.avg_pool2d(images, 5, 1, 2)
-    maps = wavelet_maps(images).flatten(2).numpy()
+    energies = wavelet_maps(images).flatten(2)
+    maps = energies.numpy()
     places = [GRID * 3 + 3, GRID * 7 + 9, GRID * 5 + 12, GRID * 11 + 4, GRID * 8 + 8, GRID * 12 + 12]
     signal = np.stack([maps[:, 24:48, place] @ rng.random(24) for place in places], axis=1)
     signal = (signal - signal.mean(0)) / signal.std(0)
     fmri = np.concatenate([signal, np.zeros_like(signal)], axis=1) + rng.normal(size=(260, 12))
-    maps = EnergyMaps(Pictures(images), [f"s{row}" for row in range(260)], torch.device("cpu"))
+    maps = FeatureSpace(ENERGIES, energies.transpose(0, 1).half())
     return maps, torch.from_numpy(fmri.astype(np.float32)), torch.from_numpy(signal.astype(np.float32))
 
 
 def held_out_r(model, cells) -> float:
     maps, fmri, signal = cells
     encoding = Encoding(maps, torch.arange(200), fmri[:200])
-    predicted = maps.predict(model(encoding, EVERY_VOXEL), torch.arange(200, 260))
+    predicted = maps.predict(encoding.models[model](EVERY_VOXEL), torch.arange(200, 260))
     return np.mean([np.corrcoef(predicted[:, voxel], signal[200:, voxel])[0, 1] for voxel in range(6)])
 
 
@@ -72,8 +65,8 @@ def test_fields_find_the_place_that_a_voxel_reads(cells):
 def test_a_block_of_voxels_has_the_maps_that_it_has_among_all(model, cells):
     maps, fmri, _ = cells
     encoding = Encoding(maps, torch.arange(60), fmri[:60])
-    whole, constant = model(encoding, EVERY_VOXEL)
-    part, part_constant = model(encoding, slice(4, 7))
+    whole, constant = encoding.models[model](EVERY_VOXEL)
+    part, part_constant = encoding.models[model](slice(4, 7))
     torch.testing.assert_close(part, whole[..., 4:7], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(part_constant, constant[4:7], atol=1e-4, rtol=1e-4)
 
@@ -84,24 +77,65 @@ def test_the_ridge_from_energies_is_that_of_scikit_learn(cells):
     rows = torch.arange(0, 120, 2)
     encoding = Encoding(maps, rows, fmri[rows])
     features = maps.values[:, rows].double().transpose(0, 1).flatten(1).numpy()
-    expected = Reference(alpha=encoding.from_energies.penalty).fit(features, fmri[rows].numpy())
-    weights, intercept = encoding.energies(EVERY_VOXEL)
+    expected = Reference(alpha=encoding.from_all.penalty).fit(features, fmri[rows].numpy())
+    weights, intercept = encoding.ridge(EVERY_VOXEL)
     everything = maps.values.double().transpose(0, 1).flatten(1)
     predicted = everything @ weights.double().flatten(0, 1) + intercept
     np.testing.assert_allclose(predicted, expected.predict(everything.numpy()), atol=2e-2)
     torch.testing.assert_close(maps.predict((weights, intercept)).double(), predicted, atol=2e-3, rtol=0)
 
 
+@pytest.fixture(scope="module")
+def layer():
+    """A layer of 200 channels of different sizes, and 12 voxels: six that read five of them around one place each."""
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(8, 260, 7, 7)) * np.geomspace(0.01, 100, 8)[:, None, None, None]
+    values = np.einsum("kc,knij->cnij", rng.normal(size=(8, 200)), values) + 0.1 * rng.normal(size=(200, 260, 7, 7))
+    values = np.abs(values).reshape(200, 260, 49)
+    standard = values / values.std((1, 2), keepdims=True)
+    rows, columns = np.divmod(np.arange(49), 7)
+    signal = []
+    for place in (8, 16, 24, 30, 32, 40):
+        near = np.exp(-((rows - rows[place]) ** 2 + (columns - columns[place]) ** 2) / 2)
+        signal.append(np.einsum("c,cnp,p->n", rng.random(5), standard[:5], near))
+    signal = np.stack(signal)
+    signal = ((signal.T - signal.mean(1)) / signal.std(1)).astype(np.float32)
+    fmri = np.concatenate([signal, np.zeros_like(signal)], axis=1) + rng.normal(size=(260, 12)).astype(np.float32)
+    space = FeatureSpace("layer 3", torch.from_numpy(values.astype(np.float32)).half())
+    return space, torch.from_numpy(fmri), torch.from_numpy(signal)
+
+
+def test_fields_find_the_place_that_a_voxel_reads_in_a_layer(layer):
+    space, fmri, signal = layer
+    assert space.read.shape == (128, 260, 49)
+    torch.testing.assert_close(space.values.float().std((1, 2)), torch.ones(200), atol=1e-2, rtol=0)
+    encoding = Encoding(space, torch.arange(200), fmri[:200])
+    assert list(encoding.models) == ["layer 3", "fields of layer 3"]
+    whole, fields = (
+        np.mean([np.corrcoef(predicted[:, voxel], signal[200:, voxel])[0, 1] for voxel in range(6)])
+        for predicted in (space.predict(one(EVERY_VOXEL), torch.arange(200, 260)) for one in encoding.models.values())
+    )
+    assert fields > whole + 0.1 and fields > 0.5, (fields, whole)
+
+
+def test_weights_go_to_the_space_that_voxels_read(cells, layer):
+    maps, _, _ = cells
+    space, fmri, _ = layer
+    weights, _ = trust([maps, space], torch.arange(260), torch.zeros(260, 3), fmri[:, :6], seed=0)
+    assert weights["fields of layer 3"] > 0.5 and sum(weights[name] for name in MODELS) < 0.3
+
+
 def test_weights_go_to_what_predicts_held_out_stimuli(cells):
     maps, fmri, signal = cells
     rows = torch.arange(260)
     noise = torch.randn(260, 40, generator=torch.Generator().manual_seed(1))
-    (latent, *_, fields), left = trust(maps, rows, noise, fmri[:, :6], seed=0)
-    assert latent < 0.1 and fields > 0.7 and left < 0.8
-    (latent, *others), left_of_signal = trust(maps, rows, signal, fmri[:, :6], seed=0)
-    assert latent > max(others) and left_of_signal > 0.9
-    of_noise, _ = trust(maps, rows, noise, fmri[:, 6:], seed=0)
-    assert of_noise.sum() < 0.5 or of_noise.tolist() == [1, 0, 0, 0]  # nothing predicts them
+    weights, left = trust([maps], rows, noise, fmri[:, :6], seed=0)
+    assert list(weights) == ["latent", *MODELS]
+    assert weights["latent"] < 0.1 and weights["fields of energies"] > 0.7 and left < 0.8
+    weights, left_of_signal = trust([maps], rows, signal, fmri[:, :6], seed=0)
+    assert max(weights, key=weights.get) == "latent" and left_of_signal > 0.9
+    of_noise, _ = trust([maps], rows, noise, fmri[:, 6:], seed=0)
+    assert sum(of_noise.values()) < 0.5 or list(of_noise.values()) == [1, 0, 0, 0]  # nothing predicts them
 
 
 def test_stacking_is_least_squares_without_negative_weights():
@@ -148,9 +182,9 @@ def test_components_of_blocks_are_those_of_all_at_once(cells, most, monkeypatch)
     maps, fmri, _ = cells
     encoding = Encoding(maps, torch.arange(260), fmri)
     monkeypatch.setattr(linear_latent, "BLOCK", 5)
-    components = Components(maps, most)
-    components.add(encoding, [0.0, 0.5, 0.5])
-    linear = [one(encoding, EVERY_VOXEL) for one in (Encoding.energies, Encoding.fields)]
+    components = Components([maps], most)
+    components.add([encoding], {"colours": 0.0, "energies": 0.5, "fields of energies": 0.5})
+    linear = [encoding.ridge(EVERY_VOXEL), encoding.fields(EVERY_VOXEL)]
     predicted = sum(0.5 * maps.predict(one) for one in linear)
     predicted = predicted - predicted.mean(0)
     readout = torch.cat([one for _, one, _ in components.readouts], dim=1)
@@ -160,7 +194,7 @@ def test_components_of_blocks_are_those_of_all_at_once(cells, most, monkeypatch)
     if most == 200:
         torch.testing.assert_close(components.scores @ readout, predicted, atol=5e-3, rtol=0)
     energies = maps.values.float().transpose(0, 1).flatten(1)
-    scores = (energies - energies.mean(0)) @ components.head
+    scores = (energies - energies.mean(0)) @ components.heads[0]
     torch.testing.assert_close(scores, components.scores, atol=0.05, rtol=0)
 
 
@@ -185,21 +219,23 @@ def test_the_model_predicts_the_weighted_sum(small, monkeypatch):
     model, processor, pairs, trials, stimuli, latent_of = small
     sums = {}
     for weights in ([1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.25, 0.0, 0.75, 0.0]):
-        monkeypatch.setattr(linear_latent, "trust", lambda *_, w=weights: (torch.tensor(w), 0.5))
+        named = dict(zip(("latent", *MODELS), weights, strict=True))
+        monkeypatch.setattr(linear_latent, "trust", lambda *_, named=named: (dict(named), 0.5))
         fit_encoding(model, trials, stimuli, latent_of, seed=0)
         sums[tuple(weights)] = predictions(model, processor, pairs, "subj02")
     latent, energies, both = sums.values()
     torch.testing.assert_close(both, 0.25 * latent + 0.75 * energies, atol=2e-3, rtol=0)
     own = trials.some_stimuli("subj02", 100, 0)
-    maps = EnergyMaps(stimuli, own, model.device)
+    (maps,) = feature_spaces(model, stimuli, own)
     encoding = Encoding(maps, torch.arange(len(own)), trials.mean_responses("subj02", own))
-    expected = maps.predict(encoding.energies(slice(0, 30)))
+    expected = maps.predict(encoding.ridge(slice(0, 30)))
     torch.testing.assert_close(energies, expected, atol=5e-3, rtol=0)
 
 
 def test_where_one_subject_is_predicted_and_another_is_not(small, monkeypatch):
     model, _, _, trials, stimuli, latent_of = small
-    weights = iter([torch.tensor([0.0, 0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0, 0.0])])
+    chosen = [0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]
+    weights = iter([dict(zip(("latent", *MODELS), one, strict=True)) for one in chosen])
     monkeypatch.setattr(linear_latent, "trust", lambda *_: (next(weights), 1.0))
     fit_encoding(model, trials, stimuli, latent_of, seed=0)
     linear = model.latent_to_fmri.voxel_maps[1].weight[:, -model.config.linear_dim :]

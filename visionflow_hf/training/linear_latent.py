@@ -1,18 +1,22 @@
-"""The linear part of the latent: encoding models from Gabor energies to voxels, and their main components.
+"""The linear part of the latent: encoding models from feature spaces to voxels, and their main components.
 
-    fMRI of a subject  =  t_0 W [z, MLP(z)]  +  t_1 colours  +  t_2 energies  +  t_3 fields
+    fMRI of a subject  =  t_0 W [z, MLP(z)]  +  sum over models k of t_k model_k
 
-    colours     ridge from the colours on a grid
-    energies    ridge from all Gabor energies and colours
+The feature spaces are the Gabor energies and colours of an image, and the maps of each of `config.linear_layers` of the
+encoder. The models of each space are
+
+    ridge       ridge from all of it
     fields      the mean over many ridges that each read one place of the visual field, weighted by likelihood
+    colours     ridge from the colours on a grid, which are a part of the first space
 
-The weights t are fitted by non-negative least squares to what the four predict of held-out stimuli. The principal
-components of what the last three predict, over all subjects, become the latent's linear dimensions w.
+The weights t are fitted by non-negative least squares to what the models predict of held-out stimuli. The principal
+components of what all models but the first predict, over all subjects, become the latent's linear dimensions w.
 
 Source: Kay et al. 2008 for the energies, St-Yves & Naselaris 2018 and Klindt et al. 2017 for the fields.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -33,6 +37,12 @@ MOST_STIMULI = 8000  # shared out among the subjects
 ASKED = 50_000  # held-out responses by which the weights of the models are fitted, about
 ASKED_FOLDS = 3  # of the five folds, that are held out for it: each costs as much as a fit
 BLOCK = 2000  # voxels at a time, which bounds the memory
+MOST_WEIGHTS = 64_000_000  # of a block's linear map from all feature spaces
+ENERGIES, LATENT = "energies", "latent"
+LARGEST = 65504.0  # in float16
+LEAST_SCALE = 1e-4  # of a channel
+READ_CHANNELS = 128  # of a layer, that fields read: the main components of more
+SOME_STIMULI = 500  # by which these are found
 FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
 PENALTIES = (0.03, 0.3, 3.0, 30.0)  # times the mean variance of a feature and the number of rows
 LEAST_WEIGHT = 1e-3  # of a voxel that the latent does not predict
@@ -43,29 +53,47 @@ WORKING_SET = 10_000_000  # responses that the fields which are worked on at onc
 Linear = tuple[torch.Tensor, torch.Tensor]  # weights (channels, places, voxels) and intercept (voxels,)
 
 
-class EnergyMaps:
-    """Gabor energies and colours of some stimuli.
+class FeatureSpace:
+    """The maps of one kind of feature for some stimuli.
+
+    Args:
+        name: `energies` for Gabor energies and colours, else the encoder's layer, whose channels are divided by their
+            standard deviation.
+        values: float16 tensor of shape (channels, stimuli, places); rounding is far below the responses' noise.
 
     Attributes:
-        values: float16 tensor of shape (channels, stimuli, GRID * GRID); rounding is far below the responses' noise.
+        scale: standard deviation of each channel, `(channels,)`, by which `values` have been divided.
+        mean: `(channels, places)`
         scores: float32 tensor of shape (stimuli, components), all of its principal components.
+        read: what fields read, `(read channels, stimuli, places)`, the main ones of many channels.
+        turn: `(channels, read channels)`, which makes `read` of `values`; None where it is the same.
     """
 
-    def __init__(self, stimuli: Stimuli, stimulus_ids: list[str], device: torch.device):
-        maps = []
-        for start in range(0, len(stimulus_ids), BATCH):
-            pixels = stimuli.pixel_values(stimulus_ids[start : start + BATCH]).to(device)
-            maps.append(wavelet_maps(pixels).flatten(2).transpose(0, 1).half())
-        self.values = torch.cat(maps, dim=1)
-        self.mean = self.values.float().mean(1)
-        products = torch.zeros(len(stimulus_ids), len(stimulus_ids), device=device)
-        for channel, mean in zip(self.values, self.mean, strict=True):
+    def __init__(self, name: str, values: torch.Tensor):
+        self.name, self.values = name, values
+        self.grid = math.isqrt(values.shape[2])
+        self.scale = torch.ones(len(values), device=values.device)
+        if name != ENERGIES:
+            for channel, one in enumerate(values):  # in place: all in float32 would fill memory
+                self.scale[channel] = one.float().std(correction=0).clamp(min=LEAST_SCALE)
+                values[channel] = one.float() / self.scale[channel]
+        self.mean = values.float().mean(1)
+        stimuli = values.shape[1]
+        products = torch.zeros(stimuli, stimuli, device=values.device)
+        for channel, mean in zip(values, self.mean, strict=True):
             centred = channel.float() - mean
             products += centred @ centred.T
-        values, vectors = eigh(products)
-        kept = values > 1e-6 * values.max()
-        self._dual = vectors[:, kept] / values[kept].sqrt()
-        self.scores = vectors[:, kept] * values[kept].sqrt()
+        sizes, vectors = eigh(products)
+        kept = sizes > 1e-6 * sizes.max()
+        self._dual = vectors[:, kept] / sizes[kept].sqrt()
+        self.scores = vectors[:, kept] * sizes[kept].sqrt()
+        self.read, self.turn = values, None
+        if name != ENERGIES and len(values) > READ_CHANNELS:
+            some = values[:, :: -(-stimuli // SOME_STIMULI)].flatten(1).float()
+            _, turn = eigh(some.cov(correction=0))
+            self.turn = turn[:, -READ_CHANNELS:]
+            parts = [torch.einsum("ck,csp->ksp", self.turn, part.float()) for part in values.split(BATCH, dim=1)]
+            self.read = torch.cat([part.half() for part in parts], dim=1)
 
     def predict(self, linear: Linear, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         """`(rows, voxels)`, what a linear map makes of some stimuli."""
@@ -76,38 +104,63 @@ class EnergyMaps:
         return predicted
 
     def of_scores(self, ridge: Ridge, voxels: slice) -> Linear:
-        """The linear map of the energies that a ridge from `scores` is."""
+        """The linear map of the maps that a ridge from `scores` is."""
         dual = self._dual @ ridge.weights[:, voxels]
         dual = dual - dual.mean(0)
         weights = torch.stack([channel.float().T @ dual for channel in self.values])
         return weights, ridge.intercept[voxels] - torch.einsum("cp,cpv->v", self.mean, weights)
 
 
+def feature_spaces(model: VisionFlowModel, stimuli: Stimuli, stimulus_ids: list[str]) -> list[FeatureSpace]:
+    """The Gabor energies and colours of stimuli, and the maps of the encoder's layers in `config.linear_layers`."""
+    layers, widths = model.config.linear_layers, model.config.linear_widths
+    energies, maps = [], [[] for _ in layers]
+    for start in range(0, len(stimulus_ids), BATCH):
+        names = stimulus_ids[start : start + BATCH]
+        pixels = stimuli.pixel_values(names).to(model.device)
+        energies.append(wavelet_maps(pixels).flatten(2).transpose(0, 1).half())
+        if not layers:
+            continue
+        features = stimuli.image_features(names)
+        features = model.extract_image_features(pixels)[0] if features is None else features.to(model.device)
+        places = model.feature_sizes[1] // sum(widths)
+        parts = features[:, model.feature_sizes[0] :].split([width * places for width in widths], dim=1)
+        for own, part in zip(maps, parts, strict=True):
+            own.append(part.clamp(-LARGEST, LARGEST).unflatten(1, (-1, places)).transpose(0, 1).half())
+    named = [(ENERGIES, energies), *((f"layer {layer}", own) for layer, own in zip(layers, maps, strict=True))]
+    return [FeatureSpace(name, torch.cat(parts, dim=1)) for name, parts in named]
+
+
 class Encoding:
-    """The encoding models of one subject, fitted to its mean response to each of some stimuli.
+    """The encoding models of one subject from one feature space, fitted to its mean response to each of some stimuli.
 
     Args:
         rows (`torch.Tensor` of shape `(stimuli,)`): their places in the maps.
         fmri (`torch.Tensor` of shape `(stimuli, voxels)`): standardised.
+
+    Attributes:
+        models: functions that give the linear map to some voxels, by their name.
     """
 
-    def __init__(self, maps: EnergyMaps, rows: torch.Tensor, fmri: torch.Tensor):
-        self.maps, self.rows, self.fmri = maps, rows, fmri
+    def __init__(self, space: FeatureSpace, rows: torch.Tensor, fmri: torch.Tensor):
+        self.space, self.rows, self.fmri = space, rows, fmri
         names = rows.tolist()
-        self.from_colours = fit_ridge(maps.values[WAVELETS:, rows].float().transpose(0, 1).flatten(1), fmri, names)
-        self.from_energies = fit_ridge(maps.scores[rows], fmri, names)
+        self.from_all = fit_ridge(space.scores[rows], fmri, names)
+        self.models = {space.name: self.ridge, f"fields of {space.name}": self.fields}
+        if space.name == ENERGIES:
+            colours = space.values[WAVELETS:, rows].float().transpose(0, 1).flatten(1)
+            self.from_colours = fit_ridge(colours, fmri, names)
+            self.models = {"colours": self.colours, **self.models}
 
     def colours(self, voxels: slice) -> Linear:
         """Ridge from the colours."""
-        weights = self.maps.values.new_zeros(
-            *self.maps.values.shape[::2], voxels.stop - voxels.start, dtype=torch.float
-        )
+        weights = self.space.mean.new_zeros(*self.space.mean.shape, voxels.stop - voxels.start)
         weights[WAVELETS:] = self.from_colours.weights[:, voxels].unflatten(0, (-1, GRID**2))
         return weights, self.from_colours.intercept[voxels]
 
-    def energies(self, voxels: slice) -> Linear:
-        """Ridge from all energies and colours."""
-        return self.maps.of_scores(self.from_energies, voxels)
+    def ridge(self, voxels: slice) -> Linear:
+        """Ridge from the whole feature space."""
+        return self.space.of_scores(self.from_all, voxels)
 
     def fields(self, voxels: slice) -> Linear:
         """For each voxel the mean over all fields and penalties, by their likelihood."""
@@ -115,11 +168,11 @@ class Encoding:
         chunk = max(1, WORKING_SET // responses.numel())
         parts = [
             (channels, places[at : at + chunk])
-            for channels, places in pooling_fields(len(self.maps.values), responses.device)
+            for channels, places in pooling_fields(self.space)
             for at in range(0, len(places), chunk)
         ]
         ridges = likely_mean([partial(self._pooled, *part) for part in parts], responses)
-        weights = torch.zeros(*self.maps.values.shape[::2], responses.shape[1], device=responses.device)
+        weights = torch.zeros(*self.space.read.shape[::2], responses.shape[1], device=responses.device)
         intercept = torch.zeros(responses.shape[1], device=responses.device)
         for (channels, places), ridge in zip(parts, ridges, strict=True):
             if ridge is None:
@@ -127,33 +180,36 @@ class Encoding:
             used = places.any(0)
             weights[channels][:, used] += torch.einsum("fp,fcv->cpv", places[:, used], ridge.weights)
             intercept += ridge.intercept.sum(0)
+        if self.space.turn is not None:
+            weights = torch.einsum("ck,kpv->cpv", self.space.turn, weights)
         return weights, intercept
 
     def _pooled(self, channels: slice, places: torch.Tensor) -> torch.Tensor:
         """What each field reads of the channels, `(fields, stimuli, channels)`."""
         used = places.any(0)
-        read = [channel[self.rows][:, used].float() @ places[:, used].T for channel in self.maps.values[channels]]
+        read = [channel[self.rows][:, used].float() @ places[:, used].T for channel in self.space.read[channels]]
         return torch.stack(read, dim=2).transpose(0, 1)
 
 
-MODELS = (Encoding.colours, Encoding.energies, Encoding.fields)
-
-
-def pooling_fields(channels: int, device: torch.device) -> Iterator[tuple[slice, torch.Tensor]]:
+def pooling_fields(space: FeatureSpace) -> Iterator[tuple[slice, torch.Tensor]]:
     """Families of fields: the channels that they read, and each one's weights of the places, `(fields, places)`.
 
-    Single places with the energies of one size, and Gaussians of places with all channels.
+    Gaussians of places with all channels; of the energies also single places with the energies of one size.
     """
-    of_size = len(CYCLES) * ORIENTATIONS
-    inner = torch.arange(1, GRID - 1, device=device)
-    single = torch.eye(GRID**2, device=device).unflatten(0, (GRID, GRID))[inner][:, inner].flatten(0, 1)
-    for number in range(len(SIZES)):
-        yield slice(number * of_size, (number + 1) * of_size), single
-    place = (torch.arange(GRID, device=device) + 0.5) / GRID
+    grid, device = space.grid, space.values.device
+    centres = torch.arange(grid, device=device)
+    if space.name == ENERGIES:
+        of_size = len(CYCLES) * ORIENTATIONS
+        inner = centres[1:-1]
+        single = torch.eye(grid**2, device=device).unflatten(0, (grid, grid))[inner][:, inner].flatten(0, 1)
+        for number in range(len(SIZES)):
+            yield slice(number * of_size, (number + 1) * of_size), single
+        centres = inner[::2]
+    place = (torch.arange(grid, device=device) + 0.5) / grid
     for sigma in FIELDS:
-        near = torch.exp(-((place - place[inner[::2], None]) ** 2) / (2 * sigma**2))
+        near = torch.exp(-((place - place[centres, None]) ** 2) / (2 * sigma**2))
         near = near / near.sum(1, keepdim=True)
-        yield slice(0, channels), torch.einsum("ap,bq->abpq", near, near).flatten(2).flatten(0, 1)
+        yield slice(0, len(space.read)), torch.einsum("ap,bq->abpq", near, near).flatten(2).flatten(0, 1)
 
 
 def likely_mean(candidates: list[Callable[[], torch.Tensor]], targets: torch.Tensor) -> Iterator[Ridge | None]:
@@ -229,7 +285,8 @@ def fit_encoding(
     distinct = list(dict.fromkeys(stimulus for own in chosen for stimulus in own))
     place = {stimulus: row for row, stimulus in enumerate(distinct)}
     use_maps = model.config.linear_dim > 0 and min(map(len, chosen)) >= FEWEST_STIMULI
-    components = Components(EnergyMaps(stimuli, distinct, model.device), model.config.linear_dim) if use_maps else None
+    spaces = feature_spaces(model, stimuli, distinct) if use_maps else []
+    components = Components(spaces, model.config.linear_dim)
     from_latent, voxel_weights = [], {}
     for name, own in zip(names, chosen, strict=True):
         shown = list(dict.fromkeys(trials.stimulus_ids(name)))
@@ -245,13 +302,12 @@ def fit_encoding(
             some = [row for row, stimulus in enumerate(shown) if stimulus in kept]
             read, fmri = read[some], fmri[some]
             rows = torch.tensor([place[stimulus] for stimulus in own], device=model.device)
-            weights, left = trust(components.maps, rows, read, fmri, seed)
-            logger.info(
-                f"{name}: weight of latent, colours, energies, fields: {[round(t, 2) for t in weights.tolist()]}"
-            )
-            ridge = Ridge(weights[0] * ridge.weights, weights[0] * ridge.intercept, ridge.penalty)
+            weights, left = trust(spaces, rows, read, fmri, seed)
+            logger.info(f"{name}: weights {', '.join(f'{model} {t:.2f}' for model, t in weights.items())}")
+            of_latent = weights.pop(LATENT)
+            ridge = Ridge(of_latent * ridge.weights, of_latent * ridge.intercept, ridge.penalty)
             missed = missed * left
-            components.add(Encoding(components.maps, rows, fmri), weights[1:].tolist())
+            components.add([Encoding(space, rows, fmri) for space in spaces], weights)
         model.set_noise(name, missed)
         from_latent.append(ridge)
     readouts = components.put_head(model) if use_maps else []
@@ -279,45 +335,47 @@ def reliability(predicted: torch.Tensor, measured: torch.Tensor) -> torch.Tensor
 
 
 def trust(
-    maps: EnergyMaps, rows: torch.Tensor, read: torch.Tensor, fmri: torch.Tensor, seed: int
-) -> tuple[torch.Tensor, float]:
-    """Weights of the ridge from the latent and of MODELS, in this order, that predict held-out stimuli best.
+    spaces: list[FeatureSpace], rows: torch.Tensor, read: torch.Tensor, fmri: torch.Tensor, seed: int
+) -> tuple[dict[str, float], float]:
+    """Weights of the ridge from the latent and of the encoding models that predict held-out stimuli best.
 
     They are common to all voxels; of many voxels some stand for all.
 
     Args:
-        rows: the places in `maps` of the stimuli whose latents and responses `read` and `fmri` are.
+        rows: the places in the maps of the stimuli whose latents and responses `read` and `fmri` are.
 
     Returns:
-        The weights, and the squared error with them as a share of that with the latent alone.
+        The weights by the models' names, and the squared error with them as a share of that with the latent alone.
     """
     enough = min(len(fmri), 250)
     voxels = max(100, ASKED // enough)
     fmri = fmri[:, :: max(1, fmri.shape[1] // voxels)]
-    predicted, measured = [], []
+    everything = slice(0, fmri.shape[1])
+    predicted, measured = {}, []
     for train, test in group_folds(rows.tolist(), FOLDS, seed)[:ASKED_FOLDS]:
         level = fmri[train].mean(0)
-        encoding = Encoding(maps, rows[train], fmri[train])
-        everything = slice(0, fmri.shape[1])
         ridge = fit_ridge(read[train], fmri[train], rows[train].tolist())
-        models = [maps.predict(one(encoding, everything), rows[test]) for one in MODELS]
-        predicted.append([one - level for one in (ridge.predict(read[test]), *models)])
+        predicted.setdefault(LATENT, []).append(ridge.predict(read[test]) - level)
+        for space in spaces:
+            for name, linear in Encoding(space, rows[train], fmri[train]).models.items():
+                predicted.setdefault(name, []).append(space.predict(linear(everything), rows[test]) - level)
         measured.append(fmri[test] - level)
         if sum(map(len, measured)) >= enough:
             break
-    columns, targets = [torch.cat(one) for one in zip(*predicted, strict=True)], torch.cat(measured)
+    columns, targets = [torch.cat(one) for one in predicted.values()], torch.cat(measured)
     weights = stack(columns, targets)
     if not weights.any():  # nothing predicts held-out stimuli: the latent alone
         weights[0] = 1
     left = targets - sum(t * one for t, one in zip(weights.tolist(), columns, strict=True))
     alone = (targets - columns[0]).square().sum()
-    return weights, float((left.square().sum() / alone.clamp(min=1e-12)).clamp(1e-3, 1))
+    share = float((left.square().sum() / alone.clamp(min=1e-12)).clamp(1e-3, 1))
+    return dict(zip(predicted, weights.tolist(), strict=True)), share
 
 
 class Components:
     """The main components of what the encoding models predict, subject by subject and block by block of voxels.
 
-        predicted - mean  ~  scores readout        scores  =  (energies - mean) head
+        predicted - mean  ~  scores readout        scores  =  sum over feature spaces of (maps - mean) head
 
     The predictions of a block are reduced to their largest components, and these with those kept so far to the largest
     again, so that neither the predictions nor their linear maps are in memory for all voxels.
@@ -325,30 +383,43 @@ class Components:
     Source: Iwen & Ong 2016, A distributed and incremental SVD algorithm for agglomerative data analysis.
     """
 
-    def __init__(self, maps: EnergyMaps, most: int):
-        self.maps, self.most = maps, most
-        channels, stimuli, places = maps.values.shape
-        self.scores = torch.zeros(stimuli, 0, device=maps.values.device)
-        self.head = torch.zeros(channels * places, 0, device=maps.values.device)
+    def __init__(self, spaces: list[FeatureSpace], most: int):
+        self.spaces, self.most = spaces, most
+        self.features = [space.mean.numel() for space in spaces]
+        self.scores: torch.Tensor | None = None
+        self.heads = [space.mean.new_zeros(size, 0) for space, size in zip(spaces, self.features, strict=True)]
         self.readouts: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # subject, (components, voxels), mean
         self.subjects = 0
 
-    def add(self, encoding: Encoding, shares: list[float]) -> None:
-        """The weighted predictions of one more subject."""
-        for start in range(0, encoding.fmri.shape[1], BLOCK):
-            voxels = slice(start, min(start + BLOCK, encoding.fmri.shape[1]))
-            fits = [(share, one(encoding, voxels)) for share, one in zip(shares, MODELS, strict=True) if share]
-            if not fits:
-                zeros = torch.zeros(voxels.stop - voxels.start, device=self.head.device)
-                self.readouts.append((self.subjects, self.head.new_zeros(self.scores.shape[1], len(zeros)), zeros))
+    def add(self, encodings: list[Encoding], shares: dict[str, float]) -> None:
+        """The weighted predictions of one more subject, by an encoding from each feature space."""
+        fmri = encodings[0].fmri
+        if self.scores is None:
+            self.scores = fmri.new_zeros(self.spaces[0].values.shape[1], 0)
+        block = max(1, min(BLOCK, MOST_WEIGHTS // sum(self.features)))
+        for start in range(0, fmri.shape[1], block):
+            voxels = slice(start, min(start + block, fmri.shape[1]))
+            weights, intercept, predicted = [], fmri.new_zeros(voxels.stop - voxels.start), 0
+            for encoding in encodings:
+                fits = [(shares[name], one(voxels)) for name, one in encoding.models.items() if shares[name]]
+                weights.append(sum(share * linear for share, (linear, _) in fits))
+                level = sum((share * constant for share, (_, constant) in fits), torch.zeros_like(intercept))
+                intercept += level
+                if fits:
+                    predicted = predicted + encoding.space.predict((weights[-1], level))
+            if not any(shares.values()):
+                self.readouts.append(
+                    (self.subjects, intercept.new_zeros(self.scores.shape[1], len(intercept)), intercept)
+                )
                 continue
-            weights = sum(share * linear for share, (linear, _) in fits)
-            intercept = sum(share * constant for share, (_, constant) in fits)
-            predicted = self.maps.predict((weights, intercept))
             scores, readout = self._largest(predicted - predicted.mean(0))
             kept = self.scores.shape[1]
             self.scores, turn = self._largest(torch.cat([self.scores, scores], dim=1))
-            self.head = self.head @ turn[:, :kept].T + weights.flatten(0, 1) @ (turn[:, kept:] @ readout).T
+            back = (turn[:, kept:] @ readout).T
+            self.heads = [
+                head @ turn[:, :kept].T + (own.flatten(0, 1) @ back if isinstance(own, torch.Tensor) else 0)
+                for head, own in zip(self.heads, weights, strict=True)
+            ]
             self.readouts = [(subject, turn[:, :kept] @ one, mean) for subject, one, mean in self.readouts]
             self.readouts.append((self.subjects, turn[:, kept:] @ readout, predicted.mean(0)))
         self.subjects += 1
@@ -362,11 +433,14 @@ class Components:
         sizes = self.scores.norm(dim=0)
         kept = int((sizes > max(1e-6 * len(self.scores), 1e-5 * float(sizes[:1].sum()))).sum())  # the rest is rounding
         spread = sizes[:kept] / len(self.scores) ** 0.5
-        head = self.head[:, :kept] / spread
         unused = (0, model.config.linear_dim - kept)
-        model.linear_head.weight.copy_(torch.nn.functional.pad(head, unused).T)
-        mean = self.maps.mean.flatten() @ head
-        model.linear_head.bias.copy_(torch.nn.functional.pad(-mean, unused))
+        heads, bias = [], 0
+        for space, head in zip(self.spaces, self.heads, strict=True):
+            head = head[:, :kept] / spread
+            bias = bias - space.mean.flatten() @ head
+            heads.append(head / space.scale.repeat_interleave(space.grid**2)[:, None])
+        model.linear_head.weight.copy_(torch.nn.functional.pad(torch.cat(heads), unused).T)
+        model.linear_head.bias.copy_(torch.nn.functional.pad(bias, unused))
         readouts = []
         for subject in range(self.subjects):
             own = [(readout[:kept] * spread[:, None], mean) for of, readout, mean in self.readouts if of == subject]

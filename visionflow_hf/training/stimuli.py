@@ -33,6 +33,7 @@ from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.processes import cores, place_on_machine
 
 BATCH = 64
+LARGEST = 65504.0  # in float16
 FILE = 4096  # stimuli a file: what is lost at most where a run is interrupted
 
 
@@ -44,10 +45,10 @@ class KeptArrays:
 
     Args:
         folder: made where it is missing.
-        dtype, shape: of one array.
+        dtype, shape: of one array; the dtype may have several parts, with names.
     """
 
-    def __init__(self, folder: Path, dtype: str, shape: Sequence[int]):
+    def __init__(self, folder: Path, dtype: str | list, shape: Sequence[int] = ()):
         self.folder, self.shape = folder, tuple(shape)
         self.record = np.dtype([("key", "V32"), ("values", dtype, self.shape)])
         self.files: dict[str, np.ndarray] = {}
@@ -97,12 +98,16 @@ class KeptArrays:
             raise
         self.reread()
 
-    def take(self, keys: Sequence[bytes]) -> np.ndarray:
-        """A copy of the arrays with these keys, of shape (keys, *shape)."""
-        taken = np.empty((len(keys), *self.shape), self.record["values"].base)
+    def take(self, keys: Sequence[bytes], part: str | None = None) -> np.ndarray:
+        """A copy of the arrays with these keys, of shape (keys, *shape), or of the part of this name."""
+        kept = {
+            name: records["values"] if part is None else records["values"][part] for name, records in self.files.items()
+        }
+        first = self.record["values"] if part is None else self.record["values"][part]
+        taken = np.empty((len(keys), *first.shape), first.base)
         for row, key in enumerate(keys):
             file, place = self.place[key]
-            taken[row] = self.files[file]["values"][place]
+            taken[row] = kept[file][place]
         return taken
 
 
@@ -136,19 +141,26 @@ class Stimuli:
         keep(self.pixels, list(where), "reading the stimuli", lambda keys: read_pixels(processor, where, keys))
         self.features = None
         if model is not None:
-            width = model.posterior_head.in_features
-            self.features = KeptArrays(folder / f"features-{features_depend_on(model, read)}", "<f4", [width])
+            widths = model.feature_sizes
+            parts = [("posterior", "<f4", widths[:1]), ("linear", "<f2", widths[1:])]  # of the latter there are many
+            self.features = KeptArrays(folder / f"features-{features_depend_on(model, read)}", parts)
             keep(self.features, list(where), "encoding the stimuli", lambda keys: self._encode(model, keys))
 
     def pixel_values(self, stimulus_ids: Sequence[str]) -> torch.Tensor:
         """`(stimuli, channels, height, width)` on a 0..1 scale, bit for bit what the processor makes of the images."""
         return as_pixel_values(self.pixels.take([self.keys[name] for name in stimulus_ids]))
 
-    def image_features(self, stimulus_ids: Sequence[str]) -> torch.Tensor | None:
-        """What the frozen encoder makes of each, `(stimuli, features)`; None where the encoder learns."""
+    def image_features(self, stimulus_ids: Sequence[str], with_linear: bool = True) -> torch.Tensor | None:
+        """What the frozen encoder makes of each, `(stimuli, features)`; None where the encoder learns.
+
+        Args:
+            with_linear: False leaves out what only the linear dimensions of the latent read.
+        """
         if self.features is None:
             return None
-        return torch.from_numpy(self.features.take([self.keys[name] for name in stimulus_ids]))
+        keys = [self.keys[name] for name in stimulus_ids]
+        parts = [self.features.take(keys, part) for part in ("posterior", "linear")[: 1 + with_linear]]
+        return torch.cat([torch.from_numpy(part).float() for part in parts], dim=1)
 
     @torch.no_grad()
     def _encode(self, model: VisionFlowModel, keys: Sequence[bytes]) -> Iterator[np.ndarray]:
@@ -156,7 +168,10 @@ class Stimuli:
         for batch in parts_of(keys, BATCH):
             pixels = as_pixel_values(self.pixels.take(batch)).to(model.device)
             features, _ = model.extract_image_features(pixels)
-            yield features.float().cpu().numpy()
+            posterior, linear = features.float().cpu().split(model.feature_sizes, dim=1)
+            values = np.empty(len(batch), self.features.record["values"])
+            values["posterior"], values["linear"] = posterior, linear.clamp(-LARGEST, LARGEST)
+            yield values
 
 
 def keep(kept: KeptArrays, keys: list[bytes], task: str, make) -> None:
@@ -230,7 +245,7 @@ def features_depend_on(model: VisionFlowModel, pixels: str) -> str:
     config = model.config
     vision = config.vision_config.to_dict()
     vision = {name: value for name, value in vision.items() if name not in ("_name_or_path", "transformers_version")}
-    names = ("encoder_image_size", "image_mean", "image_std", "feature_grid", "feature_layers")
+    names = ("encoder_image_size", "image_mean", "image_std", "feature_grid", "feature_layers", "linear_layers")
     reads = [getattr(config, name) for name in names]
     weights = hashlib.sha256()
     for name, values in sorted(model.encoder.state_dict().items()):

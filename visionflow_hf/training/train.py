@@ -159,7 +159,8 @@ def train_on(
     history, shares = [], (0.0, 0.0)  # where nothing is held out to choose them
     for own in stages:
         logger.info(f"image stage: {args.max_steps} steps on {len(own.stimuli)} of {len(trials.stimuli)} stimuli")
-        batches = ImageBatches(stimuli, own.stimuli, unpaired, args.train_batch_size * args.world_size)
+        size = args.train_batch_size * args.world_size
+        batches = ImageBatches(stimuli, own.stimuli, unpaired, size, with_linear=False)
         settings, resumed = (args, checkpoint) if own is stages[-1] else (unsaved(args), None)
         trainer = run_trainer(model, processor, batches, validation, settings, resumed)
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)

@@ -26,10 +26,19 @@ class ImageBatches(torch.utils.data.Dataset):
         stimulus_ids: of the stimuli with fMRI.
         unpaired: of the images without.
         batch: rows of a batch. So that every batch is full, some stimuli come twice in a pass.
+        with_linear: as in `Stimuli.image_features`; needed where the whole latent is predicted, as in validation.
     """
 
-    def __init__(self, stimuli: Stimuli, stimulus_ids: Sequence[str], unpaired: Sequence[str] = (), batch: int = 1):
+    def __init__(
+        self,
+        stimuli: Stimuli,
+        stimulus_ids: Sequence[str],
+        unpaired: Sequence[str] = (),
+        batch: int = 1,
+        with_linear: bool = True,
+    ):
         self.stimuli, self.stimulus_ids, self.unpaired = stimuli, list(stimulus_ids), list(unpaired)
+        self.with_linear = with_linear
         self.length = math.ceil(len(self.stimulus_ids) / batch) * batch
 
     def __len__(self) -> int:
@@ -41,7 +50,7 @@ class ImageBatches(torch.utils.data.Dataset):
         if self.unpaired:
             names += [self.unpaired[row] for row in torch.randint(len(self.unpaired), (len(rows),)).tolist()]
         batch = {"pixel_values": self.stimuli.pixel_values(names)}
-        features = self.stimuli.image_features(names)
+        features = self.stimuli.image_features(names, self.with_linear)
         return batch if features is None else batch | {"image_features": features}
 
 
