@@ -99,7 +99,7 @@ def run_fold(
     with quiet, tempfile.TemporaryDirectory(prefix="visionflow-fold-") as run_folder:
         splits = DatasetDict(train=concatenate_datasets([train, *more]))
         trained = train_on(splits, run_folder, model_args, training_args)
-        part = predict(trained.model, trained.processor, opened, train, test)
+        part = predict(trained.model, trained.processor, opened, train, test, training_args.stimulus_cache)
     return standardised(part, trained.processor), trained.history
 
 

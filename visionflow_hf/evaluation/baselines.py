@@ -1,7 +1,9 @@
-"""Baselines in both directions: ridge regression between voxels and pixels, and the nearest train stimulus.
+"""Baselines: ridge regression between voxels and pixels, from an encoder's layer to voxels, and the nearest stimulus.
 
-Both are fitted for one subject on the trials of train. Their fMRI is in the unit of the corpus.
+They are fitted for one subject on the trials of train. Their fMRI is in the unit of the corpus.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from visionflow_hf.corpus.responses import Responses
 from visionflow_hf.metrics import cross_correlation
 from visionflow_hf.modeling import VisionFlowProcessor
 from visionflow_hf.modeling.ridge import Ridge, fit_ridge
+
+LEAST_SCALE = 1e-4  # of a feature
 
 
 class RidgeBaseline:
@@ -59,6 +63,43 @@ class RidgeBaseline:
     @staticmethod
     def _predict(ridge: Ridge, features: torch.Tensor) -> np.ndarray:
         return ridge.predict(features).cpu().numpy()
+
+
+class FeatureRidgeBaseline:
+    """Encoding: ridge regression from the best single layer of the model's encoder, over 7 x 7 cells, to voxels.
+
+    Each feature is divided by its standard deviation. Layer and penalty are those with the least squared error on
+    held-out stimuli of train.
+
+    Args:
+        seen: the responses of train.
+        features: of each layer the features `(stimuli, channels * 49)` of `stimulus_ids`.
+    """
+
+    def __init__(
+        self,
+        seen: Responses,
+        stimulus_ids: list[str],
+        features: Iterable[torch.Tensor],
+        processor: VisionFlowProcessor,
+        subject: str,
+    ):
+        self.mean, self.std = processor.fmri_mean[subject], processor.fmri_std[subject]
+        average, _ = seen.averaged()
+        order = [average.stimulus_ids.index(stimulus) for stimulus in stimulus_ids]
+        fmri = torch.from_numpy(((average.fmri[order] - self.mean) / self.std).astype(np.float32))
+        least = np.inf
+        for layer, values in enumerate(features):
+            scale = values.std(0, correction=0).clamp(min=LEAST_SCALE)
+            ridge = fit_ridge(values / scale, fmri.to(values.device), stimulus_ids)
+            error = float(ridge.held_out_error.mean())
+            if error < least:
+                least, self.layer, self.scale, self.ridge = error, layer, scale, ridge
+
+    def predict_fmri(self, features: Iterable[torch.Tensor]) -> np.ndarray:
+        """Responses (rows, voxels) to images with these features."""
+        (own,) = [values for layer, values in enumerate(features) if layer == self.layer]
+        return self.ridge.predict(own / self.scale).cpu().numpy() * self.std + self.mean
 
 
 class NearestBaseline:

@@ -7,6 +7,7 @@ its repeats; `S` stands for the name of a subject.
     fold                            (rows,)                 crossvalidate only
     image, reconstruction           (rows, height, width[, 3]) uint8; reconstruction is from measured fMRI
     B/reconstruction                                        of a baseline B: ridge, nearest or mean_image
+    feature_ridge/fmri_predicted/S                          of a model that reads layers of a pretrained encoder
     round_trip/reconstruction                               from the fMRI that the model predicts of the image
     fmri/S, fmri_predicted/S, B/fmri_predicted/S            (rows of S, voxels of S)
     fmri_mean/S, fmri_std/S                                 (voxels of S,), over train; evaluate only
@@ -20,7 +21,10 @@ If stimuli have repeats, arrays whose names begin with `single_trial/` have one 
 the row of each trial's stimulus among the averages, for arrays that depend on the stimulus only.
 """
 
+import os
 import re
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,8 +35,9 @@ from tqdm import tqdm
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import Corpus
 from visionflow_hf.errors import UserError
-from visionflow_hf.evaluation.baselines import NearestBaseline, RidgeBaseline
+from visionflow_hf.evaluation.baselines import FeatureRidgeBaseline, NearestBaseline, RidgeBaseline
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.training.stimuli import Stimuli
 
 BATCH = 64
 OF_VOXELS = ("noise_ceiling", "roi", "xyz", "vertex", "fmri_mean", "fmri_std")
@@ -40,9 +45,17 @@ OWNED = re.compile(rf"((?:\w+/)?(?:fmri_predicted|fmri)|{'|'.join(OF_VOXELS)})/(
 
 
 def predict(
-    model: VisionFlowModel, processor: VisionFlowProcessor, corpus: Corpus, train: Dataset, test: Dataset
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    corpus: Corpus,
+    train: Dataset,
+    test: Dataset,
+    cache: str | os.PathLike | None = None,
 ) -> dict[str, np.ndarray]:
     """Predict both directions on `test`, with the model and with baselines fitted on `train`.
+
+    Args:
+        cache: folder that keeps the encoder's features, as in `Stimuli`.
 
     Raises:
         UserError: the model does not know a subject, or knows it with another number of voxels, or a subject has no
@@ -57,8 +70,12 @@ def predict(
         if subject not in train["subject"]:
             raise UserError(f"{subject} has no trial in train, and the baselines need some: remove {subject} from test")
     size = common_size(images_of(test, list(dict.fromkeys(test["stimulus_id"])))) or tuple(processor.image_size[::-1])
+    stimuli = Stimuli(processor, [train, test], model, cache) if model.config.linear_layers else None
     subjects = tqdm(sorted(set(test["subject"])), desc="predicting", unit="subject")
-    return concatenate([_predict_subject(model, processor, corpus, train, test, subject, size) for subject in subjects])
+    more = size, stimuli
+    return concatenate(
+        [_predict_subject(model, processor, corpus, train, test, subject, *more) for subject in subjects]
+    )
 
 
 def _predict_subject(
@@ -69,6 +86,7 @@ def _predict_subject(
     test: Dataset,
     subject: str,
     size: tuple[int, int],
+    stimuli: Stimuli | None,
 ) -> dict[str, np.ndarray]:
     trials = responses_of(test, subject)
     average, counts = trials.averaged()
@@ -104,6 +122,10 @@ def _predict_subject(
         part[f"vertex/{subject}"] = voxels["vertex"].to_numpy(dtype=np.int32)
     for name, baseline in baselines.items():
         part[f"{name}/fmri_predicted/{subject}"] = baseline.predict_fmri(images)
+    if stimuli is not None:
+        of_layers = partial(layers_of, stimuli, model)
+        baseline = FeatureRidgeBaseline(seen, seen_ids, of_layers(seen_ids), processor, subject)
+        part[f"feature_ridge/fmri_predicted/{subject}"] = baseline.predict_fmri(of_layers(average.stimulus_ids))
     measured = {"": average.fmri}
     if counts.max() > 1:
         measured["single_trial/"] = trials.fmri
@@ -117,6 +139,14 @@ def _predict_subject(
         part[f"{prefix}latent/fmri"] = latents
         part[f"{prefix}fmri/{subject}"] = fmri
     return part
+
+
+def layers_of(stimuli: Stimuli, model: VisionFlowModel, stimulus_ids: list[str]) -> Iterator[torch.Tensor]:
+    """The features of each of `linear_layers`, `(stimuli, channels * 49)`, one layer after the other."""
+    features = stimuli.image_features(stimulus_ids)[:, model.feature_sizes[0] :]
+    cells = model.feature_sizes[1] // sum(model.config.linear_widths)
+    for own in features.split([width * cells for width in model.config.linear_widths], dim=1):
+        yield own.to(model.device)
 
 
 def encode_images(

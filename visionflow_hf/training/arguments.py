@@ -58,7 +58,10 @@ class ModelArguments:
     )
     feature_layers: list[int] | None = field(
         default=None,
-        metadata={"help": "Layers of the encoder whose features are used, such as 3 6 9 -1. Default: -1, its output."},
+        metadata={
+            "help": "Layers of the encoder that are read, such as 3 6 9 -1. Default: its output, and up to five at "
+            "different depths of a pretrained one for the linear dimensions."
+        },
     )
     image_size: int | None = field(
         default=None,
@@ -77,8 +80,8 @@ class ModelArguments:
     linear_dim: int = field(
         default=256,
         metadata={
-            "help": "Further latent dimensions that are linear in the Gabor energies and colours of the image; 0 for "
-            "none."
+            "help": "Further latent dimensions that are linear in the image's Gabor energies, its colours and layers "
+            "of a pretrained encoder; 0 for none."
         },
     )
     bridge_hidden_size: int | None = field(
