@@ -48,6 +48,8 @@ class VisionFlowConfig(PreTrainedConfig):
             Names of the subjects; a row's `subject_ids` is the place in this list.
         num_voxels (`list[int]`, *optional*, defaults to `[]`):
             Number of voxels of each subject.
+        noise_rank (`int`, *optional*, defaults to 64):
+            Directions in which the noise of each subject's voxels is shared; the rest is independent of other voxels'.
         bridge_hidden_size (`int`, *optional*, defaults to 256):
             Width of the two shared MLPs between latent and fMRI.
         bridge_dropout (`float`, *optional*, defaults to 0.3):
@@ -90,6 +92,7 @@ class VisionFlowConfig(PreTrainedConfig):
     linear_widths: Sequence[int] | None = None
     subjects: Sequence[str] = ()
     num_voxels: Sequence[int] = ()
+    noise_rank: int = 64
     bridge_hidden_size: int = 256
     bridge_dropout: float = 0.3
     voxel_dropout: float = 0.5

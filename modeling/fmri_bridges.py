@@ -1,13 +1,17 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """The two bridges between fMRI and the latent: linear maps of each subject, and an MLP that all subjects share."""
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from .latent_gaussian import Gaussian, LatentGaussian
-from .ridge import Ridge, fit_ridge
+from .ridge import Ridge, eigh, fit_ridge
+
+SHARED_NOISE = 0.8  # of the covariance of errors; the rest is taken for chance
+MOST_ERRORS = 2000  # trials by which it is measured
 
 
 class FmriToLatent(nn.Module):
@@ -107,8 +111,18 @@ class FmriToLatent(nn.Module):
         self.mlp_share = nn.Parameter(self.mlp_share[others(place, len(self.mlp_share))])
 
 
+class VoxelMap(nn.Linear):
+    """[z, MLP(z), w] to the voxels of one subject, and the noise that these share, `noise_factors` `(rank, voxels)`."""
+
+    def __init__(self, inputs: int, voxels: int, rank: int):
+        super().__init__(inputs, voxels)
+        self.register_buffer("noise_factors", torch.zeros(rank, voxels))
+
+
 class LatentToFmri(nn.Module):
-    """Latent to the response of any subject: fmri = W_subject [z, MLP(z), w] + b_subject.
+    """Latent to the response of any subject: fmri = W_subject [z, MLP(z), w] + b_subject + noise.
+
+        cov of the noise = noise_factors' noise_factors + a diagonal, with exp(noise_logvar) on the diagonal of the sum
 
     `noise_logvar` `(subjects, max_voxels)` is the logarithm of the variance of single trials around the prediction, in
     standardised units, which training measures on held-out stimuli.
@@ -120,7 +134,8 @@ class LatentToFmri(nn.Module):
         self.hidden = nn.Linear(config.latent_dim, config.bridge_hidden_size)
         self.dropout = nn.Dropout(config.bridge_dropout)
         width = config.latent_dim + config.bridge_hidden_size + config.linear_dim
-        self.voxel_maps = nn.ModuleList(nn.Linear(width, voxels) for voxels in config.num_voxels)
+        self.voxel_maps = nn.ModuleList(VoxelMap(width, voxels, config.noise_rank) for voxels in config.num_voxels)
+        self.noise_rank = config.noise_rank
         self.noise_logvar = nn.Parameter(torch.zeros(len(config.num_voxels), max(config.num_voxels, default=0)))
 
     def forward(self, learned: torch.Tensor, linear: torch.Tensor, subject_ids: torch.Tensor) -> torch.Tensor:
@@ -147,6 +162,44 @@ class LatentToFmri(nn.Module):
         own = [torch.arange(std.shape[1], device=std.device) < voxel_map.out_features for voxel_map in self.voxel_maps]
         return (std * torch.stack(own))[subject_ids]
 
+    @torch.no_grad()
+    def set_shared_noise(self, place: int, errors: torch.Tensor) -> None:
+        """Take `errors` `(trials, voxels)` of predictions for the noise that the voxels of one subject share.
+
+        The errors are scaled to the variances in `noise_logvar`, since those of fitted trials are too small. Of their
+        covariance 80 % is taken, along its main directions; the rest of each variance is the voxel's own.
+        """
+        voxel_map = self.voxel_maps[place]
+        errors = errors[:: -(-len(errors) // MOST_ERRORS)]
+        std = (self.noise_logvar[place, : errors.shape[1]] / 2).exp()
+        errors = errors * (std / errors.square().mean(0).sqrt().clamp(min=1e-6)) / len(errors) ** 0.5
+        values, vectors = eigh(errors @ errors.T)
+        rank = min(self.noise_rank, len(values))
+        voxel_map.noise_factors.zero_()
+        voxel_map.noise_factors[:rank] = SHARED_NOISE**0.5 * (vectors[:, -rank:].T @ errors).to(voxel_map.weight.dtype)
+
+    def log_likelihood(self, fmri: torch.Tensor, predicted: torch.Tensor, place: int) -> torch.Tensor:
+        """log N(fmri_i; predicted_j, cov of the subject's noise), `(responses, images)`.
+
+        Args:
+            fmri (`torch.Tensor` of shape `(responses, voxels)`): standardised.
+            predicted (`torch.Tensor` of shape `(images, voxels)`): standardised.
+        """
+        factors = self.voxel_maps[place].noise_factors.float()
+        variance = self.noise_logvar[place, : factors.shape[1]].float().exp()
+        own = (variance - factors.square().sum(0)).clamp(min=(1 - SHARED_NOISE) * variance)
+        level = predicted.float().mean(0)  # the smaller the numbers, the more exact their squares
+        fmri, predicted = ((values.float() - level) / own.sqrt() for values in (fmri, predicted))
+        factors = factors / own.sqrt()
+        rank = torch.eye(len(factors), device=factors.device)
+        root = torch.linalg.cholesky(rank + factors @ factors.T)  # of the matrix in Woodbury's identity
+        fmri_shared, predicted_shared = (
+            torch.linalg.solve_triangular(root, factors @ values.T, upper=False).T for values in (fmri, predicted)
+        )
+        distance = squared_distances(fmri, predicted) - squared_distances(fmri_shared, predicted_shared)
+        log_volume = own.log().sum() + 2 * root.diagonal().log().sum() + len(own) * math.log(2 * math.pi)
+        return -(distance + log_volume) / 2
+
     def read(self, learned: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
         """[z, MLP(z), w], which the voxel maps read, `(batch, latent_dim + bridge_hidden_size + linear_dim)`."""
         hidden = self.dropout(nn.functional.gelu(self.hidden(self.norm(learned))))
@@ -154,7 +207,10 @@ class LatentToFmri(nn.Module):
 
     def add_subject(self, voxels: int, width: int) -> None:
         """A map of one more subject from `width` numbers, zero until it is fitted, and noise of variance 1."""
-        self.voxel_maps.append(zero_map(width, voxels, self.hidden.weight))
+        voxel_map = VoxelMap(width, voxels, self.noise_rank).to(self.hidden.weight)
+        for part in voxel_map.parameters():
+            nn.init.zeros_(part)
+        self.voxel_maps.append(voxel_map)
         more = max(voxels - self.noise_logvar.shape[1], 0)
         self.noise_logvar = nn.Parameter(nn.functional.pad(self.noise_logvar, (0, more, 0, 1)))
 
@@ -163,6 +219,11 @@ class LatentToFmri(nn.Module):
         del self.voxel_maps[place]
         most = max((voxel_map.out_features for voxel_map in self.voxel_maps), default=0)
         self.noise_logvar = nn.Parameter(self.noise_logvar[others(place, len(self.noise_logvar)), :most])
+
+
+def squared_distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """|one_i - other_j|^2, `(rows of one, rows of other)`."""
+    return one.square().sum(1)[:, None] + other.square().sum(1) - 2 * one @ other.T
 
 
 def rows_by_subject(subject_ids: torch.Tensor, subjects: int) -> Iterator[tuple[int, torch.Tensor]]:

@@ -147,6 +147,7 @@ class VisionFlowModel(PreTrainedModel):
             init.zeros_(module.noise_logvar)
             for voxel_map in module.voxel_maps:
                 init.zeros_(voxel_map.weight)
+                init.zeros_(voxel_map.noise_factors)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool | None = True, **kwargs):
@@ -390,6 +391,50 @@ class VisionFlowModel(PreTrainedModel):
         self.latent_to_fmri.noise_logvar[self.config.subjects.index(subject), : len(logvar)] = logvar.to(
             self.latent_to_fmri.noise_logvar
         )
+
+    @with_gradients_of_inputs
+    def log_likelihood(
+        self,
+        fmri: torch.Tensor,
+        pixel_values: torch.Tensor,
+        subject_ids: torch.Tensor | None = None,
+        subject: str | None = None,
+        image_features: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """Which image was it: the log-likelihood of each response of one subject, had it been to each image.
+
+            log N(fmri_i; predicted fmri of image j, covariance of the noise)
+
+        The highest of a row names the image that was most probably shown. The values are of single trials; those of
+        means over repeats have the same order.
+
+        Args:
+            fmri (`torch.Tensor` of shape `(responses, voxels)`): standardised, as the processor makes it.
+            pixel_values (`torch.Tensor` of shape `(images, num_channels, height, width)`): on a 0..1 scale.
+            subject (`str`, *optional*): whose responses these are, in place of `subject_ids`.
+            subject_ids, image_features: as in `forward`, for the responses and for the images.
+            kwargs: other parts of the processor's batch, which are not used.
+
+        Returns:
+            `(responses, images)`
+
+        Raises:
+            ValueError: responses of several subjects, or of none that the model knows.
+        """
+        if subject is not None:
+            if subject not in self.config.subjects:
+                raise ValueError(f"unknown subject {subject}: this model knows {', '.join(self.config.subjects)}")
+            places = {self.config.subjects.index(subject)}
+        else:
+            places = set(self._subject_ids(subject_ids, fmri).tolist())
+        if len(places) != 1:
+            raise ValueError(f"responses of {len(places)} subjects: those of one are compared with images at a time")
+        (place,) = places
+        ids = torch.full((len(pixel_values),), place, device=pixel_values.device)
+        predicted = self.predict_fmri(pixel_values, ids, image_features=image_features)
+        voxels = self.config.num_voxels[place]
+        return self.latent_to_fmri.log_likelihood(fmri[:, :voxels], predicted[:, :voxels], place)
 
     def pipeline(self, task: str, processor):
         """`image-to-fmri` or `fmri-to-image` with this model, as `transformers.pipeline` makes it from a folder's name.

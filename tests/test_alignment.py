@@ -6,8 +6,8 @@ import torch
 from visionflow_hf.corpus.responses import images_of, pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
+from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training.alignment import SimulatedTrials, align, image_latents
-from visionflow_hf.training.stimuli import Stimuli
 from visionflow_hf.training.trials import Trials
 
 

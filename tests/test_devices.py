@@ -51,6 +51,7 @@ def test_attention_implementations_agree(run, reference):
         torch.testing.assert_close(model.predict_fmri(**pixels), predicted, atol=1e-5, rtol=0)
 
 
+@pytest.mark.nightly
 def test_compiled(reference):
     model, pixels, fmri, predicted, reconstructed = reference
     torch.testing.assert_close(torch.compile(model.predict_fmri)(**pixels), predicted, atol=1e-4, rtol=0)

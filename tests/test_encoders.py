@@ -26,8 +26,8 @@ from visionflow_hf.corpus.responses import pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
 from visionflow_hf.pretrained import load_encoder
+from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training import linear_latent
-from visionflow_hf.training.stimuli import Stimuli
 from visionflow_hf.training.trials import Trials
 
 WIDE = [32, 48]  # px; rows and columns of patches differ

@@ -51,6 +51,7 @@ def test_both_directions_equal_the_model(colour_run, files, capsys):
         np.testing.assert_allclose(pixels, expected, atol=1e-4)
 
 
+@pytest.mark.nightly
 def test_the_command_tells_how_close_they_are(run, tmp_path, capsys):
     capsys.readouterr()
     assert main(["export", str(run), str(tmp_path / "onnx")]) == 0

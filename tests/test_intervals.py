@@ -41,6 +41,7 @@ def flat(block):
     return {name: values[0] for name, values in scores._flat(block).items() if np.isfinite(values[0])}
 
 
+@pytest.mark.nightly
 def test_95_percent_intervals_hold_the_truth():
     """In 90 to 98 % of 400 corpora of 80 stimuli; the truth is the mean over corpora of 1,000 stimuli.
 

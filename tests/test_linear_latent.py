@@ -11,6 +11,7 @@ from visionflow_hf.modeling.gabor_wavelets import GRID, wavelet_maps
 from visionflow_hf.corpus.responses import images_of, pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
+from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training import linear_latent
 from visionflow_hf.training.alignment import image_latents
 from visionflow_hf.training.linear_latent import (
@@ -26,7 +27,6 @@ from visionflow_hf.training.linear_latent import (
     stack,
     trust,
 )
-from visionflow_hf.training.stimuli import Stimuli
 from visionflow_hf.training.trials import Trials
 
 EVERY_VOXEL = slice(0, 12)

@@ -125,6 +125,7 @@ def test_what_cannot_be(run, newcomer, tmp_path, refused):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.nightly
 def test_a_newcomer_s_few_trials_go_further_than_in_ridge(newcomer, tmp_path):
     """Against a model from scratch, at full size and over seeds: benchmarks/new_subjects.py."""
     flags = ["--stimuli", "200", "--subjects", "2", "--voxels", "60", "--image-size", "16"]

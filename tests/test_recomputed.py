@@ -55,13 +55,36 @@ def identified(r, stimulus, groups=None):
     return {"two_way": np.mean(two_way), **shares}
 
 
+def correlations(images, reconstructions):
+    r = np.zeros((len(images), len(images)))
+    for i, image in enumerate(images):
+        for j, other in enumerate(reconstructions):
+            r[i, j] = pearsonr(image, other)[0] if np.ptp(image) and np.ptp(other) else 0
+    return r
+
+
+def of_candidates(likelihoods, images, reconstructions, latents, stimulus, fold):
+    """Which image it was, among those of the same fold."""
+    n = len(images)
+    by_likelihood = np.full((n, n), np.nan)
+    for response in range(n):
+        own = [row for row in range(n) if fold[row] == fold[response]]
+        for place, row in enumerate(own):
+            by_likelihood[row, response] = likelihoods[response, place]
+    flat = [values.reshape(n, -1) / 255 for values in (images, reconstructions)]
+    unit = [values / np.linalg.norm(values, axis=1, keepdims=True) for values in np.float64(latents)]
+    rankings = {"likelihood": by_likelihood, "latent": unit[0] @ unit[1].T, "reconstruction": correlations(*flat)}
+    others = [sum((stimulus != own) & (fold == f)) for own, f in zip(stimulus, fold, strict=True)]
+    found = {name: identified(r, stimulus, fold) for name, r in rankings.items()}
+    return {
+        name: {"top1_of_300": None, **values, "n_candidates": 1 + np.mean(others)} for name, values in found.items()
+    }
+
+
 def of_images(images, reconstructions, stimulus):
     images, reconstructions = images / 255, reconstructions / 255
     flat = [values.reshape(len(values), -1) for values in (images, reconstructions)]
-    r = np.zeros((len(images), len(images)))
-    for i, image in enumerate(flat[0]):
-        for j, other in enumerate(flat[1]):
-            r[i, j] = pearsonr(image, other)[0] if np.ptp(image) and np.ptp(other) else 0
+    r = correlations(*flat)
     found = identified(r, stimulus)
     return {
         "pixcorr": np.diag(r).mean(),
@@ -148,7 +171,12 @@ def recomputed(arrays, subject, single_trial=False):
             inside = np.array([roi in names for names in regions])
             figures[name] = of_voxels(measured[:, inside], predicted[:, inside], ceiling[inside])
     latent = of_latents(arrays["latent/image"][row], measured_side("latent/fmri"), stimulus, fold)
-    return {"decoding": decoding, "encoding": encoding, "latent": latent, "rois": rois}
+    blocks = {"decoding": decoding, "encoding": encoding, "latent": latent, "rois": rois}
+    if not single_trial:
+        latents = arrays["latent/image"][row], arrays["latent/fmri"][row]
+        given = arrays[f"log_likelihood/{subject}"], images, arrays["reconstruction"][row], latents
+        blocks["identification"] = of_candidates(*given, stimulus, fold)
+    return blocks
 
 
 def mean(blocks):
@@ -180,9 +208,9 @@ def test_every_figure_follows_from_the_arrays(found):
         if trials:
             without_rois = {key: values for key, values in trials[name].items() if key != "rois"}
             compare(metrics["subjects"][name]["single_trial"], without_rois, f"{name}.single_trial")
-    for key in ("decoding", "encoding", "latent"):
+    for key in ("decoding", "encoding", "latent", "identification"):
         compare(metrics[key], mean([block[key] for block in blocks.values()]), key)
-        if trials:
+        if trials and key != "identification":
             compare(metrics["single_trial"][key], mean([block[key] for block in trials.values()]), f"trials.{key}")
     assert bool(trials) == (metrics["single_trial"] is not None)
 

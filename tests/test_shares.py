@@ -11,9 +11,9 @@ from visionflow_hf.cli import main
 from visionflow_hf.corpus.responses import images_of, pairs_of, responses_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model, save_model
+from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training import train as train_module
 from visionflow_hf.training.shares import choose_shares, fit_linear_decoder
-from visionflow_hf.training.stimuli import Stimuli
 from visionflow_hf.training.trials import Trials
 
 HELD_OFF = (1 / 512, 511 / 512)

@@ -7,13 +7,13 @@ from datasets import concatenate_datasets
 from PIL import Image
 from transformers import ViTConfig, ViTModel
 
+from visionflow_hf import stimuli as module
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.errors import UserError
-from visionflow_hf.training import stimuli as module
+from visionflow_hf.stimuli import KeptArrays, Stimuli
 from visionflow_hf.training.arguments import ModelArguments
 from visionflow_hf.training.build import build_model, build_processor
-from visionflow_hf.training.stimuli import KeptArrays, Stimuli
 
 
 @pytest.fixture

@@ -289,6 +289,15 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     add_overwrite(one, "folder of images")
     add_device(one)
 
+    one = command("identify", identify, "Rank candidate images by the likelihood of fMRI responses.")
+    add_model(one)
+    one.add_argument("file", metavar="FILE.npz", help="file with the array fmri (rows, voxels)")
+    one.add_argument("--subject", required=True, metavar="NAME", help="subject whose responses these are")
+    one.add_argument("--candidates", required=True, metavar="FOLDER", help="folder of images")
+    add_number(one, "--top", 5, "number of images per response")
+    one.add_argument("--output", required=True, metavar="FILE.csv", help="file for the ranked images")
+    add_device(one)
+
     one = command("push", push, "Push a model to the Hugging Face Hub.")
     one.add_argument("run", metavar="RUN", help="model folder")
     add_repository(one)
@@ -452,6 +461,13 @@ def decode(run: str, file: str, subject: str, output: str, overwrite: bool, devi
     from visionflow_hf import inference
 
     inference.decode(run, file, subject, output, overwrite, device)
+    print(f"wrote {output}")
+
+
+def identify(run: str, file: str, output: str, **flags) -> None:
+    from visionflow_hf import inference
+
+    inference.identify(run, file, output=output, **flags)
     print(f"wrote {output}")
 
 

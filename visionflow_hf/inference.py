@@ -1,19 +1,24 @@
-"""`visionflow encode` and `visionflow decode`: files in, files out."""
+"""`visionflow encode`, `decode` and `identify`: files in, files out."""
 
+import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from tqdm import tqdm
 
 from visionflow_hf.corpus.files import existing, reading
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.errors import UserError
-from visionflow_hf.evaluation.predictions import decode_fmri, encode_images
+from visionflow_hf.evaluation.predictions import BATCH, decode_fmri, encode_images
 from visionflow_hf.folders import new_folder, refuse_existing, writing
 from visionflow_hf.hub import load_model
-from visionflow_hf.images import open_image
+from visionflow_hf.images import SUFFIXES, open_image
+from visionflow_hf.modeling import VisionFlowProcessor
 
 MARKER = "0000.png"
 
@@ -34,19 +39,9 @@ def encode(
     model, processor = load_model(run, device)
     known_subject(subject, processor.subjects)
     fmri, _ = encode_images(model, processor, pictures, subject)
-    output = Path(output)
-    if not os.path.isdir(output.parent):  # unlike `Path.is_dir`, it takes names of any length
-        raise UserError(f"{output.parent} is no folder: --output names a file in a folder that exists")
-    if os.path.isdir(output):
-        raise UserError(f"{output} is a folder: --output names a file")
-    partial = output.with_name(f".{output.name}.partial")
-    with writing(output):
-        try:
-            with partial.open("wb") as file:
-                np.savez_compressed(file, fmri=fmri, image=[str(path) for path in images], subject=subject)
-            partial.replace(output)
-        finally:
-            partial.unlink(missing_ok=True)
+    output = writable(output)
+    with writing(output), temporary(output) as partial, partial.open("wb") as stream:
+        np.savez_compressed(stream, fmri=fmri, image=[str(path) for path in images], subject=subject)
 
 
 def decode(
@@ -66,14 +61,97 @@ def decode(
     fmri = read_fmri(Path(file))
     model, processor = load_model(run, device)
     known_subject(subject, processor.subjects)
-    voxels = len(processor.fmri_mean[subject])
-    if fmri.shape[1] != voxels:
-        raise UserError(f"fmri of {file} has {fmri.shape[1]} voxels, {subject} has {voxels} in this model")
+    check_voxels(fmri, file, subject, processor)
     height, width = processor.image_size
     images, _ = decode_fmri(model, processor, fmri, subject, (width, height))
     with new_folder(output, overwrite, marker=MARKER) as folder:
         for index, image in enumerate(images):
             Image.fromarray(image).save(folder / f"{index:04d}.png")
+
+
+def identify(
+    run: str | os.PathLike,
+    file: str | os.PathLike,
+    subject: str,
+    candidates: str | os.PathLike,
+    output: str | os.PathLike,
+    top: int = 5,
+    device: str | None = None,
+) -> None:
+    """Rank the images of a folder by the likelihood of each row of fMRI, and write a CSV.
+
+    Its columns are response (the row, from 0), rank (from 1), candidate (path in the folder) and log_likelihood.
+
+    Args:
+        file: as for `decode`.
+        top: how many candidates are written for each response.
+        device: such as `cpu` or `cuda`; None for a GPU where there is one.
+    """
+    if top < 1:
+        raise UserError(f"--top is {top}: at least 1 is expected")
+    fmri = read_fmri(Path(file))
+    files = pictures_in(Path(candidates))
+    model, processor = load_model(run, device)
+    known_subject(subject, processor.subjects)
+    check_voxels(fmri, file, subject, processor)
+    output = writable(output)
+    batch = processor(fmri=fmri, subject=subject).to(model.device)
+    found = []
+    for start in tqdm(range(0, len(files), BATCH), desc="candidates", unit="batch", disable=None):
+        images = [open_image(path) for path in files[start : start + BATCH]]
+        pixels = processor(images=images, subject=subject)["pixel_values"].to(model.device)
+        with torch.no_grad():
+            found.append(model.log_likelihood(batch["fmri"], pixels, batch["subject_ids"]).cpu().numpy())
+    scores = np.concatenate(found, axis=1)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    names = [path.relative_to(candidates).as_posix() for path in files]
+    rows = [
+        (response, rank + 1, names[one], float(scores[response, one]))
+        for response, ranked in enumerate(best)
+        for rank, one in enumerate(ranked)
+    ]
+    with writing(output), temporary(output) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("response", "rank", "candidate", "log_likelihood"))
+        writer.writerows(rows)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The image files of a folder and of those in it, by path; hidden ones are left out."""
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder} is no folder: --candidates names a folder of images")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if not files:
+        raise UserError(f"{folder} has no images: {', '.join(sorted(SUFFIXES))} are read")
+    return files
+
+
+def writable(output: str | os.PathLike) -> Path:
+    """The path of a file that can be written there."""
+    output = Path(output)
+    if not os.path.isdir(output.parent):  # unlike `Path.is_dir`, it takes names of any length
+        raise UserError(f"{output.parent} is no folder: --output names a file in a folder that exists")
+    if os.path.isdir(output):
+        raise UserError(f"{output} is a folder: --output names a file")
+    return output
+
+
+@contextmanager
+def temporary(output: Path) -> Iterator[Path]:
+    """A path to write to, which then takes the name of `output`; removed where that fails."""
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        yield partial
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_voxels(fmri: np.ndarray, file: str | os.PathLike, subject: str, processor: VisionFlowProcessor) -> None:
+    voxels = len(processor.fmri_mean[subject])
+    if fmri.shape[1] != voxels:
+        raise UserError(f"fmri of {file} has {fmri.shape[1]} voxels, {subject} has {voxels} in this model")
 
 
 def read_fmri(file: Path) -> np.ndarray:

@@ -7,6 +7,7 @@ from visionflow_hf.metrics import LEAST_CEILING
 DIRECTIONS = {
     "decoding": "decoding (fMRI to image)",
     "encoding": "encoding (image to fMRI)",
+    "identification": "identification (which image was it)",
     "latent": "latent",
 }
 CEILING = "noise_ceiling"
@@ -28,6 +29,21 @@ MEANING = {
     "retrieval_image_top1_of_300": "the same among 300 images, mean over draws of them",
     "retrieval_fmri_top1_of_300": "the same among 300 responses, mean over draws of them",
     "retrieval_image_top5": "how often a response's own image is among the five with the nearest latents",
+    **{
+        f"{way} {name}": f"{meaning}, ranked by {words}"
+        for way, words in {
+            "likelihood": "the likelihood of the response",
+            "latent": "the cosine of the latents",
+            "reconstruction": "the correlation with the reconstruction",
+        }.items()
+        for name, meaning in {
+            "top1": "how often a response's own image is first",
+            "top5": "how often a response's own image is among the first five",
+            "two_way": "how often its own image is before another one; chance is .5",
+            "top1_of_300": "how often its own image is first among 300, mean over draws of them",
+            "n_candidates": "the number of images that are ranked",
+        }.items()
+    },
     "retrieval_fmri_top5": "how often an image's own response is among the five with the nearest latents",
 }
 
@@ -58,12 +74,17 @@ def rows_of(metrics: dict) -> list[Row]:
     rows = []
     for direction in DIRECTIONS:
         block = metrics.get(direction) or {}
-        methods = {"model": block} if direction == "latent" else {name: part or {} for name, part in block.items()}
+        if direction == "identification":  # one line for each way and figure
+            block = {f"{way} {name}": value for way, part in block.items() for name, value in part.items()}
+        of_model_alone = direction in ("latent", "identification")
+        methods = {"model": block} if of_model_alone else {name: part or {} for name, part in block.items()}
         for name, value in methods.get("model", {}).items():
             values = {method: part.get(name) for method, part in methods.items()}
             if isinstance(value, dict) or set(values.values()) == {None}:
                 continue
-            dotted = f"latent.{name}" if direction == "latent" else f"{direction}.model.{name}"
+            dotted = f"{direction}.model.{name}"
+            if of_model_alone:
+                dotted = f"{direction}.{name.replace(' ', '.')}"
             rows.append(
                 Row(
                     direction,

@@ -15,6 +15,8 @@ its repeats; `S` stands for the name of a subject.
     roi/S                                                   (voxels of S,), the names of a voxel's ROIs, with commas
     xyz/S                                                   (voxels of S, 3), if the corpus has coordinates
     vertex/S                                                (voxels of S,), of a hemisphere of fsaverage, if known
+    log_likelihood/S                                        (rows of S, images), of the response of each row for the
+                                                            images of the rows of S, of the same fold; NaN beyond
     latent/image, latent/fmri                               (rows, latent_dim + linear_dim), posterior means
 
 If stimuli have repeats, arrays whose names begin with `single_trial/` have one row per trial. `single_trial/row` holds
@@ -37,11 +39,11 @@ from visionflow_hf.corpus.schema import Corpus
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.baselines import FeatureRidgeBaseline, NearestBaseline, RidgeBaseline
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.training.stimuli import Stimuli
+from visionflow_hf.stimuli import Stimuli
 
 BATCH = 64
 OF_VOXELS = ("noise_ceiling", "roi", "xyz", "vertex", "fmri_mean", "fmri_std")
-OWNED = re.compile(rf"((?:\w+/)?(?:fmri_predicted|fmri)|{'|'.join(OF_VOXELS)})/(.+)", re.DOTALL)
+OWNED = re.compile(rf"((?:\w+/)?(?:fmri_predicted|fmri)|log_likelihood|{'|'.join(OF_VOXELS)})/(.+)", re.DOTALL)
 
 
 def predict(
@@ -126,6 +128,13 @@ def _predict_subject(
         of_layers = partial(layers_of, stimuli, model)
         baseline = FeatureRidgeBaseline(seen, seen_ids, of_layers(seen_ids), processor, subject)
         part[f"feature_ridge/fmri_predicted/{subject}"] = baseline.predict_fmri(of_layers(average.stimulus_ids))
+    place = model.config.subjects.index(subject)
+    standard = [  # measured and predicted
+        torch.from_numpy((values - processor.fmri_mean[subject]) / processor.fmri_std[subject]).float().to(model.device)
+        for values in (average.fmri, predicted)
+    ]
+    with torch.no_grad():
+        part[f"log_likelihood/{subject}"] = model.latent_to_fmri.log_likelihood(*standard, place).cpu().numpy()
     measured = {"": average.fmri}
     if counts.max() > 1:
         measured["single_trial/"] = trials.fmri
@@ -226,8 +235,9 @@ def concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
                 continue  # once per subject, also with several folds
             together.setdefault(name, []).append(values + rows if name == "single_trial/row" else values)
         rows += len(part["stimulus_id"])
-    for name in ("latent/image", "latent/fmri", "single_trial/latent/fmri"):
-        if name in together:
-            widest = max(values.shape[1] for values in together[name])
-            together[name] = [np.pad(values, ((0, 0), (0, widest - values.shape[1]))) for values in together[name]]
+    for name, parts in together.items():
+        if name in ("latent/image", "latent/fmri", "single_trial/latent/fmri") or owner(name)[0] == "log_likelihood":
+            widest, beyond = max(values.shape[1] for values in parts), 0.0 if "latent/" in name else np.nan
+            fill = {"constant_values": beyond}
+            together[name] = [np.pad(values, ((0, 0), (0, widest - values.shape[1])), **fill) for values in parts]
     return {name: np.concatenate(values) for name, values in together.items()}

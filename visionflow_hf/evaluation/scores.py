@@ -7,6 +7,8 @@ is how often the row's stimulus was drawn with replacement. A stimulus is drawn 
     encoding    voxel_r_mean, voxel_r_median, r2_median, ceiling_normalised: over stimuli, then over voxels
                 pattern_r: over voxels standardised by train, then over stimuli
                 noise_ceiling also has share_measurable: the share of voxels that ceiling_normalised is the mean of
+    identification  by likelihood, latent and reconstruction: how each response ranks the images of its fold; two_way,
+                top1, top5 and n_candidates
     latent      cosine of the posterior means of image and response
                 retrieval_image_top*: the latent of a response ranks those of the images; retrieval_fmri_top*: reverse
 """
@@ -141,7 +143,29 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
         for k in (1, 5):
             latent[f"retrieval_{ranked}_top{k}"] = metrics.top_k(ranking, k, comparable, weights)
         latent[f"retrieval_{ranked}_top1_of_{AMONG}"] = metrics.top1_of(AMONG, ranking, comparable, weights)
-    return {"decoding": decoding, "encoding": encoding, "latent": latent}, rois, {"stimulus": stimulus, **identified}
+    blocks = {"decoding": decoding, "encoding": encoding, "latent": latent}
+    if "row" not in arrays and "log_likelihood" in arrays:
+        rankings = {
+            "likelihood": by_image(arrays["log_likelihood"], fold),
+            "latent": similarity,
+            "reconstruction": np.where(comparable | np.eye(len(fold), dtype=bool), identified["model"], np.nan),
+        }
+        blocks["identification"] = {
+            name: _identification(ranking, comparable, weights)
+            | {f"top1_of_{AMONG}": metrics.top1_of(AMONG, ranking, comparable, weights)}
+            | {"n_candidates": np.array([1 + comparable.sum(0).mean()])}
+            for name, ranking in rankings.items()
+        }
+    return blocks, rois, {"stimulus": stimulus, **identified}
+
+
+def by_image(log_likelihood: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """The likelihoods `(responses, images of the fold)` as `(images, responses)`, NaN for those of other folds."""
+    table = np.full((len(fold), len(fold)), np.nan)
+    for one in np.unique(fold):
+        rows = np.flatnonzero(fold == one)
+        table[np.ix_(rows, rows)] = log_likelihood[rows, : len(rows)].T
+    return table
 
 
 def _by_image(

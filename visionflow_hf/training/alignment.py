@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from visionflow_hf.modeling import VisionFlowModel
 from visionflow_hf.modeling.latent_gaussian import Gaussian, LatentGaussian
+from visionflow_hf.stimuli import BATCH, Stimuli
 from visionflow_hf.training.augmentation import augment
-from visionflow_hf.training.stimuli import BATCH, Stimuli
 from visionflow_hf.training.trials import Trials
 
 IMAGES = 4000  # augmented copies, at most about as many

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from visionflow_hf.modeling import VisionFlowModel
 from visionflow_hf.modeling.gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS, wavelet_maps
 from visionflow_hf.modeling.ridge import FOLDS, Ridge, RidgePath, eigh, fit_ridge, group_folds, held_out_predictions
-from visionflow_hf.training.stimuli import BATCH, Stimuli
+from visionflow_hf.stimuli import BATCH, Stimuli
 from visionflow_hf.training.trials import Trials
 
 logger = logging.getLogger(__name__)

@@ -25,10 +25,10 @@ from visionflow_hf.errors import UserError, count
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.fmri_bridges import put
 from visionflow_hf.modeling.ridge import FOLDS, Ridge, RidgePath, fit_ridge, group_folds
+from visionflow_hf.stimuli import BATCH, Stimuli
 from visionflow_hf.training.alignment import IMAGES, image_latents
 from visionflow_hf.training.build import build_processor
 from visionflow_hf.training.linear_latent import BLOCK, WORKING_SET, likely_mean, stack
-from visionflow_hf.training.stimuli import BATCH, Stimuli
 from visionflow_hf.training.trials import Trials
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ def fit_new_subjects(
         weights, level = known.weights @ to_voxels.weights, known.intercept @ to_voxels.weights + to_voxels.intercept
         put(model.latent_to_fmri.voxel_maps[place], Ridge(weights, level, 0.0))
         model.set_noise(name, missed)
+        model.latent_to_fmri.set_shared_noise(place, fmri - to_voxels.predict(responses))
         to_latent = fit_latents(fmri, learned, linear, responses, (simulated_known, simulated[1]), names)
         sizes = [model.config.latent_dim, model.config.linear_dim]
         parts = zip(to_latent.weights.split(sizes, dim=1), to_latent.intercept.split(sizes), strict=True)

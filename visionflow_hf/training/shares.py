@@ -15,8 +15,8 @@ from visionflow_hf.modeling import VisionFlowModel
 from visionflow_hf.modeling.fmri_bridges import put
 from visionflow_hf.modeling.image_decoder import blend
 from visionflow_hf.modeling.ridge import Ridge, RidgePath, squared_norm
+from visionflow_hf.stimuli import BATCH, Stimuli
 from visionflow_hf.training.alignment import image_latents
-from visionflow_hf.training.stimuli import BATCH, Stimuli
 from visionflow_hf.training.trials import Trials
 
 logger = logging.getLogger(__name__)

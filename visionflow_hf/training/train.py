@@ -22,13 +22,13 @@ from visionflow_hf.errors import UserError
 from visionflow_hf.folders import put_back, refuse_existing, take_name
 from visionflow_hf.hub import load_model, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training.alignment import align, image_latents
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor, continue_model, merge_adapters
 from visionflow_hf.training.linear_latent import fit_encoding
 from visionflow_hf.training.new_subjects import fit_new_subjects
 from visionflow_hf.training.shares import choose_shares, fit_linear_decoder
-from visionflow_hf.training.stimuli import Stimuli
 from visionflow_hf.training.trainer import ImageBatches, ImageTrainer
 from visionflow_hf.training.trials import Trials
 from visionflow_hf.training_flags import told
@@ -199,6 +199,8 @@ def fit_fmri_side(model: VisionFlowModel, trials: Trials, stimuli: Stimuli, args
         fmri = trials.fmri(name).to(model.device)
         latents = posterior.learned.mean[rows], posterior.linear.mean[rows]
         errors.append(model.fmri_to_latent.fit(subject, fmri, *latents, own, voxel_weights[name]))
+        predicted = model.latent_to_fmri.voxel_maps[subject](model.latent_to_fmri.read(*latents))
+        model.latent_to_fmri.set_shared_noise(subject, fmri - predicted)
     model.fmri_to_latent.linear_logvar.data.copy_(torch.stack(errors).mean(0).clamp(min=1e-3).log())
     align(model, trials, stimuli, args.max_steps, args.seed)
     fit_linear_decoder(model, names, stimuli)
