@@ -4,8 +4,15 @@
 import copy
 from collections.abc import Sequence
 
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
+import transformers
+
+try:
+    from transformers import AutoConfig, PreTrainedConfig
+    from transformers.configuration_utils import SubConfigSpec
+except ImportError as error:
+    raise ImportError(
+        f"VisionFlow needs transformers>=5.20, and {transformers.__version__} is installed: pip install -U transformers"
+    ) from error
 
 from .vision_encoder import layer_widths, native_image_size
 

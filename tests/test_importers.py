@@ -350,3 +350,30 @@ def test_things(source, tmp_path, capsys):
         assert [list(names) for names in table["roi"]] == areas
     assert_rows(rows_of(tmp_path / "out"), expected)
     assert "sub-03: 1 of 21 trials left out, neither train nor test" in capsys.readouterr().out
+
+
+@of("bold5000")
+def test_bold5000_whose_lists_do_not_mark_repeats(source, tmp_path):
+    """Those of release 2.0: the repeats are plain from the names."""
+    assert prepare("bold5000", source, tmp_path / "marked") == 0
+    for file in source.rglob("*_imgnames.txt"):
+        file.write_text(file.read_text().replace("rep_", ""))
+    assert prepare("bold5000", source, tmp_path / "out") == 0
+    assert_rows(rows_of(tmp_path / "out"), rows_of(tmp_path / "marked"))
+
+
+@of("things")
+def test_things_whose_columns_have_pickled_names(source, tmp_path):
+    """What pandas writes where the column voxel_id stands among whole numbers: the names are not read."""
+    assert prepare("things", source, tmp_path / "named") == 0
+    for file in source.rglob("*_ResponseData.h5"):
+        with h5py.File(file, "a") as table:
+            group = table["ResponseData"]
+            order = np.argsort([int(label) for label in group["block0_items"]])
+            group["block0_values"][:] = group["block0_values"][:][:, order]
+            del group["block0_items"], group["axis0"]
+            for name in ("block0_items", "axis0"):
+                pickled = group.create_dataset(name, (1,), dtype=h5py.vlen_dtype(np.uint8))
+                pickled[0] = np.frombuffer(b"not to be unpickled", np.uint8)
+    assert prepare("things", source, tmp_path / "out") == 0
+    assert_rows(rows_of(tmp_path / "out"), rows_of(tmp_path / "named"))

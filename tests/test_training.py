@@ -1,6 +1,7 @@
 """Training: its stages and losses, one seed one result, resuming, the encoder, and what it refuses."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -14,10 +15,12 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTImageProcessor, Vi
 from visionflow_hf import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.cli import main, parse
 from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.errors import UserError
 from visionflow_hf.training import train as train_module
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.augmentation import augment
 from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
+from visionflow_hf.training.train import find_checkpoint
 from visionflow_hf.training_flags import dataclasses_of, told
 
 SHORT = ["--max_steps", "20", "--warmup_steps", "1", "--disable_tqdm", "true", "--linear_dim", "0"]
@@ -107,7 +110,10 @@ def test_resuming_from_nothing_begins_anew(corpus, run, tmp_path, refused):
     assert train(corpus, tmp_path / "run", "--resume_from_checkpoint", "auto") == 0
     assert_equal_weights(run, tmp_path / "run")
     nowhere = tmp_path / "checkpoint-7"
-    refused(lambda: train(corpus, tmp_path / "x", "--resume_from_checkpoint", nowhere), "checkpoint-7 is no checkpoint")
+    refused(
+        lambda: train(corpus, tmp_path / "x", "--resume_from_checkpoint", nowhere),
+        "checkpoint-7 is no whole checkpoint",
+    )
 
 
 def test_a_config_file_whose_flags_the_command_line_overrides(corpus, tmp_path, refused):
@@ -309,3 +315,29 @@ def test_images_are_composed_of_two_only_where_stimuli_are_few():
     torch.testing.assert_close(composed[:4], plain[:4])
     assert (composed[4:] - plain[4:]).abs().amax((1, 2, 3)).gt(0.01).sum() >= 2
     assert composed.min() >= 0.1 - 1e-6 and composed.max() <= 0.9 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("file", "size", "message"),
+    [
+        ("trainer_state.json", None, "trainer_state.json"),
+        ("trainer_state.json", 100, "trainer_state.json"),
+        ("model.safetensors", None, "no model.safetensors"),
+        ("model.safetensors", 1000, "model.safetensors"),
+        ("optimizer.pt", 1000, "optimizer.pt is cut short"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_passed_over(run, tmp_path, caplog, file, size, message):
+    """The fixture's run has the last two checkpoints."""
+    before, last = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))[-2:]
+    for checkpoint in (before, last):
+        shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    assert find_checkpoint([tmp_path], "auto") == str(tmp_path / last.name)
+    broken = tmp_path / last.name / file
+    broken.unlink() if size is None else os.truncate(broken, size)
+    assert find_checkpoint([tmp_path], "auto") == str(tmp_path / before.name)
+    assert f"{last.name} is passed over, since it is not whole: {message}" in caplog.text
+    with pytest.raises(UserError, match=f"{last.name} is no whole checkpoint .{message}"):
+        find_checkpoint([], str(tmp_path / last.name))
+    shutil.rmtree(tmp_path / before.name)
+    assert find_checkpoint([tmp_path], "auto") is None

@@ -1,11 +1,13 @@
 """`prepare bold5000`: responses of ten regions, one array each or all in one .mat file a subject (Chang et al. 2019).
 
 CSI1_imgnames.txt (CSI01_stim_lists.txt beside older files) names the image of each row. The prefix rep_ marks the 113
-images that were shown repeatedly; it is no part of the image's name. They are the test split.
+images that were shown repeatedly; it is no part of the image's name. A list without it, as in release 2.0, tells them
+by naming them more than once. They are the test split.
 """
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -132,6 +134,9 @@ def read_subject(
     with reading(existing(image_list)):
         rows = [plain_name(row.strip(), image_list) for row in image_list.read_text().split("\n") if row.strip()]
     names = [Path(row.removeprefix("rep_")).stem for row in rows]
+    repeated = {name for row, name in zip(rows, names, strict=True) if row.startswith("rep_")}
+    if not repeated:
+        repeated = {name for name, times in Counter(names).items() if times > 1}
     trials = np.array([row for row, image in enumerate(names) if image in images], dtype=np.int64)
     if len(trials) < len(rows):
         missing = sorted(set(names) - set(images))
@@ -152,7 +157,7 @@ def read_subject(
     return Subject(
         name,
         stimuli=[names[row] for row in trials],
-        splits=["test" if rows[row].startswith("rep_") else "train" for row in trials],
+        splits=["test" if names[row] in repeated else "train" for row in trials],
         num_voxels=len(roi),
         parts=parts,
         voxels={"roi": roi},

@@ -1,8 +1,10 @@
 """`prepare things`: THINGS-fMRI in its tables, betas_csv (Hebart et al. 2023).
 
 sub-01_ResponseData.h5 is what pandas' to_hdf writes: rows are voxels, a column bears the number of its trial, and one
-holds voxel_id. sub-01_StimulusMetadata.csv tells of each trial_id what was shown and whether it is train or test,
-sub-01_VoxelMetadata.csv of each voxel_id where it lies, its noise ceiling in percent and, as 0 or 1, its regions.
+holds voxel_id. Where numbers and text are mixed in the columns' names, pandas pickles these names; they are not read
+then, and the columns are the trials in order, from 0. sub-01_StimulusMetadata.csv tells of each trial_id what was shown
+and whether it is train or test, sub-01_VoxelMetadata.csv of each voxel_id where it lies, its noise ceiling in percent
+and, as 0 or 1, its regions.
 """
 
 import os
@@ -117,6 +119,10 @@ def read_layout(file: Path) -> tuple[dict[str, list[int | None]], np.ndarray | N
             if re.fullmatch(r"block\d+_values", block)
         ]:
             values, items = hdf5_dataset(source, key), hdf5_dataset(source, key.replace("_values", "_items"))
+            if h5py.check_vlen_dtype(items.dtype) == np.uint8 and values.ndim == 2 and values.dtype.kind in "iuf":
+                tables[key] = list(range(values.shape[1]))
+                rows.add(len(values))
+                continue
             if values.ndim != 2 or items.shape != values.shape[1:] or values.dtype.kind not in "iuf":
                 raise UserError(
                     f"{key} of {file} has shape {values.shape} and type {values.dtype}, its columns have shape "

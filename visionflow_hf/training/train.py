@@ -1,10 +1,12 @@
 """`visionflow train`: read the corpus, build the model, train its image side, fit its fMRI side, save it."""
 
 import copy
+import json
 import logging
 import math
 import os
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import torch
 import yaml
 from accelerate import PartialState
 from datasets import DatasetDict
+from safetensors import SafetensorError, safe_open
 from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from visionflow_hf.corpus.responses import images_alone, pairs_of
 from visionflow_hf.corpus.schema import open_corpus
@@ -291,12 +295,39 @@ def find_checkpoint(folders: list[Path], resume: str | None) -> str | None:
     """
     if resume is None:
         return None
-    if resume == "auto":
-        found = [get_last_checkpoint(folder) for folder in folders if folder.is_dir()]
-        return next(filter(None, found), None)
-    if not (Path(resume) / "trainer_state.json").is_file():
-        raise UserError(f"{resume} is no checkpoint (no trainer_state.json in it): give a checkpoint-N folder, or auto")
-    return str(resume)
+    if resume != "auto":
+        if broken := missing_in(Path(resume)):
+            raise UserError(f"{resume} is no whole checkpoint ({broken}): give another checkpoint-N folder, or auto")
+        return str(resume)
+    for folder in folders:
+        found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+        for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+            if not (broken := missing_in(path)):
+                return str(path)
+            logger.warning(f"{path} is passed over, since it is not whole: {broken}")
+    return None
+
+
+def missing_in(checkpoint: Path) -> str | None:
+    """What a checkpoint lacks, that was written when a run was killed; None if it is whole."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        if "global_step" not in state:
+            return "trainer_state.json has no global_step"
+    except (OSError, ValueError) as error:
+        return f"trainer_state.json: {error}".splitlines()[0]
+    if not any((checkpoint / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        return f"no {SAFE_WEIGHTS_NAME}"
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            return f"{file.name}: {error}".splitlines()[0]
+    for name in ("optimizer.pt", "scheduler.pt"):
+        if (checkpoint / name).exists() and not zipfile.is_zipfile(checkpoint / name):
+            return f"{name} is cut short"
+    return None
 
 
 def complete(
