@@ -93,21 +93,19 @@ class KeptArrays:
             if isinstance(error, OSError):
                 raise UserError(
                     f"{self.folder} cannot be written ({error.strerror}): make room, or name another folder with "
-                    "--stimulus_cache"
+                    "--stimulus_cache or the environment variable HF_HOME"
                 ) from error
             raise
         self.reread()
 
-    def take(self, keys: Sequence[bytes], part: str | None = None) -> np.ndarray:
-        """A copy of the arrays with these keys, of shape (keys, *shape), or of the part of this name."""
-        kept = {
-            name: records["values"] if part is None else records["values"][part] for name, records in self.files.items()
-        }
-        first = self.record["values"] if part is None else self.record["values"][part]
-        taken = np.empty((len(keys), *first.shape), first.base)
+    def take(self, keys: Sequence[bytes], part: str | None = None, columns: slice = slice(None)) -> np.ndarray:
+        """A copy of the arrays with these keys, of shape (keys, *shape); or some columns of the part of this name."""
+        own = self.record["values"] if part is None else self.record["values"][part]
+        taken = np.empty((len(keys), *np.empty(own.shape, own.base)[columns].shape), own.base)
+        kept = {name: file["values"] if part is None else file["values"][part] for name, file in self.files.items()}
         for row, key in enumerate(keys):
             file, place = self.place[key]
-            taken[row] = kept[file][place]
+            taken[row] = kept[file][place][columns]
         return taken
 
 
@@ -161,6 +159,17 @@ class Stimuli:
         keys = [self.keys[name] for name in stimulus_ids]
         parts = [self.features.take(keys, part) for part in ("posterior", "linear")[: 1 + with_linear]]
         return torch.cat([torch.from_numpy(part).float() for part in parts], dim=1)
+
+    def layers(self, stimulus_ids: Sequence[str], widths: Sequence[int]) -> Iterator[torch.Tensor]:
+        """What the linear dimensions read of each layer, `(stimuli, width)` one after the other, which bounds memory.
+
+        Args:
+            widths: how many features each layer has.
+        """
+        keys, start = [self.keys[name] for name in stimulus_ids], 0
+        for width in widths:
+            yield torch.from_numpy(self.features.take(keys, "linear", slice(start, start + width))).float()
+            start += width
 
     @torch.no_grad()
     def _encode(self, model: VisionFlowModel, keys: Sequence[bytes]) -> Iterator[np.ndarray]:

@@ -152,10 +152,9 @@ def _predict_subject(
 
 def layers_of(stimuli: Stimuli, model: VisionFlowModel, stimulus_ids: list[str]) -> Iterator[torch.Tensor]:
     """The features of each of `linear_layers`, `(stimuli, channels * 49)`, one layer after the other."""
-    features = stimuli.image_features(stimulus_ids)[:, model.feature_sizes[0] :]
     cells = model.feature_sizes[1] // sum(model.config.linear_widths)
-    for own in features.split([width * cells for width in model.config.linear_widths], dim=1):
-        yield own.to(model.device)
+    for features in stimuli.layers(stimulus_ids, [width * cells for width in model.config.linear_widths]):
+        yield features.to(model.device)
 
 
 def encode_images(

@@ -40,7 +40,7 @@ BLOCK = 2000  # voxels at a time, which bounds the memory
 MOST_WEIGHTS = 64_000_000  # of a block's linear map from all feature spaces
 ENERGIES, LATENT = "energies", "latent"
 LARGEST = 65504.0  # in float16
-LEAST_SCALE = 1e-4  # of a channel
+LEAST_SCALE = 1e-4  # of a channel's standard deviation, against the largest
 READ_CHANNELS = 128  # of a layer, that fields read: the main components of more
 SOME_STIMULI = 500  # by which these are found
 FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
@@ -57,12 +57,11 @@ class FeatureSpace:
     """The maps of one kind of feature for some stimuli.
 
     Args:
-        name: `energies` for Gabor energies and colours, else the encoder's layer, whose channels are divided by their
-            standard deviation.
+        name: `energies` for Gabor energies and colours, else the encoder's layer, whose channels are standardised.
         values: float16 tensor of shape (channels, stimuli, places); rounding is far below the responses' noise.
 
     Attributes:
-        scale: standard deviation of each channel, `(channels,)`, by which `values` have been divided.
+        centre, scale: mean and standard deviation of each channel, `(channels,)`, by which `values` are standardised.
         mean: `(channels, places)`
         scores: float32 tensor of shape (stimuli, components), all of its principal components.
         read: what fields read, `(read channels, stimuli, places)`, the main ones of many channels.
@@ -72,11 +71,13 @@ class FeatureSpace:
     def __init__(self, name: str, values: torch.Tensor):
         self.name, self.values = name, values
         self.grid = math.isqrt(values.shape[2])
-        self.scale = torch.ones(len(values), device=values.device)
+        self.centre, self.scale = (fill(len(values), device=values.device) for fill in (torch.zeros, torch.ones))
         if name != ENERGIES:
-            for channel, one in enumerate(values):  # in place: all in float32 would fill memory
-                self.scale[channel] = one.float().std(correction=0).clamp(min=LEAST_SCALE)
-                values[channel] = one.float() / self.scale[channel]
+            self.centre = torch.stack([one.float().mean() for one in values])
+            self.scale = torch.stack([one.float().std(correction=0) for one in values])
+            self.scale = self.scale.clamp(min=max(LEAST_SCALE * float(self.scale.max()), 1e-12))
+            for one, centre, scale in zip(values, self.centre, self.scale, strict=True):
+                one.copy_((one.float() - centre) / scale)  # in place: all in float32 would fill memory
         self.mean = values.float().mean(1)
         stimuli = values.shape[1]
         products = torch.zeros(stimuli, stimuli, device=values.device)
@@ -438,7 +439,9 @@ class Components:
         for space, head in zip(self.spaces, self.heads, strict=True):
             head = head[:, :kept] / spread
             bias = bias - space.mean.flatten() @ head
-            heads.append(head / space.scale.repeat_interleave(space.grid**2)[:, None])
+            head = head / space.scale.repeat_interleave(space.grid**2)[:, None]
+            bias = bias - space.centre.repeat_interleave(space.grid**2) @ head
+            heads.append(head)
         model.linear_head.weight.copy_(torch.nn.functional.pad(torch.cat(heads), unused).T)
         model.linear_head.bias.copy_(torch.nn.functional.pad(bias, unused))
         readouts = []
