@@ -41,7 +41,6 @@ MEANING = {
             "top5": "how often a response's own image is among the first five",
             "two_way": "how often its own image is before another one; chance is .5",
             "top1_of_300": "how often its own image is first among 300, mean over draws of them",
-            "n_candidates": "the number of images that are ranked",
         }.items()
     },
     "retrieval_fmri_top5": "how often an image's own response is among the five with the nearest latents",
@@ -76,6 +75,7 @@ def rows_of(metrics: dict) -> list[Row]:
         block = metrics.get(direction) or {}
         if direction == "identification":  # one line for each way and figure
             block = {f"{way} {name}": value for way, part in block.items() for name, value in part.items()}
+            block = {name: value for name, value in block.items() if not name.endswith("n_candidates")}
         of_model_alone = direction in ("latent", "identification")
         methods = {"model": block} if of_model_alone else {name: part or {} for name, part in block.items()}
         for name, value in methods.get("model", {}).items():
