@@ -150,8 +150,9 @@ def fine_tuning(work: Path, small: bool, images: int = 64, compiled: bool = Fals
     with FlopCounterMode(display=False) as counter:
         step(network)
     spent = seconds(step, 10, 3)
-    found = {"images/s": len(batch["fmri"]) / spent, "GFLOP an image": counter.get_total_flops() / images / 1e9}
-    found["share of the matrix product's FLOP/s"] = counter.get_total_flops() / spent / peak
+    flops, images = counter.get_total_flops(), len(batch["fmri"])
+    found = {"images/s": images / spent, "GFLOP an image": flops / images / 1e9}
+    found["share of the matrix product's FLOP/s"] = flops / spent / peak
     if DEVICE.type == "cuda":
         found["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
     return found

@@ -28,6 +28,7 @@ from visionflow_hf.hub import load_model
 from visionflow_hf.pretrained import load_encoder
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training import linear_latent
+from visionflow_hf.training.feature_spaces import feature_spaces
 from visionflow_hf.training.trials import Trials
 
 WIDE = [32, 48]  # px; rows and columns of patches differ
@@ -477,7 +478,7 @@ def test_voxels_read_the_layers_of_a_pretrained_encoder(colour_corpus, tmp_path,
     assert model.config.linear_layers == layers and model.config.linear_widths == [32] * len(layers)
     pairs = pairs_of(open_corpus(colour_corpus).splits["train"])
     trials, stimuli = Trials(pairs, processor), Stimuli(processor, [pairs], model)
-    spaces = linear_latent.feature_spaces(model, stimuli, trials.stimuli)
+    spaces = feature_spaces(model, stimuli, trials.stimuli)
     assert [space.name for space in spaces] == ["energies", *(f"layer {layer}" for layer in layers)]
     fmri = trials.mean_responses("ann", trials.stimuli)
     encodings = [linear_latent.Encoding(space, torch.arange(len(fmri)), fmri) for space in spaces]

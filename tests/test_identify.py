@@ -12,7 +12,7 @@ from transformers import AutoModel
 from visionflow_hf.modeling.fmri_bridges import SHARED_NOISE
 
 from visionflow_hf.cli import main
-from visionflow_hf.evaluation.scores import by_image
+from visionflow_hf.evaluation.scores import likelihood_of_images
 from visionflow_hf.hub import load_model
 
 
@@ -134,7 +134,7 @@ def test_the_report_says_which_image_it_was(report):
 def test_a_fold_is_compared_with_its_own_images(folds_report):
     arrays = np.load(folds_report / "predictions.npz")
     rows = arrays["subject"] == "subj01"
-    table = by_image(arrays["log_likelihood/subj01"], arrays["fold"][rows])
+    table = likelihood_of_images(arrays["log_likelihood/subj01"], arrays["fold"][rows])
     same = arrays["fold"][rows][:, None] == arrays["fold"][rows]
     assert np.array_equal(np.isfinite(table), same)
     found = json.loads((folds_report / "metrics.json").read_text())["identification"]

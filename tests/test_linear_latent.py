@@ -14,13 +14,11 @@ from visionflow_hf.hub import load_model
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training import linear_latent
 from visionflow_hf.training.alignment import image_latents
+from visionflow_hf.training.feature_spaces import ENERGIES, FeatureSpace, feature_spaces
 from visionflow_hf.training.linear_latent import (
-    ENERGIES,
     PENALTIES,
     Components,
     Encoding,
-    FeatureSpace,
-    feature_spaces,
     fit_encoding,
     likelihoods,
     likely_mean,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, ViTConfig, ViTImageProcessor, ViTModel
 
 from visionflow_hf import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.checkpoints import find_checkpoint
 from visionflow_hf.cli import main, parse
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.errors import UserError
@@ -20,7 +21,6 @@ from visionflow_hf.training import train as train_module
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.augmentation import augment
 from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
-from visionflow_hf.training.train import find_checkpoint
 from visionflow_hf.training_flags import dataclasses_of, told
 
 SHORT = ["--max_steps", "20", "--warmup_steps", "1", "--disable_tqdm", "true", "--linear_dim", "0"]

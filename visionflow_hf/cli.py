@@ -283,16 +283,14 @@ def parser(argv: Sequence[str] = ()) -> Parser:
 
     one = command("decode", decode, "Reconstruct images from fMRI responses.")
     add_model(one)
-    one.add_argument("file", metavar="FILE.npz", help="file with the array fmri (rows, voxels)")
-    one.add_argument("--subject", required=True, metavar="NAME", help="subject whose responses these are")
+    add_responses(one)
     one.add_argument("--output", required=True, metavar="DIR", help="folder for the images")
     add_overwrite(one, "folder of images")
     add_device(one)
 
     one = command("identify", identify, "Rank candidate images by the likelihood of fMRI responses.")
     add_model(one)
-    one.add_argument("file", metavar="FILE.npz", help="file with the array fmri (rows, voxels)")
-    one.add_argument("--subject", required=True, metavar="NAME", help="subject whose responses these are")
+    add_responses(one)
     one.add_argument("--candidates", required=True, metavar="FOLDER", help="folder of images")
     add_number(one, "--top", 5, "number of images per response")
     one.add_argument("--output", required=True, metavar="FILE.csv", help="file for the ranked images")
@@ -333,6 +331,11 @@ def add_training_flags(one: Parser) -> None:
     one.add_argument(
         "--config", type=Path, metavar="FILE.yaml", help="file with flags, which those of the command line override"
     )
+
+
+def add_responses(one: Parser) -> None:
+    one.add_argument("file", metavar="FILE.npz", help="file with the array fmri (rows, voxels)")
+    one.add_argument("--subject", required=True, metavar="NAME", help="subject whose responses these are")
 
 
 def add_device(one: Parser) -> None:

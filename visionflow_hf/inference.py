@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
-from visionflow_hf.corpus.files import existing, reading
+from visionflow_hf.corpus.files import existing, find_files, reading
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.predictions import BATCH, decode_fmri, encode_images
@@ -35,11 +34,11 @@ def encode(
     Args:
         device: such as `cpu` or `cuda`; None for a GPU where there is one.
     """
+    output = writable(output)
     pictures = [open_image(path) for path in images]
     model, processor = load_model(run, device)
     known_subject(subject, processor.subjects)
     fmri, _ = encode_images(model, processor, pictures, subject)
-    output = writable(output)
     with writing(output), temporary(output) as partial, partial.open("wb") as stream:
         np.savez_compressed(stream, fmri=fmri, image=[str(path) for path in images], subject=subject)
 
@@ -89,19 +88,18 @@ def identify(
     """
     if top < 1:
         raise UserError(f"--top is {top}: at least 1 is expected")
+    output = writable(output)
     fmri = read_fmri(Path(file))
     files = pictures_in(Path(candidates))
     model, processor = load_model(run, device)
     known_subject(subject, processor.subjects)
     check_voxels(fmri, file, subject, processor)
-    output = writable(output)
     batch = processor(fmri=fmri, subject=subject).to(model.device)
     found = []
     for start in tqdm(range(0, len(files), BATCH), desc="candidates", unit="batch", disable=None):
         images = [open_image(path) for path in files[start : start + BATCH]]
         pixels = processor(images=images, subject=subject)["pixel_values"].to(model.device)
-        with torch.no_grad():
-            found.append(model.log_likelihood(batch["fmri"], pixels, batch["subject_ids"]).cpu().numpy())
+        found.append(model.log_likelihood(batch["fmri"], pixels, batch["subject_ids"]).cpu().numpy())
     scores = np.concatenate(found, axis=1)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     names = [path.relative_to(candidates).as_posix() for path in files]
@@ -120,8 +118,8 @@ def pictures_in(folder: Path) -> list[Path]:
     """The image files of a folder and of those in it, by path; hidden ones are left out."""
     if not os.path.isdir(folder):
         raise UserError(f"{folder} is no folder: --candidates names a folder of images")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    shown = [path for path in find_files(folder) if not path.name.startswith(".")]
+    files = [path for path in shown if path.suffix.lower() in SUFFIXES]
     if not files:
         raise UserError(f"{folder} has no images: {', '.join(sorted(SUFFIXES))} are read")
     return files

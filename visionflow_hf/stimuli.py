@@ -33,7 +33,7 @@ from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.processes import cores, place_on_machine
 
 BATCH = 64
-LARGEST = 65504.0  # in float16
+LARGEST = torch.finfo(torch.float16).max
 FILE = 4096  # stimuli a file: what is lost at most where a run is interrupted
 
 

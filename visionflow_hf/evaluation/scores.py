@@ -146,9 +146,9 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
     blocks = {"decoding": decoding, "encoding": encoding, "latent": latent}
     if "row" not in arrays and "log_likelihood" in arrays:
         rankings = {
-            "likelihood": by_image(arrays["log_likelihood"], fold),
+            "likelihood": likelihood_of_images(arrays["log_likelihood"], fold),
             "latent": similarity,
-            "reconstruction": np.where(comparable | np.eye(len(fold), dtype=bool), identified["model"], np.nan),
+            "reconstruction": identified["model"],
         }
         blocks["identification"] = {
             name: _identification(ranking, comparable, weights)
@@ -159,7 +159,7 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
     return blocks, rois, {"stimulus": stimulus, **identified}
 
 
-def by_image(log_likelihood: np.ndarray, fold: np.ndarray) -> np.ndarray:
+def likelihood_of_images(log_likelihood: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """The likelihoods `(responses, images of the fold)` as `(images, responses)`, NaN for those of other folds."""
     table = np.full((len(fold), len(fold)), np.nan)
     for one in np.unique(fold):

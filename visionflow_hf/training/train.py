@@ -1,12 +1,10 @@
 """`visionflow train`: read the corpus, build the model, train its image side, fit its fMRI side, save it."""
 
 import copy
-import json
 import logging
 import math
 import os
 import shutil
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +12,10 @@ import torch
 import yaml
 from accelerate import PartialState
 from datasets import DatasetDict
-from safetensors import SafetensorError, safe_open
 from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from visionflow_hf.checkpoints import find_checkpoint
 from visionflow_hf.corpus.responses import images_alone, pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
@@ -285,49 +282,6 @@ def refuse_shards(args: VisionFlowTrainingArguments) -> None:
             "FSDP and DeepSpeed divide the weights among GPUs, but the maps between voxels and latent are fitted to "
             "whole ones: launch with --multi_gpu, where each GPU holds the model"
         )
-
-
-def find_checkpoint(folders: list[Path], resume: str | None) -> str | None:
-    """The checkpoint folder that `--resume_from_checkpoint` means; None to begin anew.
-
-    Args:
-        resume: `auto` for the last one in the first of `folders` that has any; or a path.
-    """
-    if resume is None:
-        return None
-    if resume != "auto":
-        if broken := missing_in(Path(resume)):
-            raise UserError(f"{resume} is no whole checkpoint ({broken}): give another checkpoint-N folder, or auto")
-        return str(resume)
-    for folder in folders:
-        found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-        for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
-            if not (broken := missing_in(path)):
-                return str(path)
-            logger.warning(f"{path} is passed over, since it is not whole: {broken}")
-    return None
-
-
-def missing_in(checkpoint: Path) -> str | None:
-    """What a checkpoint lacks, that was written when a run was killed; None if it is whole."""
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text())
-        if "global_step" not in state:
-            return "trainer_state.json has no global_step"
-    except (OSError, ValueError) as error:
-        return f"trainer_state.json: {error}".splitlines()[0]
-    if not any((checkpoint / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
-        return f"no {SAFE_WEIGHTS_NAME}"
-    for file in sorted(checkpoint.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            return f"{file.name}: {error}".splitlines()[0]
-    for name in ("optimizer.pt", "scheduler.pt"):
-        if (checkpoint / name).exists() and not zipfile.is_zipfile(checkpoint / name):
-            return f"{name} is cut short"
-    return None
 
 
 def complete(

@@ -1,0 +1,56 @@
+"""The checkpoint folder from which a training run is resumed."""
+
+import json
+import logging
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from visionflow_hf.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def find_checkpoint(folders: list[Path], resume: str | None) -> str | None:
+    """The checkpoint folder that `--resume_from_checkpoint` means; None to begin anew.
+
+    Args:
+        resume: `auto` for the last one in the first of `folders` that has any; or a path.
+    """
+    if resume is None:
+        return None
+    if resume != "auto":
+        if broken := missing_in(Path(resume)):
+            raise UserError(f"{resume} is no whole checkpoint ({broken}): give another checkpoint-N folder, or auto")
+        return str(resume)
+    for folder in folders:
+        found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+        for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+            if not (broken := missing_in(path)):
+                return str(path)
+            logger.warning(f"{path} is passed over, since it is not whole: {broken}")
+    return None
+
+
+def missing_in(checkpoint: Path) -> str | None:
+    """What a checkpoint folder lacks because the run was killed while it was written; None if it is whole."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        if "global_step" not in state:
+            return "trainer_state.json has no global_step"
+    except (OSError, ValueError) as error:
+        return f"trainer_state.json: {error}".splitlines()[0]
+    if not any((checkpoint / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        return f"no {SAFE_WEIGHTS_NAME}"
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            return f"{file.name}: {error}".splitlines()[0]
+    for name in ("optimizer.pt", "scheduler.pt"):
+        if (checkpoint / name).exists() and not zipfile.is_zipfile(checkpoint / name):
+            return f"{name} is cut short"
+    return None

@@ -1,0 +1,96 @@
+"""The feature spaces from which voxels are predicted: Gabor energies with colours, and layers of the encoder."""
+
+import math
+
+import torch
+
+from visionflow_hf.modeling import VisionFlowModel
+from visionflow_hf.modeling.gabor_wavelets import wavelet_maps
+from visionflow_hf.modeling.ridge import Ridge, eigh
+from visionflow_hf.stimuli import BATCH, LARGEST, Stimuli
+
+ENERGIES = "energies"
+LEAST_SCALE = 1e-4  # of a channel's standard deviation, against the largest
+READ_CHANNELS = 128  # of a layer, that fields read: the main components of more
+SOME_STIMULI = 500  # by which these are found
+
+Linear = tuple[torch.Tensor, torch.Tensor]  # weights (channels, places, voxels) and intercept (voxels,)
+
+
+class FeatureSpace:
+    """The maps of one kind of feature for some stimuli.
+
+    Args:
+        name: `energies` for Gabor energies and colours, else the encoder's layer, whose channels are standardised.
+        values: float16 tensor of shape (channels, stimuli, places); rounding is far below the responses' noise.
+
+    Attributes:
+        centre, scale: mean and standard deviation of each channel, `(channels,)`, by which `values` are standardised.
+        mean: `(channels, places)`
+        scores: float32 tensor of shape (stimuli, components), all of its principal components.
+        read: what fields read, `(read channels, stimuli, places)`, the main ones of many channels.
+        turn: `(channels, read channels)`, which makes `read` of `values`; None where it is the same.
+    """
+
+    def __init__(self, name: str, values: torch.Tensor):
+        self.name, self.values = name, values
+        self.grid = math.isqrt(values.shape[2])
+        self.centre, self.scale = (fill(len(values), device=values.device) for fill in (torch.zeros, torch.ones))
+        if name != ENERGIES:
+            self.centre = torch.stack([one.float().mean() for one in values])
+            self.scale = torch.stack([one.float().std(correction=0) for one in values])
+            self.scale = self.scale.clamp(min=max(LEAST_SCALE * float(self.scale.max()), 1e-12))
+            for one, centre, scale in zip(values, self.centre, self.scale, strict=True):
+                one.copy_((one.float() - centre) / scale)  # in place: all in float32 would fill memory
+        self.mean = values.float().mean(1)
+        stimuli = values.shape[1]
+        products = torch.zeros(stimuli, stimuli, device=values.device)
+        for channel, mean in zip(values, self.mean, strict=True):
+            centred = channel.float() - mean
+            products += centred @ centred.T
+        sizes, vectors = eigh(products)
+        kept = sizes > 1e-6 * sizes.max()
+        self._dual = vectors[:, kept] / sizes[kept].sqrt()
+        self.scores = vectors[:, kept] * sizes[kept].sqrt()
+        self.read, self.turn = values, None
+        if name != ENERGIES and len(values) > READ_CHANNELS:
+            some = values[:, :: -(-stimuli // SOME_STIMULI)].flatten(1).float()
+            _, turn = eigh(some.cov(correction=0))
+            self.turn = turn[:, -READ_CHANNELS:]
+            parts = [torch.einsum("ck,csp->ksp", self.turn, part.float()) for part in values.split(BATCH, dim=1)]
+            self.read = torch.cat([part.half() for part in parts], dim=1)
+
+    def predict(self, linear: Linear, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """`(rows, voxels)`, what a linear map makes of some stimuli."""
+        weights, intercept = linear
+        predicted = intercept.expand(len(self.scores[rows]), -1).clone()
+        for channel, part in zip(self.values, weights, strict=True):
+            predicted += channel[rows].float() @ part
+        return predicted
+
+    def of_scores(self, ridge: Ridge, voxels: slice) -> Linear:
+        """The linear map of the maps that a ridge from `scores` is."""
+        dual = self._dual @ ridge.weights[:, voxels]
+        dual = dual - dual.mean(0)
+        weights = torch.stack([channel.float().T @ dual for channel in self.values])
+        return weights, ridge.intercept[voxels] - torch.einsum("cp,cpv->v", self.mean, weights)
+
+
+def feature_spaces(model: VisionFlowModel, stimuli: Stimuli, stimulus_ids: list[str]) -> list[FeatureSpace]:
+    """The Gabor energies and colours of stimuli, and the maps of the encoder's layers in `config.linear_layers`."""
+    layers, widths = model.config.linear_layers, model.config.linear_widths
+    energies, maps = [], [[] for _ in layers]
+    for start in range(0, len(stimulus_ids), BATCH):
+        names = stimulus_ids[start : start + BATCH]
+        pixels = stimuli.pixel_values(names).to(model.device)
+        energies.append(wavelet_maps(pixels).flatten(2).transpose(0, 1).half())
+        if not layers:
+            continue
+        features = stimuli.image_features(names)
+        features = model.extract_image_features(pixels)[0] if features is None else features.to(model.device)
+        places = model.feature_sizes[1] // sum(widths)
+        parts = features[:, model.feature_sizes[0] :].split([width * places for width in widths], dim=1)
+        for own, part in zip(maps, parts, strict=True):
+            own.append(part.clamp(-LARGEST, LARGEST).unflatten(1, (-1, places)).transpose(0, 1).half())
+    named = [(ENERGIES, energies), *((f"layer {layer}", own) for layer, own in zip(layers, maps, strict=True))]
+    return [FeatureSpace(name, torch.cat(parts, dim=1)) for name, parts in named]
