@@ -288,7 +288,7 @@ class VisionFlowModel(PreTrainedModel):
 
         Samples are responses of single trials: the prediction and, voxel by voxel, Gaussian noise as wide as the errors
         of predictions for held-out train stimuli. 90 % of measured values lie between a voxel's 5th and 95th
-        percentile. Noise that voxels share is not modelled.
+        percentile. The noise of each voxel is independent here; `log_likelihood` knows what voxels share.
 
         Args:
             num_samples (`int`, *optional*): samples of each row's response, instead of its mean.

@@ -74,10 +74,8 @@ def predict(
     size = common_size(images_of(test, list(dict.fromkeys(test["stimulus_id"])))) or tuple(processor.image_size[::-1])
     stimuli = Stimuli(processor, [train, test], model, cache) if model.config.linear_layers else None
     subjects = tqdm(sorted(set(test["subject"])), desc="predicting", unit="subject")
-    more = size, stimuli
-    return concatenate(
-        [_predict_subject(model, processor, corpus, train, test, subject, *more) for subject in subjects]
-    )
+    given = model, processor, corpus, train, test, size, stimuli
+    return concatenate([_predict_subject(*given, subject) for subject in subjects])
 
 
 def _predict_subject(
@@ -86,9 +84,9 @@ def _predict_subject(
     corpus: Corpus,
     train: Dataset,
     test: Dataset,
-    subject: str,
     size: tuple[int, int],
     stimuli: Stimuli | None,
+    subject: str,
 ) -> dict[str, np.ndarray]:
     trials = responses_of(test, subject)
     average, counts = trials.averaged()
@@ -234,9 +232,13 @@ def concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
                 continue  # once per subject, also with several folds
             together.setdefault(name, []).append(values + rows if name == "single_trial/row" else values)
         rows += len(part["stimulus_id"])
-    for name, parts in together.items():
-        if name in ("latent/image", "latent/fmri", "single_trial/latent/fmri") or owner(name)[0] == "log_likelihood":
-            widest, beyond = max(values.shape[1] for values in parts), 0.0 if "latent/" in name else np.nan
-            fill = {"constant_values": beyond}
-            together[name] = [np.pad(values, ((0, 0), (0, widest - values.shape[1])), **fill) for values in parts]
+    for name, arrays in together.items():
+        beyond = {"latent/image": 0.0, "latent/fmri": 0.0, "log_likelihood": np.nan}
+        kind = owner(name.removeprefix("single_trial/"))[0]
+        if kind in beyond:
+            widest = max(values.shape[1] for values in arrays)
+            together[name] = [
+                np.pad(values, ((0, 0), (0, widest - values.shape[1])), constant_values=beyond[kind])
+                for values in arrays
+            ]
     return {name: np.concatenate(values) for name, values in together.items()}
