@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="visionflow-tests-")  # nobody's own cache
@@ -12,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads ea
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from visionflow_hf.cli import main
@@ -23,35 +25,57 @@ REAL_DATA = Path(os.environ.get("VISIONFLOW_DATA", ROOT.parent / "shared" / "dat
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
+def once(tmp_path_factory) -> Callable:
+    """`once(name, make)`: the folder `name`, which `make(folder)` fills once for all processes that run tests."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / name / "whole").exists():
+                (shared / name).mkdir()  # fails again in the next test where `make` has failed
+                make(shared / name / "made")
+                (shared / name / "whole").touch()
+        return shared / name / "made"
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(once) -> Path:
     """A simulated cortex: 2 subjects, 30 voxels each, 40 stimuli of 16 px, 3 repeats in test."""
-    path = tmp_path_factory.mktemp("corpus") / "simulated"
     flags = ["--stimuli", "40", "--voxels", "30", "--image-size", "16"]
-    assert main(["simulate", str(path), *flags]) == 0
-    return path
+
+    def make(path: Path) -> None:
+        assert main(["simulate", str(path), *flags]) == 0
+
+    return once("corpus", make)
 
 
 @pytest.fixture(scope="session")
-def run(corpus, tmp_path_factory) -> Path:
+def run(corpus, once) -> Path:
     """A model folder from 20 steps on `corpus`, at the full rate, with validation on a tenth of its stimuli."""
-    path = tmp_path_factory.mktemp("run") / "model"
     flags = ["--max_steps", "20", "--warmup_steps", "1", "--disable_tqdm", "true", "--validation_fraction", "0.1"]
-    assert main(["train", str(corpus), str(path), *flags]) == 0
-    return path
+
+    def make(path: Path) -> None:
+        assert main(["train", str(corpus), str(path), *flags]) == 0
+
+    return once("run", make)
 
 
 @pytest.fixture(scope="session")
-def report(run, corpus, tmp_path_factory) -> Path:
+def report(run, corpus, once) -> Path:
     """The report of `run` on the test split of `corpus`."""
-    path = tmp_path_factory.mktemp("report") / "report"
-    assert main(["evaluate", str(run), str(corpus), str(path)]) == 0
-    return path
+
+    def make(path: Path) -> None:
+        assert main(["evaluate", str(run), str(corpus), str(path)]) == 0
+
+    return once("report", make)
 
 
 @pytest.fixture(scope="session")
-def colour_corpus(tmp_path_factory) -> Path:
+def colour_corpus(once) -> Path:
     """RGB stimuli of 18 x 24 px, two subjects with 12 and 7 voxels, one constant voxel, no repeats."""
-    path = tmp_path_factory.mktemp("corpus") / "colour"
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (20, 18, 24, 3), dtype=np.uint8)
 
@@ -67,30 +91,37 @@ def colour_corpus(tmp_path_factory) -> Path:
                     "repeat": 0,
                 }
 
-    write_corpus(
-        path,
-        {"train": lambda: rows(range(16)), "test": lambda: rows(range(16, 20))},
-        pd.concat([voxel_table("ann", 12), voxel_table("bob", 7)]),
-        unit="arbitrary",
-    )
-    return path
+    def make(path: Path) -> None:
+        write_corpus(
+            path,
+            {"train": lambda: rows(range(16)), "test": lambda: rows(range(16, 20))},
+            pd.concat([voxel_table("ann", 12), voxel_table("bob", 7)]),
+            unit="arbitrary",
+        )
+
+    return once("colour_corpus", make)
 
 
 @pytest.fixture(scope="session")
-def colour_report(colour_corpus, tmp_path_factory) -> Path:
+def colour_report(colour_corpus, once) -> Path:
     """The report of a model from 10 steps on `colour_corpus`."""
-    run, path = (tmp_path_factory.mktemp("colour") / name for name in ("run", "report"))
-    assert main(["train", str(colour_corpus), str(run), "--max_steps", "10", "--disable_tqdm", "true"]) == 0
-    assert main(["evaluate", str(run), str(colour_corpus), str(path)]) == 0
-    return path
+
+    def make(path: Path) -> None:
+        run = path.with_name("run")
+        assert main(["train", str(colour_corpus), str(run), "--max_steps", "10", "--disable_tqdm", "true"]) == 0
+        assert main(["evaluate", str(run), str(colour_corpus), str(path)]) == 0
+
+    return once("colour_report", make)
 
 
 @pytest.fixture(scope="session")
-def folds_report(corpus, tmp_path_factory) -> Path:
+def folds_report(corpus, once) -> Path:
     """The report of `crossvalidate` on `corpus`, two folds of 10 steps."""
-    path = tmp_path_factory.mktemp("folds") / "report"
-    assert main(["crossvalidate", str(corpus), str(path), *FOLDS]) == 0
-    return path
+
+    def make(path: Path) -> None:
+        assert main(["crossvalidate", str(corpus), str(path), *FOLDS]) == 0
+
+    return once("folds_report", make)
 
 
 @pytest.fixture

@@ -205,7 +205,7 @@ def test_many_shards(monkeypatch, corpus, tmp_path):
     [
         ("lab/more/names", {}, "lab/more/names is no name on the Hub: give ORG/NAME"),
         ("lab/refused", {"HF_TOKEN": "hf_wrong"}, "the Hub refused lab/refused (401): log in with `hf auth login`"),
-        ("lab/offline", {"HF_HUB_OFFLINE": "1"}, "the Hub cannot be reached"),
+        pytest.param(*("lab/offline", {"HF_HUB_OFFLINE": "1"}, "the Hub cannot be reached"), marks=pytest.mark.nightly),
     ],
 )
 def test_a_push_that_cannot_be(hub, corpus, tmp_path, name, settings, message):

