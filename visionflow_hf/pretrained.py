@@ -6,7 +6,12 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.utils import logging
 
 from visionflow_hf.errors import UserError, count
-from visionflow_hf.modeling.vision_encoder import check_encoder, native_image_size, prepare_encoder
+from visionflow_hf.modeling.vision_encoder import (
+    check_encoder,
+    layers_by_depth,
+    native_image_size,
+    prepare_encoder,
+)
 from visionflow_hf.training.arguments import SCRATCH
 
 logger = logging.get_logger("visionflow_hf")
@@ -60,6 +65,24 @@ def encoder_input(images, config) -> dict[str, list]:
     if size is not None and size.shortest_edge and not size.longest_edge:
         found["encoder_image_size"] = [size.shortest_edge] * 2
     return found
+
+
+def input_size(config, own: dict, image_size: list[int]) -> list[int]:
+    """Height and width in px of what an encoder is given: as its image processor, its config or the images have it.
+
+    Args:
+        own: what `load_encoder` found.
+        image_size: height and width of the images.
+    """
+    return list(own.get("encoder_image_size") or native_image_size(config) or image_size)
+
+
+def layers_to_read(config, size: list[int]) -> list[int]:
+    """`layers_by_depth`, whose complaints are the user's to mend."""
+    try:
+        return layers_by_depth(config, size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def load_vision_model(name: str):
