@@ -135,8 +135,17 @@ class Network:
 def ventral_cortices(
     pictures: Photographs, network: Network, subjects: int, voxels: int, rng: np.random.Generator
 ) -> list[Population]:
-    """Draw a population of voxels of V1, V4 and IT for each subject, and show them the pictures."""
+    """Draw a population of voxels of V1, V4 and IT for each subject, and show them the pictures.
+
+    Raises:
+        UserError: V4 or IT would see the same in all pictures.
+    """
     scales = {area: grid.std((0, 2, 3)) for area, grid in network.grids(pictures[:BATCH]).items()}
+    for area, scale in scales.items():
+        if not len(changing_channels(scale)):
+            raise UserError(
+                f"{network.name} sees the same in all pictures, where {area} reads it: name a trained network"
+            )
     populations, readers = [], []
     for _ in range(subjects):
         roi, x, y, sigma = receptive_fields(FIELD_SIZES, voxels, rng)
@@ -167,12 +176,17 @@ def channel_weights(scale: torch.Tensor, voxels: int, rng: np.random.Generator) 
     Args:
         scale: standard deviation of each channel, `(channels,)`; channels that hardly change are not drawn.
     """
-    changing = np.flatnonzero((scale > 0.01 * scale.median()).numpy())
+    changing = changing_channels(scale)
     weights = np.zeros((voxels, len(scale)), np.float32)
     for one in weights:
         drawn = rng.choice(changing, min(CHANNELS_PER_VOXEL, len(changing)), replace=False)
         one[drawn] = rng.standard_normal(len(drawn)) / scale[drawn].numpy()
     return torch.from_numpy(weights)
+
+
+def changing_channels(scale: torch.Tensor) -> np.ndarray:
+    """The channels whose standard deviation is at least a hundredth of the median, and well above rounding to 0."""
+    return np.flatnonzero((scale > max(0.01 * scale.median().item(), 1e-30)).numpy())
 
 
 def field_maps(x: np.ndarray, y: np.ndarray, sigma: np.ndarray, grid: Sequence[int]) -> torch.Tensor:
