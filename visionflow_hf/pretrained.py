@@ -99,7 +99,8 @@ def load_vision_model(name: str):
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
-            f"no encoder {name} ({' '.join(str(error).split())[:200]}): give a folder, a name on the Hub, or {SCRATCH}"
+            f"no encoder {name} ({' '.join(str(error).split())[:200]}): give a folder or a name on the Hub; `train` "
+            f"also takes --encoder {SCRATCH}"
         ) from error
     try:
         check_encoder(encoder)
