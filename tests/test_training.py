@@ -202,7 +202,7 @@ def test_vit_b_16_ends_up_bit_for_bit_in_the_composite(tmp_path, colour_corpus):
 
 def test_encoders_that_cannot_be_used(corpus, tmp_path, refused):
     missing = tmp_path / "nothing"
-    refused(lambda: train(corpus, tmp_path / "run", "--encoder", missing), "no encoder .*nothing.* or scratch")
+    refused(lambda: train(corpus, tmp_path / "run", "--encoder", missing), "no encoder .*nothing.* --encoder scratch")
     config = BertConfig(
         vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, pad_token_id=0
     )
@@ -215,7 +215,9 @@ def test_without_network_the_default_encoder_is_named_in_the_error(tmp_path, ref
     corpus = tmp_path / "corpus"
     flags = ["--stimuli", "6", "--voxels", "4", "--subjects", "1", "--image-size", "64"]
     assert main(["simulate", str(corpus), *flags]) == 0
-    refused(lambda: train(corpus, tmp_path / "run"), "no encoder google/vit-base-patch16-224-in21k .* or scratch")
+    refused(
+        lambda: train(corpus, tmp_path / "run"), "no encoder google/vit-base-patch16-224-in21k .* --encoder scratch"
+    )
 
 
 def test_colour_subjects_of_different_sizes_and_a_constant_voxel(colour_corpus, tmp_path, caplog):

@@ -165,14 +165,32 @@ def parser(argv: Sequence[str] = ()) -> Parser:
 
     one = command("simulate", simulate, "Write a simulated corpus whose noise ceiling is known.")
     add_out(one)
-    add_number(one, "--stimuli", 600, "number of distinct images, train and test together")
+    one.add_argument(
+        "--stimuli",
+        type=int,
+        metavar="N",
+        help="number of distinct images, train and test together (default: 600, or all of --images)",
+    )
     add_number(one, "--subjects", 2, "number of simulated subjects")
     add_number(one, "--voxels", 400, "number of voxels of each subject")
-    add_number(one, "--image-size", 32, "height and width of the images in px")
+    one.add_argument(
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="height and width of the images in px (default: 32, or 64 with --images)",
+    )
     add_number(one, "--repeats", 1, "number of trials of each train stimulus")
     add_number(one, "--test-repeats", 3, "number of trials of each test stimulus")
     add_number(one, "--test-fraction", 0.1, "share of the stimuli in the test split")
     add_number(one, "--seed", 0, "seed of images, voxels and noise")
+    one.add_argument(
+        "--images", metavar="FOLDER", help="folder of photographs, seen by V1, V4 and IT (default: handwritten digits)"
+    )
+    one.add_argument(
+        "--network",
+        metavar="NAME_OR_FOLDER",
+        help="vision network whose layers are V4 and IT, with --images; not the encoder of the model to be trained",
+    )
     add_overwrite(one, "corpus")
 
     prepare = commands.add_parser(

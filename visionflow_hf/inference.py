@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from visionflow_hf.corpus.files import existing, find_files, reading
+from visionflow_hf.corpus.files import existing, pictures_in, reading
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.predictions import BATCH, decode_fmri, encode_images
 from visionflow_hf.folders import new_folder, refuse_existing, writing
 from visionflow_hf.hub import load_model
-from visionflow_hf.images import SUFFIXES, open_image
+from visionflow_hf.images import open_image
 from visionflow_hf.modeling import VisionFlowProcessor
 
 MARKER = "0000.png"
@@ -112,17 +112,6 @@ def identify(
         writer = csv.writer(stream)
         writer.writerow(("response", "rank", "candidate", "log_likelihood"))
         writer.writerows(rows)
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """The image files of a folder and of those in it, by path; hidden ones are left out."""
-    if not os.path.isdir(folder):
-        raise UserError(f"{folder} is no folder: --candidates names a folder of images")
-    shown = [path for path in find_files(folder) if not path.name.startswith(".")]
-    files = [path for path in shown if path.suffix.lower() in SUFFIXES]
-    if not files:
-        raise UserError(f"{folder} has no images: {', '.join(sorted(SUFFIXES))} are read")
-    return files
 
 
 def writable(output: str | os.PathLike) -> Path:

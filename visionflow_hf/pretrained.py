@@ -6,7 +6,12 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.utils import logging
 
 from visionflow_hf.errors import UserError, count
-from visionflow_hf.modeling.vision_encoder import check_encoder, native_image_size, prepare_encoder
+from visionflow_hf.modeling.vision_encoder import (
+    check_encoder,
+    layers_by_depth,
+    native_image_size,
+    prepare_encoder,
+)
 from visionflow_hf.training.arguments import SCRATCH
 
 logger = logging.get_logger("visionflow_hf")
@@ -62,6 +67,24 @@ def encoder_input(images, config) -> dict[str, list]:
     return found
 
 
+def input_size(config, own: dict, image_size: list[int]) -> list[int]:
+    """Height and width in px of what an encoder is given: as its image processor, its config or the images have it.
+
+    Args:
+        own: what `load_encoder` found.
+        image_size: height and width of the images.
+    """
+    return list(own.get("encoder_image_size") or native_image_size(config) or image_size)
+
+
+def layers_to_read(config, size: list[int]) -> list[int]:
+    """`layers_by_depth`, whose complaints are the user's to mend."""
+    try:
+        return layers_by_depth(config, size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def load_vision_model(name: str):
     """A pretrained vision model in float32; of a model of images and text, as CLIP is, the vision part.
 
@@ -76,7 +99,8 @@ def load_vision_model(name: str):
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
-            f"no encoder {name} ({' '.join(str(error).split())[:200]}): give a folder, a name on the Hub, or {SCRATCH}"
+            f"no encoder {name} ({' '.join(str(error).split())[:200]}): give a folder or a name on the Hub; `train` "
+            f"also takes --encoder {SCRATCH}"
         ) from error
     try:
         check_encoder(encoder)

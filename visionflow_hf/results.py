@@ -15,8 +15,9 @@ TASKS = {  # block of metrics.json: task of model-index, and its name
     "latent": ("latent-alignment", "latent (image and fMRI)"),
 }
 SIMULATED = (
-    "The voxels of the simulator are Gabor energies of the image plus noise, and Gabor energies are also among the "
-    "features of the model: figures on such data do not predict those on measured fMRI."
+    "The voxels of the simulator are Gabor energies of the image or, for photographs, layers of a vision network, plus "
+    "noise. The features of the model are of these kinds, too: figures on such data do not predict those on measured "
+    "fMRI."
 )
 MODELS_OWN = ("decoding.model.", "encoding.model.", "latent.")
 

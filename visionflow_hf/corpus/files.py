@@ -110,6 +110,17 @@ def find_files(folder: Path) -> Iterator[Path]:
                 yield Path(path) / name
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """The image files of a folder and of those in it, by path; hidden ones are left out."""
+    if not os.path.isdir(folder):  # unlike `Path.is_dir`, it takes names of any length
+        raise UserError(f"{folder} is no folder: a folder of images is expected")
+    shown = [path for path in find_files(folder) if not path.name.startswith(".")]
+    files = [path for path in shown if path.suffix.lower() in SUFFIXES]
+    if not files:
+        raise UserError(f"{folder} has no images: {', '.join(sorted(SUFFIXES))} are read")
+    return files
+
+
 def plain_name(name: str, source: str | os.PathLike) -> str:
     """A name that stays in its folder."""
     if not name or name in (".", "..") or any(character in name for character in "/\\\0"):

@@ -4,13 +4,12 @@ import math
 
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedConfig, ViTConfig
+from transformers import ViTConfig
 
 from visionflow_hf.errors import UserError
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.modeling.vision_encoder import layers_by_depth, native_image_size
-from visionflow_hf.pretrained import load_autoencoder, load_encoder
+from visionflow_hf.pretrained import input_size, layers_to_read, load_autoencoder, load_encoder
 from visionflow_hf.training.arguments import PRETRAINED, SCRATCH, ModelArguments
 
 PRETRAINED_FROM = 64  # px; for smaller stimuli a small encoder is trained
@@ -52,7 +51,8 @@ def build_model(processor: VisionFlowProcessor, args: ModelArguments, stimuli: i
     else:
         encoder, own = load_encoder(name)
         own["vision_config"] = encoder.config
-        own["linear_layers"] = args.feature_layers or linear_layers(encoder.config, own, processor.image_size)
+        size = input_size(encoder.config, own, processor.image_size)
+        own["linear_layers"] = args.feature_layers or layers_to_read(encoder.config, size)
     if args.autoencoder is not None:
         autoencoder = load_autoencoder(args.autoencoder)
         settings = {name: value for name, value in autoencoder.config.items() if not name.startswith("_")}
@@ -81,15 +81,6 @@ def build_model(processor: VisionFlowProcessor, args: ModelArguments, stimuli: i
         model.image_decoder.set_autoencoder(autoencoder)
     choose_trained_weights(model, args, frozen=encoder is not None)
     return model
-
-
-def linear_layers(vision: PreTrainedConfig, own: dict, image_size: list[int]) -> list[int]:
-    """The layers that the linear dimensions read where none are named."""
-    size = own.get("encoder_image_size") or native_image_size(vision) or image_size
-    try:
-        return layers_by_depth(vision, list(size))
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def continue_model(name: str, train: Dataset, args: ModelArguments) -> tuple[VisionFlowModel, VisionFlowProcessor]:
