@@ -443,6 +443,10 @@ VOLUMES = {
         rewritten("rois/sub-02_regions.nii.gz", lambda labels: labels.astype(np.float32) / 2),
         "labels that are no whole numbers",
     ),
+    "labels that are infinite": (
+        rewritten("rois/sub-02_regions.nii.gz", lambda labels: np.where(labels == 1, np.inf, labels)),
+        "labels that are no whole numbers",
+    ),
     "percent": (
         rewritten("ceilings/sub-01_ceiling.nii.gz", lambda ceiling: 100 * ceiling),
         "expected as a share of its variance, 0 to 1, so divide percent by 100",
@@ -478,6 +482,9 @@ def test_arrays_and_flags_that_do_not_fit(tmp_path, refused):
     np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.savez(tmp_path / "several.npz", a=values, b=values)
     layouts.volume(np.ones((3, 1, 1), np.uint8), tmp_path / "mask.nii")
+    vertices = nibabel.cifti2.BrainModelAxis.from_mask(np.ones(4), "CIFTI_STRUCTURE_CORTEX_LEFT")
+    surface = nibabel.Cifti2Image(values, (nibabel.cifti2.ScalarAxis(list("abcdef")), vertices))
+    nibabel.save(surface, tmp_path / "surface.dscalar.nii")
     betas = ["--betas", tmp_path / "betas.npy"]
     for flags, message in {
         (): "--betas is needed",
@@ -485,6 +492,7 @@ def test_arrays_and_flags_that_do_not_fit(tmp_path, refused):
         ("--betas", tmp_path / "trials.tsv"): "neither NIfTI",
         ("--betas", tmp_path / "transposed.npy"): r"has shape \(4, 6\), and .* has 6 rows for it: .*so transpose",
         ("--betas", tmp_path / "complex.npy"): "type complex128: numbers",
+        ("--betas", tmp_path / "surface.dscalar.nii"): "is a Cifti2Image: NIfTI volumes",
         ("--betas", tmp_path / "pickled.npy"): "pickled.npy cannot be read",
         ("--betas", tmp_path / "several.npz"): r"holds 2 arrays \(a, b\): name that of the betas with --betas-key",
         ("--betas", tmp_path / "several.npz", "--betas-key", "c"): "has no c: its keys are a, b",

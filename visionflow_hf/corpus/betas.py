@@ -80,8 +80,6 @@ def open_betas(file: Path, key: str | None) -> Betas:
         shape, kind, affine = image.shape, image.get_data_dtype(), image.affine
         expected = "numbers (x, y, z) or (x, y, z, trials) are expected"
         fits = len(shape) in (3, 4)
-        if not hasattr(image.dataobj, "slope"):
-            raise UserError(f"{file} is no plain NIfTI volume ({type(image).__name__}): {expected}")
     else:
         if file.suffix not in (".npy", ".npz", ".mat") and not h5py.is_hdf5(existing(file)):
             raise UserError(f"{file} is neither NIfTI (.nii or .nii.gz), .npy, .npz, .mat nor HDF5: give one of these")

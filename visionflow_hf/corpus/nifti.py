@@ -24,9 +24,12 @@ def open_nifti(file: Path):
         raise UserError("reading NIfTI needs nibabel: pip install 'visionflow-hf[brain]'") from error
     with reading(existing(file)):
         try:
-            return nibabel.load(file)
+            image = nibabel.load(file)
         except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
             raise ValueError(str(error)) from error
+    if not isinstance(image, nibabel.Nifti1Image):
+        raise UserError(f"{file} is a {type(image).__name__}: NIfTI volumes, .nii or .nii.gz, are expected")
+    return image
 
 
 def read_volume(file: Path) -> np.ndarray:

@@ -106,7 +106,7 @@ def named_labels(
     if len(names) < len(indices):
         raise UserError(f"{table} names a label twice: one row a label is expected")
     labels = space.read(file).ravel()[voxels]
-    if not np.array_equal(labels, np.trunc(labels)):
+    if not np.isfinite(labels).all() or np.any(labels % 1):
         raise UserError(f"{file} has labels that are no whole numbers: give a volume of labels, as {table} names them")
     unknown = sorted({int(label) for label in np.unique(labels)} - {0, *names})
     if unknown:
