@@ -259,3 +259,88 @@ def things(root: Path) -> None:
             group["block0_values"].attrs["transposed"] = True
             group["block1_items"] = np.array(["voxel_id"], dtype="S")
             group["block1_values"] = np.arange(voxels)[:, None]
+
+
+# left is right, and y and z are exchanged
+AFFINE = np.array([[-2.0, 0, 0, 5], [0, 0, 2.5, -30], [0, 3.0, 0, 7], [0, 0, 0, 1]])
+
+
+def volume(array: np.ndarray, file: Path, affine: np.ndarray = AFFINE) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, affine), file)
+
+
+def table(root: Path) -> None:
+    """trials.tsv of subjects 01 and 02 in four sessions of 4 trials, in 2 runs each; 12 images, 5 of them seen by both.
+
+    The table mixes the sessions. Betas of subject 02 are scaled int16. Images lie in folders of animals and things.
+    """
+    rng = np.random.default_rng(8)
+    images = [f"{kind}/{kind}_{number}.png" for kind in ("animals", "things") for number in range(6)]
+    for image in images:
+        save(picture(rng), root / "images" / image)
+    shown = {"01": [*images[:9], *images[:7]], "02": [*images[4:], *images[4:]]}
+    rows = [
+        {"subject": name, "session": 1 + number // 4, "run": 1 + number % 4 // 2, "image": image}
+        for name, seen in shown.items()
+        for number, image in enumerate(seen)
+    ]
+    trials = pd.DataFrame(rows).iloc[rng.permutation(len(rows))]
+    trials.to_csv(root / "trials.tsv", sep="\t", index=False)
+    grid = (4, 3, 5)
+    for name in shown:
+        for session in range(1, 5):
+            file = root / "betas" / f"{name}_{session}_betas.nii.gz"
+            if name == "01":
+                volume(rng.normal(size=(*grid, 4)).astype(np.float32), file)
+            else:
+                image = nibabel.Nifti1Image(rng.integers(-900, 900, (*grid, 4), dtype=np.int16), AFFINE)
+                image.header.set_slope_inter(1 / 300, 0.5)
+                nibabel.save(image, file)
+        volume((rng.random(grid) < 0.4).astype(np.uint8), root / "masks" / f"sub-{name}_mask.nii.gz")
+        volume(rng.integers(0, 4, grid, dtype=np.int16), root / "rois" / f"sub-{name}_regions.nii.gz")
+        volume(rng.random(grid).astype(np.float32), root / "ceilings" / f"sub-{name}_ceiling.nii.gz")
+    (root / "rois" / "regions.tsv").write_text("index\tname\n1\tV1\n2\tV2\n3\tFFA\n")
+
+
+def table_of_arrays(root: Path) -> None:
+    """trials.csv of one subject, whose four sessions of 3 trials are .npy, .npz, .h5 and .mat; no mask."""
+    rng = np.random.default_rng(9)
+    (root / "betas").mkdir()
+    rows = []
+    for number, kind in enumerate(("npy", "npz", "h5", "mat")):
+        values = rng.normal(size=(3, 7)).astype(np.float32)
+        file = root / "betas" / f"session.{kind}"
+        if kind == "npy":
+            np.save(file, values)
+        elif kind == "npz":
+            np.savez(file, fmri=values)
+        elif kind == "mat":
+            scipy.io.savemat(file, {"fmri": values})
+        else:
+            with h5py.File(file, "w") as opened:
+                opened["fmri"] = values
+        for trial in range(3):
+            image = f"{(2 * number + trial) % 8}.jpg"
+            save(picture(rng), root / "images" / image)
+            rows.append({"participant": 7, "kind": kind, "picture": image})
+    pd.DataFrame(rows).to_csv(root / "trials.csv", index=False)
+
+
+def bids(root: Path) -> None:
+    """Derivatives of sub-01 and sub-02 in two sessions of 5 trials, with trials.tsv beside the single-trial betas."""
+    rng = np.random.default_rng(10)
+    images = [f"shared_{number:02d}" for number in range(7)]
+    for image in images:
+        save(picture(rng), root / "stimuli" / f"{image}.jpg")
+    brain = np.zeros((3, 4, 3), dtype=bool)
+    brain[1:, 1:3] = True
+    for name in ("sub-01", "sub-02"):
+        for session in ("ses-01", "ses-02"):
+            start = f"{name}_{session}_task-images"
+            folder = root / "derivatives" / name / session / "func"
+            values = np.where(brain[..., None], rng.normal(size=(*brain.shape, 5)), 0).astype(np.float32)
+            volume(values, folder / f"{start}_space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz")
+            volume(values[..., 0], folder / f"{start}_space-T1w_desc-Noiseceiling_statmap.nii.gz")
+            trials = pd.DataFrame({"session": session, "run": [1, 1, 1, 2, 2], "label": rng.permutation(images)[:5]})
+            trials.to_csv(folder / f"{start}_desc-SingletrialBetas_trials.tsv", sep="\t", index=False)

@@ -47,7 +47,7 @@ def kind_of(file: Path) -> str:
         return ".nii.gz"
     if file.suffix in (".png", ".jpg", ".JPEG"):
         return "image"
-    return {".h5": ".hdf5", ".csv": ".txt"}.get(file.suffix, file.suffix)
+    return {".h5": ".hdf5", ".csv": ".txt", ".tsv": ".txt"}.get(file.suffix, file.suffix)
 
 
 # Of any file
@@ -315,17 +315,18 @@ def change_text(file, secrets, rng):
     lines = file.read_text().split("\n")
     place = rng.integers(len(lines))
     names = ["../../secrets/secret.png", str(secrets / "secret.png"), "..", "", "x" * 5000, "a\0b", "aardvark_99s.jpg"]
-    fields = lines[place].split(",")
+    between = "\t" if file.suffix == ".tsv" else ","
+    fields = lines[place].split(between)
     fields[rng.integers(len(fields))] = choose(names, rng)
     ways = [
         lambda: lines[:place] + lines[place + 1 :],
         lambda: [*lines[: place + 1], *lines[place:]],
         lambda: [*lines[:place], "", *lines[place:]],
         lambda: lines[:1],
-        lambda: [",".join(line.split(",")[:-1]) for line in lines],
-        lambda: [*lines[:place], ",".join(fields), *lines[place + 1 :]],
+        lambda: [between.join(line.split(between)[:-1]) for line in lines],
+        lambda: [*lines[:place], between.join(fields), *lines[place + 1 :]],
         lambda: [line.replace(".jpg", "") for line in lines],
-        lambda: [",".join([choose(names, rng), *line.split(",")[1:]]) for line in lines],
+        lambda: [between.join([choose(names, rng), *line.split(between)[1:]]) for line in lines],
         lambda: [line.replace("trial_id", "trial").replace("train", "TRAIN") for line in lines],
     ]
     file.write_text("\n".join(choose(ways, rng)()))
@@ -333,12 +334,14 @@ def change_text(file, secrets, rng):
 
 def name_outside(file, secrets, rng):
     outside = choose(["../../secrets/secret.png", str(secrets / "secret.png")], rng)
+    between = "\t" if file.suffix == ".tsv" else ","
     lines = file.read_text().split("\n")
     for place, line in enumerate(lines):
-        words = [
-            outside if word.endswith((".jpg", ".JPEG")) and rng.random() < 0.5 else word for word in line.split(",")
-        ]
-        lines[place] = ",".join(words)
+        words = line.split(between)
+        for word, text in enumerate(words):
+            if text.endswith((".jpg", ".JPEG", ".png")) and rng.random() < 0.5:
+                words[word] = outside
+        lines[place] = between.join(words)
     file.write_text("\n".join(lines))
 
 

@@ -16,6 +16,30 @@ def prepare(layout, source, out, *flags) -> int:
     return main(["prepare", layout, str(source), str(out), *map(str, flags)])
 
 
+def table_of(writer, source) -> list:
+    """The table or folder, and the flags, that import what a writer of `layouts` made for `prepare table`."""
+    return {
+        "table": [
+            *(source / "trials.tsv", "--images-folder", source / "images"),
+            *("--betas", source / "betas" / "{subject}_{session}_betas.nii.gz"),
+            *("--mask", source / "masks" / "sub-{subject}_mask.nii.gz"),
+            *("--rois", source / "rois" / "sub-{subject}_regions.nii.gz", source / "rois" / "regions.tsv"),
+            *("--noise-ceiling", source / "ceilings" / "sub-{subject}_ceiling.nii.gz"),
+        ],
+        "table_of_arrays": [
+            *(source / "trials.csv", "--images-folder", source / "images"),
+            *("--betas", source / "betas" / "session.{kind}"),
+            *("--subject-column", "participant", "--image-column", "picture"),
+        ],
+        "bids": [source / "derivatives", "--images-folder", source / "stimuli", "--image-column", "label"],
+    }[writer]
+
+
+def prepare_table(writer, source, out, *flags) -> int:
+    path, *own = table_of(writer, source)
+    return prepare("table", path, out, *own, *flags)
+
+
 def rows_of(out) -> dict[tuple[str, str, int], tuple[str, np.ndarray, np.ndarray]]:
     """(subject, stimulus, repeat): split, pixels, fMRI of all rows of a corpus."""
     open_corpus(out)  # with its checks

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from datasets import load_from_disk
 from mutations import SECRET, spoil, write_secrets
+from sources import prepare, prepare_table
 
-from visionflow_hf.cli import main
 from visionflow_hf.corpus.schema import open_corpus
 
 COUNT = int(os.environ.get("VISIONFLOW_MUTATIONS", "43"))
@@ -25,6 +25,9 @@ LAYOUTS = {
     "bold5000": "bold5000",
     "bold5000_tables": "bold5000",
     "things": "things",
+    "table": "table",
+    "table_of_arrays": "table",
+    "bids": "table",
 }
 MOST_SECONDS = 30  # a source of this size takes a fraction of one
 
@@ -55,7 +58,10 @@ def test_spoiled_sources(sound, tmp_path, capsys):
             capsys.readouterr()
             signal.alarm(MOST_SECONDS)
             try:
-                codes.append(main(["prepare", LAYOUTS[name], str(source), str(out)]))
+                if LAYOUTS[name] == "table":
+                    codes.append(prepare_table(name, source, out))
+                else:
+                    codes.append(prepare(LAYOUTS[name], source, out))
             except BaseException as error:
                 raise AssertionError(case) from error
             finally:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
+import layouts
 import pytest
 from conftest import ROOT
 from datasets import load_from_disk
@@ -156,28 +156,14 @@ def test_the_python_lines_of_all_pages_are_python():
             compile(block, f"{page} {number}", "exec")
 
 
-def test_niftis_become_a_corpus_as_the_docs_show(tmp_path, monkeypatch):
-    import nibabel as nib
-
+def test_a_table_becomes_a_corpus_as_the_docs_show(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    mask = rng.random((4, 5, 6)) > 0.5
-    betas = rng.normal(size=(4, 5, 6, 8)).astype(np.float32)
-    nib.save(nib.Nifti1Image(mask.astype(np.uint8), np.eye(4)), "visual_cortex.nii.gz")
-    nib.save(nib.Nifti1Image(betas, np.eye(4)), "betas.nii.gz")
-    for number in range(4):
-        Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(f"{number}.png")
-    files = [f"{trial % 4}.png" for trial in range(8)]
-    Path("stimuli.txt").write_text("\n".join(files))
-
+    layouts.table(tmp_path)
+    for name in ("01", "02"):
+        Path(f"masks/sub-{name}_mask.nii.gz").rename(f"masks/{name}_visual.nii.gz")
+        Path(f"rois/sub-{name}_regions.nii.gz").rename(f"rois/{name}_labels.nii.gz")
+    Path("rois/regions.tsv").rename("rois/labels.tsv")
     page = (ROOT / "docs" / "data.md").read_text()
-    exec(blocks("python", page)[0], {})
     command = next(line for line in "\n".join(blocks("sh", page)).splitlines() if line.startswith("visionflow prepare"))
     assert main(shlex.split(command)[1:]) == 0
-
-    corpus = load_from_disk("corpus")
-    rows = [*corpus["train"], *corpus["test"]]
-    assert len(rows) == 8 and {row["stimulus_id"] for row in rows} == set(files)
-    for row in rows:
-        trial = files.index(row["stimulus_id"]) + 4 * row["repeat"]
-        assert np.array_equal(np.float32(row["fmri"]), betas[mask][:, trial])
+    assert sum(map(len, load_from_disk("corpus").values())) == len(Path("trials.tsv").read_text().splitlines()) - 1

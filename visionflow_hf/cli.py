@@ -236,6 +236,64 @@ def parser(argv: Sequence[str] = ()) -> Parser:
         add_number(one, "--num-proc", 1, "number of processes that read")
         add_prepare_flags(one)
 
+    one = command(
+        "table", prepare_table, "A table of trials, images and betas of any lab; or BIDS derivatives.", layouts
+    )
+    one.add_argument(
+        "source",
+        metavar="TRIALS",
+        help=".tsv, .csv or .parquet table with one row a trial, or a folder of BIDS derivatives with "
+        "*_desc-SingletrialBetas_statmap.nii.gz beside *_trials.tsv",
+    )
+    add_out(one)
+    one.add_argument("--images-folder", required=True, metavar="FOLDER", help="folder of the images")
+    one.add_argument(
+        "--betas",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="NIfTI, .npy, .npz, .h5 or .mat file of the responses, its trials in the order of the table's rows; or a "
+        "pattern that names columns, such as 'betas/{subject}_{session}.nii.gz' (needed for a table)",
+    )
+    one.add_argument("--betas-key", metavar="KEY", help="name of the array in files that hold several")
+    one.add_argument(
+        "--mask",
+        metavar="FILE",
+        help="NIfTI file or pattern; voxels other than 0 are imported (default: voxels of a volume that are finite and "
+        "not constant)",
+    )
+    one.add_argument(
+        "--rois",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="NIfTI file of labels and .tsv file of their index and name, or one mask a region; files or patterns",
+    )
+    one.add_argument(
+        "--noise-ceiling",
+        metavar="FILE",
+        help="NIfTI or .npy file or pattern, share of a trial's variance that the stimulus explains, 0 to 1 (default: "
+        "from repeats)",
+    )
+    one.add_argument("--image-column", metavar="NAME", help="column of the images' paths in FOLDER (default: image)")
+    subject = one.add_mutually_exclusive_group()
+    subject.add_argument("--subject-column", metavar="NAME", help="column of the subjects (default: subject)")
+    subject.add_argument("--subject", metavar="NAME", help="name of the only subject")
+    for column, help in {
+        "session": "of the sessions (default: session, if it is there)",
+        "run": "of the runs (default: run, if it is there)",
+        "stimulus": "of the stimuli's names (default: stimulus_id, if it is there, else the images' paths)",
+        "repeat": "that numbers the repeats (default: repeat, if it is there, else the order of the trials)",
+        "split": "with train, test or validation (default: split, if it is there, else it is drawn)",
+    }.items():
+        one.add_argument(f"--{column}-column", metavar="NAME", help=f"column {help}")
+    scale = one.add_mutually_exclusive_group()
+    for within in ("session", "run"):
+        help = f"z-score each voxel within each {within} of a subject"
+        scale.add_argument(f"--zscore-{within}s", action="store_const", const=within, dest="zscore", help=help)
+    add_number(one, "--num-proc", 1, "number of processes that read")
+    add_prepare_flags(one)
+
     one = command("images", prepare_images, "A folder of images without fMRI, to be merged with a corpus.", layouts)
     one.add_argument("folder", metavar="FOLDER", help="folder of the images")
     add_out(one)
@@ -425,6 +483,16 @@ def prepare_arrays(file: str, out: str, **flags) -> None:
     from visionflow_hf.corpus import arrays
 
     arrays.prepare_arrays(file, out, **flags)
+    print(f"wrote {out}")
+
+
+def prepare_table(source: str, out: str, **flags) -> None:
+    from visionflow_hf.corpus.assemble import prepare
+    from visionflow_hf.corpus.table import read_table
+
+    given = {name: flags.pop(f"{name}_column") for name in ("image", "subject", "session", "run", "repeat", "split")}
+    given["stimulus_id"] = flags.pop("stimulus_column")
+    prepare(read_table, source, out, columns={name: column for name, column in given.items() if column}, **flags)
     print(f"wrote {out}")
 
 

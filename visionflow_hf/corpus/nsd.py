@@ -8,7 +8,6 @@ where masterordering is the place in the subject's row, again from 1. Responses 
 change, in the voxels of nsdgeneral. After Allen et al. 2022 and the data manual.
 """
 
-import gzip
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from visionflow_hf.corpus.arrays import read_arrays
-from visionflow_hf.corpus.files import BLOCK_BYTES, blocks, existing, hdf5_dataset, open_hdf5, reading
+from visionflow_hf.corpus.files import blocks, hdf5_dataset, open_hdf5
+from visionflow_hf.corpus.nifti import open_nifti, read_volume, read_volumes
 from visionflow_hf.corpus.nsd_labels import LABELS, name_regions
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, refuse_absent
 from visionflow_hf.errors import UserError, count
@@ -173,28 +173,6 @@ def name_voxels(folder: Path, mask: np.ndarray, subject: str, report: Callable[[
     return roi
 
 
-def nifti(file: Path):
-    """The header of a NIfTI file, by nibabel."""
-    try:
-        import nibabel
-    except ImportError as error:
-        raise UserError("reading NIfTI needs nibabel: pip install 'visionflow-hf[brain]'") from error
-    with reading(existing(file)):
-        try:
-            return nibabel.load(file)
-        except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
-            raise ValueError(str(error)) from error
-
-
-def read_volume(file: Path) -> np.ndarray:
-    """Array of shape (x, y, z), scaled as the header says."""
-    image = nifti(file)
-    if len(image.shape) != 3 or np.prod(image.shape, dtype=float) > BLOCK_BYTES:
-        raise UserError(f"{file} has shape {image.shape}: one volume (x, y, z) is expected")
-    with reading(file):
-        return np.asarray(image.dataobj)
-
-
 def masked(file: Path, mask: np.ndarray) -> np.ndarray:
     volume = read_volume(file)
     if volume.shape != mask.shape:
@@ -209,7 +187,7 @@ def session_shape(file: Path) -> tuple[int, ...]:
             dataset = hdf5_dataset(source, "betas")
             shape, kind = dataset.shape[::-1], dataset.dtype  # MATLAB wrote it: h5py sees the axes reversed
     else:
-        image = nifti(file)
+        image = open_nifti(file)
         shape, kind = image.shape, image.get_data_dtype()
         if image.dataobj.slope != 1 or image.dataobj.inter != 0:
             raise UserError(f"{file} is scaled by its header: plain int16 is expected, {SCALE} a percent")
@@ -225,7 +203,7 @@ def read_session(file: Path, voxels: np.ndarray, first_trial: int, trials: int, 
         voxels: their places in the volume, array of shape (voxels, 3).
     """
     values = np.empty((trials, len(voxels)), dtype=np.float32)
-    for (some, *slab), block in read_hdf5(file, voxels) if file.suffix == ".hdf5" else read_nifti(file, trials):
+    for (some, *slab), block in read_hdf5(file, voxels) if file.suffix == ".hdf5" else read_nifti(file):
         inside = np.ones(len(voxels), dtype=bool)
         for axis, span in zip(voxels.T[::-1], slab, strict=True):
             inside &= (span.start <= axis) & (axis < span.stop)
@@ -250,24 +228,10 @@ def read_hdf5(file: Path, voxels: np.ndarray) -> Iterator[tuple[tuple[slice, ...
                 yield place, betas[place]
 
 
-def read_nifti(file: Path, trials: int) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
-    """The same of a NIfTI file, which is one stream of volumes, x running fastest."""
-    image = nifti(file)
-    width, height, depth = image.shape[:3]
-    kind = image.get_data_dtype()
-    some = max(BLOCK_BYTES // (width * height * depth * kind.itemsize), 1)
-    with reading(file), (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
-        stream.seek(image.dataobj.offset)
-        for start in range(0, trials, some):
-            stop = min(start + some, trials)
-            length = (stop - start) * width * height * depth * kind.itemsize
-            data = stream.read(length)
-            if len(data) < length:
-                raise UserError(f"{file} ends within trial {start + 1} to {stop} of {trials}: is it whole?")
-            yield (
-                (slice(start, stop), slice(0, depth), slice(0, height), slice(0, width)),
-                np.frombuffer(data, dtype=kind).reshape(stop - start, depth, height, width),
-            )
+def read_nifti(file: Path) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """The same of a NIfTI file."""
+    for start, block in read_volumes(file):
+        yield (slice(start, start + len(block)), *(slice(0, length) for length in block.shape[1:])), block
 
 
 def read_pictures(file: Path, images: list[int]) -> Iterator[tuple[str, np.ndarray]]:
