@@ -47,7 +47,9 @@ def kind_of(file: Path) -> str:
         return ".nii.gz"
     if file.suffix in (".png", ".jpg", ".JPEG"):
         return "image"
-    return {".h5": ".hdf5", ".csv": ".txt"}.get(file.suffix, file.suffix)
+    if file.suffix == ".mat" and h5py.is_hdf5(file):
+        return ".hdf5"
+    return {".h5": ".hdf5", ".csv": ".txt", ".tsv": ".txt"}.get(file.suffix, file.suffix)
 
 
 # Of any file

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from datasets import load_from_disk
 from mutations import SECRET, spoil, write_secrets
+from sources import small_mosaic
 
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.schema import open_corpus
@@ -25,6 +26,9 @@ LAYOUTS = {
     "bold5000": "bold5000",
     "bold5000_tables": "bold5000",
     "things": "things",
+    "laion_fmri": "laion-fmri",
+    "mosaic_small": "mosaic",
+    "tvsd": "tvsd",
 }
 MOST_SECONDS = 30  # a source of this size takes a fraction of one
 
@@ -38,8 +42,10 @@ def sound(request, tmp_path_factory):
     return request.param, folder
 
 
-def test_spoiled_sources(sound, tmp_path, capsys):
+def test_spoiled_sources(sound, tmp_path, capsys, monkeypatch):
     name, folder = sound
+    if name == "mosaic_small":
+        small_mosaic(monkeypatch)
     write_secrets(tmp_path / "secrets")
     source, out = tmp_path / "source", tmp_path / "out"
     previous = signal.signal(signal.SIGALRM, hang)

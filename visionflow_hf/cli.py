@@ -206,14 +206,17 @@ def parser(argv: Sequence[str] = ()) -> Parser:
         "god": "Generic Object Decoding: a folder with one bdpy .h5 file per subject.",
         "bold5000": "BOLD5000: the folder with the ROI files, the lists of images and the images.",
         "things": "THINGS-fMRI: the folder with betas_csv and the images.",
+        "laion-fmri": "LAION-fMRI: the folder with derivatives and stimuli.",
+        "mosaic": "MOSAIC: a folder with one .hdf5 file per subject, and the images.",
+        "tvsd": "THINGS ventral stream spiking dataset: the folder with monkeyF and monkeyN, and the images.",
     }.items():
         one = command(layout, partial(prepare_source, layout), help, layouts)
         one.add_argument("source", metavar="SOURCE", help="folder of the dataset")
         add_out(one)
         one.add_argument("--subjects", nargs="+", metavar="NAME", help="subjects to import (default: all)")
-        if layout == "nsd":
+        if layout in ("nsd", "laion-fmri"):
             one.add_argument("--zscore-sessions", action="store_true", help="z-score each voxel within each session")
-        if layout in ("god", "bold5000", "things"):
+        if layout in ("god", "bold5000", "things", "mosaic", "tvsd"):
             one.add_argument("--images-folder", metavar="FOLDER", help="folder of the images (default: SOURCE)")
         add_number(one, "--num-proc", 1, "number of processes that read")
         add_prepare_flags(one)
@@ -429,7 +432,8 @@ def prepare_source(layout: str, source: str, out: str, **flags) -> None:
 
     from visionflow_hf.corpus.assemble import prepare
 
-    read = getattr(import_module(f"visionflow_hf.corpus.{layout}"), f"read_{layout}")
+    name = layout.replace("-", "_")
+    read = getattr(import_module(f"visionflow_hf.corpus.{name}"), f"read_{name}")
     prepare(read, source, out, **flags)
     print(f"wrote {out}")
 

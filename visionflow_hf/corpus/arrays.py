@@ -12,7 +12,7 @@ import scipy.io
 import scipy.sparse
 
 from visionflow_hf.corpus.assemble import write_source
-from visionflow_hf.corpus.files import existing, hdf5_dataset, open_hdf5, reading
+from visionflow_hf.corpus.files import existing, hdf5_dataset, open_hdf5, own_values, reading
 from visionflow_hf.corpus.repeats import number_repeats
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.corpus.schema import MARKER, pixel_hash, voxel_table, write_corpus
@@ -215,7 +215,7 @@ def read_hdf5(source: h5py.File, key: str, matlab: bool) -> np.ndarray:
     if not matlab:
         return array
     if array.dtype == h5py.ref_dtype:  # a cell array
-        cells = [source[reference] for reference in array.T.ravel()]
+        cells = [own_values(source[reference], f"a cell of {key}") for reference in array.T.ravel()]
         values = [text_of(cell[()].T.ravel()) if is_text(cell) else cell[()] for cell in cells]
         return np.fromiter(values, dtype=object, count=len(values))
     if is_text(dataset) and array.ndim == 2:
