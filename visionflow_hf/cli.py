@@ -185,7 +185,12 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one.add_argument(
         "--images", metavar="KEY", help="name of the array of images, trials first (default: none, fMRI alone)"
     )
-    one.add_argument("--fmri", required=True, metavar="KEY", help="name of the array of responses (trials, voxels)")
+    one.add_argument(
+        "--fmri",
+        metavar="KEY",
+        help="name of the array of responses (trials, voxels); without it, the arrays in FILE are listed and a command "
+        "is proposed",
+    )
     one.add_argument("--test-images", metavar="KEY", help="images of the test split (default: it is drawn by stimulus)")
     one.add_argument("--test-fmri", metavar="KEY", help="responses of the test split")
     one.add_argument(
@@ -199,6 +204,21 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     )
     one.add_argument("--test-stimulus-ids", metavar="KEY", help="the same for the test split")
     one.add_argument("--subject", default="subj01", metavar="NAME", help="name of the subject (default: %(default)s)")
+    one.add_argument(
+        "--rois",
+        nargs="+",
+        metavar="KEY",
+        help="region of each voxel; or a group or struct of masks; or masks, then their names",
+    )
+    one.add_argument("--xyz", metavar="KEY", help="coordinates of the voxels (voxels, 3)")
+    one.add_argument(
+        "--mask-volume", metavar="KEY", help="volume (x, y, z) that marks the voxels, in place of their coordinates"
+    )
+    one.add_argument(
+        "--noise-ceiling",
+        metavar="KEY",
+        help="share of the variance of one trial that the stimulus explains, for each voxel (default: from repeats)",
+    )
     add_prepare_flags(one)
     for layout, help in {
         "algonauts23": "Algonauts 2023: the challenge's folder, or the one that holds processed/.",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visionflow_hf.corpus.arrays import array_keys, read_arrays
+from visionflow_hf.corpus.array_files import array_keys, read_arrays
 from visionflow_hf.corpus.files import BLOCK_BYTES, existing, find_files, index_images, open_npy, plain_name, reading
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, image_parts, refuse_absent
 from visionflow_hf.errors import UserError, count

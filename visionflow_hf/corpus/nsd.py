@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visionflow_hf.corpus.arrays import read_arrays
+from visionflow_hf.corpus.array_files import read_arrays
 from visionflow_hf.corpus.files import BLOCK_BYTES, blocks, existing, hdf5_dataset, open_hdf5, reading
 from visionflow_hf.corpus.nsd_labels import LABELS, name_regions
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, refuse_absent

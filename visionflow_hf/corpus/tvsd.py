@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visionflow_hf.corpus.arrays import read_arrays
+from visionflow_hf.corpus.array_files import read_arrays
 from visionflow_hf.corpus.files import blocks, find_files, hdf5_dataset, index_images, open_hdf5, plain_name
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, image_parts, refuse_absent
 from visionflow_hf.errors import UserError, count
