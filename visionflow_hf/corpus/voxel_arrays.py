@@ -24,7 +24,7 @@ class VoxelKeys:
             with a mask under the name of each region; or two keys, of masks and of their names: arrays of shape
             (regions, voxels) or (voxels, regions), volumes (regions, x, y, z) or (x, y, z, regions), or a cell array.
         xyz: coordinates, array of shape (voxels, 3) or (3, voxels).
-        mask_volume: array of shape (x, y, z), not 0 at the voxels; gives their coordinates, counted from 0.
+        mask_volume: array of shape (x, y, z), above 0 at the voxels; gives their coordinates, counted from 0.
         noise_ceiling: share of the variance of one trial that the stimulus explains, array of shape (voxels,), 0 to 1
             or in percent.
     """
@@ -48,7 +48,7 @@ def voxel_columns(
     columns: dict[str, list | np.ndarray] = {}
     inside = None
     if keys.mask_volume:
-        inside = volume_of(read_arrays(file, [keys.mask_volume])[keys.mask_volume], keys.mask_volume) != 0
+        inside = volume_of(read_arrays(file, [keys.mask_volume])[keys.mask_volume], keys.mask_volume) > 0
     if keys.rois:
         names, masks = read_rois(file, keys.rois, num_voxels)
         if masks is None:
@@ -113,7 +113,7 @@ def read_rois(file: str | os.PathLike, keys: list[str], num_voxels: int) -> tupl
 def stack(masks: list[np.ndarray], key: str, num_voxels: int) -> np.ndarray:
     """Bool array of shape (regions, voxels) or (regions, x, y, z)."""
     flat = [np.asarray(mask) for mask in masks]
-    flat = [mask.ravel() if mask.size == num_voxels else mask for mask in flat]
+    flat = [mask.ravel() if mask.ndim == 2 and mask.size == num_voxels else mask for mask in flat]
     shapes = sorted({mask.shape for mask in flat})
     if len(shapes) != 1 or len(shapes[0]) not in (1, 3) or any(mask.dtype.kind not in "buif" for mask in flat):
         raise UserError(
