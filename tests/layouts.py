@@ -1,5 +1,6 @@
 """Writers of the layouts that labs hold, small: names, keys, types, axis orders, scalings and index bases as theirs."""
 
+import io
 from pathlib import Path
 
 import h5py
@@ -205,6 +206,10 @@ def bold5000(root: Path, suffix: str = ".npy") -> None:
                     scipy.io.savemat(file, {"betas": regions[side + region]})
         if suffix == "_ROIs_TR34.mat":
             scipy.io.savemat(betas / f"{subject}{suffix}", regions)
+        if suffix == "_ROIs_TR34.h5":
+            with h5py.File(betas / f"{subject}{suffix}", "w") as file:
+                for region, values in regions.items():
+                    file[region] = values
 
 
 def bold5000_mat(root: Path) -> None:
@@ -213,6 +218,10 @@ def bold5000_mat(root: Path) -> None:
 
 def bold5000_tables(root: Path) -> None:
     bold5000(root, "_ROIs_TR34.mat")
+
+
+def bold5000_hdf5(root: Path) -> None:
+    bold5000(root, "_ROIs_TR34.h5")
 
 
 def things(root: Path) -> None:
@@ -344,3 +353,117 @@ def bids(root: Path) -> None:
             volume(values[..., 0], folder / f"{start}_space-T1w_desc-Noiseceiling_statmap.nii.gz")
             trials = pd.DataFrame({"session": session, "run": [1, 1, 1, 2, 2], "label": rng.permutation(images)[:5]})
             trials.to_csv(folder / f"{start}_desc-SingletrialBetas_trials.tsv", sep="\t", index=False)
+
+
+def laion_fmri(root: Path) -> None:
+    """sub-01 with sessions 1 and 3, sub-03 with session 1; 9 trials of 6 images a session, two of them shared.
+
+    A region of 5 x 4 x 6 voxels and another that overlaps it; some voxels are NaN in a session. A PNG is transparent.
+    """
+    rng = np.random.default_rng(7)
+    shared = ["shared_12rep_LAION_cluster_1003_i0.jpg", "shared_4rep_OOD_cropped_apple.png"]
+    own = {
+        name: [f"unique_LAION_initial_cluster_{name[-1]}{n}_i1.jpg" for n in range(4)] for name in ("sub-01", "sub-03")
+    }
+    images = [*own["sub-03"], *shared, *own["sub-01"], "unique_LAION_nobody_i0.jpg"]
+    (root / "stimuli").mkdir()
+    with h5py.File(root / "stimuli" / "task-images_stimuli.h5", "w") as file:
+        encoded = file.create_dataset("images", (len(images),), h5py.vlen_dtype(np.uint8))
+        for row, name in enumerate(images):
+            buffer = io.BytesIO()
+            if name.endswith(".png"):
+                Picture.fromarray(np.dstack([picture(rng), picture(rng)[..., :1]])).save(buffer, "PNG")
+            else:
+                Picture.fromarray(picture(rng)).save(buffer, "JPEG")
+            encoded[row] = np.frombuffer(buffer.getvalue(), np.uint8)
+    kinds = ["shared" if name.startswith("shared_") else "unique" for name in images]
+    table = {"image_name": images, "dataset": "LAION", "unique_or_shared": kinds, "n_reps": 4}
+    pd.DataFrame(table).to_csv(root / "stimuli" / "task-images_metadata.csv", index=False)
+    for name, sessions in (("sub-01", ("ses-01", "ses-03")), ("sub-03", ("ses-01",))):
+        for session in sessions:
+            folder = root / "derivatives" / "glmsingle-tedana" / name / session / "func"
+            folder.mkdir(parents=True)
+            shown = rng.permutation([*own[name], *shared, *shared, own[name][0]])
+            evoked = np.stack([np.random.default_rng(list(one.encode())).normal(size=(5, 4, 6)) for one in shown], -1)
+            betas = (evoked + rng.normal(size=evoked.shape)).astype(np.float32)
+            betas[:, :, 0 if session == "ses-01" else 1] = np.nan
+            start = f"{name}_{session}_task-images"
+            nifti(betas, folder / f"{start}_space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz")
+            trials = pd.DataFrame({"session": session, "run": 1, "beta_index": range(len(shown)), "label": shown})
+            trials.to_csv(folder / f"{start}_desc-SingletrialBetas_trials.tsv", sep="\t", index=False)
+        for kind, region in (("retinotopy", "V1v"), ("laion", "laiongeneral")):
+            folder = root / "derivatives" / "rois" / name / kind
+            folder.mkdir(parents=True)
+            start = f"{name}_space-T1w_res"
+            nifti((rng.random((5, 4, 6)) < 0.5).astype(np.uint8), folder / f"{start}-1pt8_label-{region}_mask.nii.gz")
+            nifti(np.ones((6, 5, 7), np.uint8), folder / f"{start}-1pt5_label-{region}_mask.nii.gz")
+
+
+def mosaic(root: Path, left: int = 29696, right: int = 29716, below: int = 31870) -> None:
+    """sub-01_GOD and sub-02_BOLD5000: 3 train images once, 2 test images three times; each trial has some NaN."""
+    rng = np.random.default_rng(8)
+    names = [
+        "n01443537_22563.JPEG",
+        "COCO_train2014_000000000009.jpg",
+        "airport_1.png",
+        "n01518878_8432.JPEG",
+        "ash.jpg",
+    ]
+    for name in names:
+        save(picture(rng), root / "stimuli" / name)
+    for subject, ending in (("sub-01_GOD", ""), ("sub-02_BOLD5000", "_crc32-0a1b2c3d")):
+        with h5py.File(root / f"{subject}{ending}.hdf5", "w", track_order=True) as file:
+            file.attrs["subjectID"] = subject[:6]
+            ceilings = file.create_group("noiseceilings")
+            ceilings[f"{subject}_phase-test_n-1_noiseceiling"] = rng.uniform(0, 90, left + right + below)
+            betas = file.create_group("betas", track_order=True)
+            for number in rng.permutation([0, 1, 2, 3, 4]):
+                phase = "test" if number > 2 else "train"
+                for repeat in range(3 if phase == "test" else 1):
+                    values = rng.normal(size=left + right + below)
+                    empty = np.flatnonzero(rng.random(len(values)) < 0.02)
+                    values[empty] = np.nan
+                    stem = names[number].rsplit(".", 1)[0]
+                    trial = betas.create_dataset(f"{subject}_stimulus-{stem}_phase-{phase}_rep-{repeat}", data=values)
+                    trial.attrs["nan_indices"] = empty
+                    trial.attrs["presented_stimulus_filename"] = names[number]
+
+
+def mosaic_small(root: Path) -> None:
+    mosaic(root, 7, 6, 3)
+
+
+def tvsd(root: Path) -> None:
+    """monkeyF and monkeyN: 12 train images once, 3 test images in 4 repeats; 1,024 electrodes, of which one is dead."""
+    rng = np.random.default_rng(9)
+    concepts = ("aardvark", "bus", "t-shirt", "dog", "pie")
+    names = [f"{concept}\\{concept}_{n:02d}b.jpg" for concept in concepts for n in range(1, 4)]
+    for name in names:
+        save(picture(rng), root / "object_images" / Path(*name.split("\\")))
+    shown = rng.permutation(names)
+    for monkey in ("monkeyF", "monkeyN"):
+        (root / monkey / "_logs").mkdir(parents=True)
+        repeats = rng.normal(size=(1024, 3, 1)) + rng.normal(size=(1024, 3, 4))  # as MATLAB has them
+        train = rng.normal(size=(1024, 12))
+        train[77, 2] = np.nan
+        with h5py.File(root / monkey / "THINGS_normMUA.mat", "w", userblock_size=512) as file:
+            arrays = {"train_MUA": train, "test_MUA": repeats.mean(2), "test_MUA_reps": repeats}
+            arrays |= {"SNR": rng.random((1024, 4)), "oracle": rng.random((1, 1024)), "reliab": rng.random((1024, 6))}
+            for key, array in arrays.items():
+                file[key] = array.T
+                file[key].attrs["MATLAB_class"] = np.bytes_("double")
+        with h5py.File(root / monkey / "_logs" / "things_imgs.mat", "w", userblock_size=512) as file:
+            for key, images in (("train_imgs", shown[:12]), ("test_imgs", shown[12:])):
+                group = file.create_group(key)
+                group.attrs["MATLAB_class"] = np.bytes_("struct")
+                for field in ("class", "things_path"):
+                    texts = [image.split("\\")[0] if field == "class" else image for image in images]
+                    cells = [matlab_text(file, text) for text in texts]
+                    group.create_dataset(field, (len(cells), 1), h5py.ref_dtype)[:, 0] = cells
+
+
+def matlab_text(file: h5py.File, text: str) -> h5py.Reference:
+    cells = file.require_group("#refs#")
+    cell = cells.create_dataset(f"c{len(cells)}", data=np.array([[ord(letter)] for letter in text], np.uint16))
+    cell.attrs["MATLAB_class"] = np.bytes_("char")
+    return cell.ref

@@ -47,6 +47,8 @@ def kind_of(file: Path) -> str:
         return ".nii.gz"
     if file.suffix in (".png", ".jpg", ".JPEG"):
         return "image"
+    if file.suffix == ".mat" and h5py.is_hdf5(file):
+        return ".hdf5"
     return {".h5": ".hdf5", ".csv": ".txt", ".tsv": ".txt"}.get(file.suffix, file.suffix)
 
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import scipy.io
 from sources import of, prepare, rows_of
+from test_mutations import LAYOUTS
 from tqdm import tqdm
 
 from visionflow_hf.corpus.schema import open_corpus
@@ -53,6 +54,14 @@ def stored_outside(file):
     shape = file["betas"].shape
     del file["betas"]
     file.create_dataset("betas", shape, np.int16, external=[("/etc/passwd", 0, 1440)])
+
+
+def cell_outside(file):
+    cells = file["#refs#"]
+    for name in list(cells):
+        del cells[name]
+    foreign = cells.create_dataset("c0", (30, 1), np.uint16, external=[("/etc/passwd", 0, 60)])
+    file["train_imgs/things_path"][:, 0] = [foreign.ref] * 12
 
 
 def design(change):
@@ -237,6 +246,74 @@ SPOILED = {
         ),
         r"1 NaN or infinite values in 1 voxel \(3\)",
     ),
+    "laion-fmri short table of trials": (
+        "laion_fmri",
+        lambda s: rewritten(
+            next(s.glob("derivatives/*/sub-03/ses-01/func/*.tsv")), lambda c: c[: c[:-1].rindex(b"\n")]
+        ),
+        r"has shape \(5, 4, 6, 9\) and type float32: numbers \(5, 4, 6, 8\), a volume for each row",
+    ),
+    "laion-fmri trials from 1": (
+        "laion_fmri",
+        lambda s: rewritten(
+            next(s.glob("derivatives/*/sub-03/ses-01/func/*.tsv")), lambda c: c.replace(b"\t0\t", b"\t9\t")
+        ),
+        "beta_index of .* must count the 9 trials from 0",
+    ),
+    "laion-fmri truncated betas": (
+        "laion_fmri",
+        lambda s: rewritten(
+            next(s.glob("derivatives/*/sub-01/ses-03/func/*_statmap.nii.gz")), lambda content: content[:-200]
+        ),
+        "SingletrialBetas_statmap.nii.gz cannot be read",
+    ),
+    "laion-fmri region of another grid": (
+        "laion_fmri",
+        lambda s: layouts.nifti(
+            np.ones((6, 5, 7), np.uint8), next(s.glob("derivatives/rois/sub-01/*/*1pt8_label-V1v_mask.nii.gz"))
+        ),
+        r"has shape \(6, 5, 7\), the betas have \(5, 4, 6\)",
+    ),
+    "laion-fmri an image too few": (
+        "laion_fmri",
+        lambda s: with_hdf5(
+            s / "stimuli" / "task-images_stimuli.h5",
+            replaced("images", lambda f: np.zeros(3, np.uint8)),
+        ),
+        "an encoded image for each of the 11 rows of task-images_metadata.csv is expected",
+    ),
+    "mosaic fsaverage": (
+        "mosaic_small",
+        lambda s: None,  # 16 numbers a trial, as long as the test does not say otherwise
+        r"has shape \(16,\) and type float64: 91282 .* the grayordinates of fsLR 32k",
+    ),
+    "mosaic link outside": (
+        "mosaic",
+        lambda s: with_hdf5(s / "sub-01_GOD.hdf5", replaced("betas", h5py.ExternalLink("/etc/passwd", "betas"))),
+        "betas of .* is a link: only values that lie in the file itself",
+    ),
+    "mosaic other names": (
+        "mosaic_small",
+        lambda s: with_hdf5(s / "sub-01_GOD.hdf5", lambda f: f["betas"].move(next(iter(f["betas"])), "trial-1")),
+        "holds trial-1: sub-01_GOD_stimulus-NAME_phase-train_rep-0 is expected",
+    ),
+    "tvsd fewer electrodes": (
+        "tvsd",
+        lambda s: with_hdf5(s / "monkeyN" / "THINGS_normMUA.mat", replaced("train_MUA", lambda f: np.zeros((12, 512)))),
+        r"has shape \(512, 12\) .* \(electrodes, images\) are expected, with 1024 electrodes and the 12 images",
+    ),
+    "tvsd averaged repeats": (
+        "tvsd",
+        lambda s: with_hdf5(
+            s / "monkeyN" / "THINGS_normMUA.mat", replaced("test_MUA_reps", lambda f: f["test_MUA"][:])
+        ),
+        r"\(electrodes, images, repeats\) are expected",
+    ),
+    "tvsd names in another file": (
+        "tvsd",
+        lambda s: with_hdf5(s / "monkeyF" / "_logs" / "things_imgs.mat", cell_outside),
+        "a cell of train_imgs/things_path .* lies in other files",
+    ),
 }
 
 
@@ -247,7 +324,7 @@ def test_what_is_broken_leaves_one_line_and_no_folder(tmp_path, refused, case):
     source.mkdir()
     getattr(layouts, writer)(source)
     spoil(source)
-    layout = {"algonauts_challenge": "algonauts23", "algonauts_processed": "algonauts23"}.get(writer, writer)
+    layout = LAYOUTS.get(writer, writer)
     for flags in ([], ["--num-proc", 2]) if case == "nsd truncated NIfTI" else ([],):
         refused(lambda flags=flags: prepare(layout, source, tmp_path / "out", *flags), message)
         assert [file.name for file in tmp_path.iterdir()] == ["source"]

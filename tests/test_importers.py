@@ -11,25 +11,9 @@ import pytest
 import scipy.io
 from datasets import load_from_disk
 from layouts import pixels_of
-from sources import of, prepare, rows_of
+from sources import assert_rows, names_of, of, prepare, rows_of, voxels_of
 
 from visionflow_hf.corpus.schema import open_corpus
-
-
-def assert_rows(rows, expected):
-    """Args: expected: (subject, stimulus, repeat): (split, pixels, fMRI), a None as split fits any."""
-    assert set(rows) == set(expected)
-    for key, (split, pixels, fmri) in expected.items():
-        assert split in (None, rows[key][0]), key
-        assert np.array_equal(rows[key][1], pixels), key
-        assert rows[key][2].dtype == np.float32 and np.array_equal(rows[key][2], fmri.astype(np.float32)), key
-
-
-def voxels_of(out, subject) -> pd.DataFrame:
-    table = pd.read_parquet(out / "voxels.parquet")
-    table = table[table["subject"] == subject]
-    assert table["voxel"].tolist() == list(range(len(table)))
-    return table
 
 
 @of("algonauts_challenge")
@@ -256,10 +240,6 @@ def ceiling_of(expected, subject) -> np.ndarray:
     return signal / (signal + noise)
 
 
-def names_of(expected) -> list[str]:
-    return sorted({key[1] for key in expected})
-
-
 @of("god")
 def test_god_as_published_since_2019(source, tmp_path):
     assert prepare("god", source, tmp_path / "one") == 0
@@ -284,7 +264,7 @@ def test_god_with_images_elsewhere_and_in_part(source, tmp_path, capsys, refused
     assert gone.stem not in names_of(rows_of(tmp_path / "out"))
 
 
-@of("bold5000", "bold5000_mat", "bold5000_tables")
+@of("bold5000", "bold5000_mat", "bold5000_tables", "bold5000_hdf5")
 def test_bold5000(source, tmp_path):
     assert prepare("bold5000", source, tmp_path / "out") == 0
     expected = {}
@@ -294,6 +274,9 @@ def test_bold5000(source, tmp_path):
         if (folder / "mat" / f"{subject}_ROIs_TR34.mat").is_file():
             table = scipy.io.loadmat(folder / "mat" / f"{subject}_ROIs_TR34.mat")
             values = [table[region] for region in order]
+        elif (folder / "mat" / f"{subject}_ROIs_TR34.h5").is_file():
+            with h5py.File(folder / "mat" / f"{subject}_ROIs_TR34.h5") as table:
+                values = [table[region][:] for region in order]
         else:
             files = [next(folder.glob(f"*/{subject}_*_{region}.*")) for region in order]
             values = [np.load(file) if file.suffix == ".npy" else scipy.io.loadmat(file)["betas"] for file in files]

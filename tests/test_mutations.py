@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from datasets import load_from_disk
 from mutations import SECRET, spoil, write_secrets
-from sources import prepare, prepare_table
+from sources import prepare, prepare_table, small_mosaic
 
 from visionflow_hf.corpus.schema import open_corpus
 
@@ -28,6 +28,9 @@ LAYOUTS = {
     "table": "table",
     "table_of_arrays": "table",
     "bids": "table",
+    "laion_fmri": "laion-fmri",
+    "mosaic_small": "mosaic",
+    "tvsd": "tvsd",
 }
 MOST_SECONDS = 30  # a source of this size takes a fraction of one
 
@@ -41,8 +44,10 @@ def sound(request, tmp_path_factory):
     return request.param, folder
 
 
-def test_spoiled_sources(sound, tmp_path, capsys):
+def test_spoiled_sources(sound, tmp_path, capsys, monkeypatch):
     name, folder = sound
+    if name == "mosaic_small":
+        small_mosaic(monkeypatch)
     write_secrets(tmp_path / "secrets")
     source, out = tmp_path / "source", tmp_path / "out"
     previous = signal.signal(signal.SIGALRM, hang)

@@ -203,7 +203,12 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one.add_argument(
         "--images", metavar="KEY", help="name of the array of images, trials first (default: none, fMRI alone)"
     )
-    one.add_argument("--fmri", required=True, metavar="KEY", help="name of the array of responses (trials, voxels)")
+    one.add_argument(
+        "--fmri",
+        metavar="KEY",
+        help="name of the array of responses (trials, voxels); without it, the arrays in FILE are listed and a command "
+        "is proposed",
+    )
     one.add_argument("--test-images", metavar="KEY", help="images of the test split (default: it is drawn by stimulus)")
     one.add_argument("--test-fmri", metavar="KEY", help="responses of the test split")
     one.add_argument(
@@ -217,6 +222,21 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     )
     one.add_argument("--test-stimulus-ids", metavar="KEY", help="the same for the test split")
     one.add_argument("--subject", default="subj01", metavar="NAME", help="name of the subject (default: %(default)s)")
+    one.add_argument(
+        "--rois",
+        nargs="+",
+        metavar="KEY",
+        help="region of each voxel; or a group or struct of masks; or masks, then their names",
+    )
+    one.add_argument("--xyz", metavar="KEY", help="coordinates of the voxels (voxels, 3)")
+    one.add_argument(
+        "--mask-volume", metavar="KEY", help="volume (x, y, z) that marks the voxels, in place of their coordinates"
+    )
+    one.add_argument(
+        "--noise-ceiling",
+        metavar="KEY",
+        help="share of the variance of one trial that the stimulus explains, for each voxel (default: from repeats)",
+    )
     add_prepare_flags(one)
     for layout, help in {
         "algonauts23": "Algonauts 2023: the challenge's folder, or the one that holds processed/.",
@@ -224,14 +244,17 @@ def parser(argv: Sequence[str] = ()) -> Parser:
         "god": "Generic Object Decoding: a folder with one bdpy .h5 file per subject.",
         "bold5000": "BOLD5000: the folder with the ROI files, the lists of images and the images.",
         "things": "THINGS-fMRI: the folder with betas_csv and the images.",
+        "laion-fmri": "LAION-fMRI: the folder with derivatives and stimuli.",
+        "mosaic": "MOSAIC: a folder with one .hdf5 file per subject, and the images.",
+        "tvsd": "THINGS ventral stream spiking dataset: the folder with monkeyF and monkeyN, and the images.",
     }.items():
         one = command(layout, partial(prepare_source, layout), help, layouts)
         one.add_argument("source", metavar="SOURCE", help="folder of the dataset")
         add_out(one)
         one.add_argument("--subjects", nargs="+", metavar="NAME", help="subjects to import (default: all)")
-        if layout == "nsd":
+        if layout in ("nsd", "laion-fmri"):
             one.add_argument("--zscore-sessions", action="store_true", help="z-score each voxel within each session")
-        if layout in ("god", "bold5000", "things"):
+        if layout in ("god", "bold5000", "things", "mosaic", "tvsd"):
             one.add_argument("--images-folder", metavar="FOLDER", help="folder of the images (default: SOURCE)")
         add_number(one, "--num-proc", 1, "number of processes that read")
         add_prepare_flags(one)
@@ -515,7 +538,8 @@ def prepare_source(layout: str, source: str, out: str, **flags) -> None:
 
     from visionflow_hf.corpus.assemble import prepare
 
-    read = getattr(import_module(f"visionflow_hf.corpus.{layout}"), f"read_{layout}")
+    name = layout.replace("-", "_")
+    read = getattr(import_module(f"visionflow_hf.corpus.{name}"), f"read_{name}")
     prepare(read, source, out, **flags)
     print(f"wrote {out}")
 

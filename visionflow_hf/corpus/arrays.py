@@ -1,22 +1,21 @@
 """`prepare arrays`: images and responses that lie as plain arrays in one .mat, .npz or .h5 file."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import h5py
 import numpy as np
-import scipy.io
-import scipy.sparse
 
+from visionflow_hf.corpus.array_files import array_kinds, read_arrays
+from visionflow_hf.corpus.array_proposal import listed, proposed
 from visionflow_hf.corpus.assemble import write_source
-from visionflow_hf.corpus.files import existing, hdf5_dataset, open_hdf5, reading
-from visionflow_hf.corpus.repeats import number_repeats
+from visionflow_hf.corpus.repeats import ncsnr_of_ceiling, number_repeats
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.corpus.schema import MARKER, pixel_hash, voxel_table, write_corpus
 from visionflow_hf.corpus.source import Source, Subject
+from visionflow_hf.corpus.voxel_arrays import VoxelKeys, voxel_columns
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import refuse_existing
 
@@ -37,8 +36,8 @@ class Trials:
 def prepare_arrays(
     file: str | os.PathLike,
     out: str | os.PathLike,
-    images: str | None,
-    fmri: str,
+    images: str | None = None,
+    fmri: str | None = None,
     test_images: str | None = None,
     test_fmri: str | None = None,
     image_shape: list[int] | None = None,
@@ -46,6 +45,10 @@ def prepare_arrays(
     stimulus_ids: str | None = None,
     test_stimulus_ids: str | None = None,
     subject: str = "subj01",
+    rois: list[str] | None = None,
+    xyz: str | None = None,
+    mask_volume: str | None = None,
+    noise_ceiling: str | None = None,
     test_fraction: float | None = None,
     average: bool = False,
     seed: int = 0,
@@ -57,12 +60,14 @@ def prepare_arrays(
     Args:
         images, fmri: keys of the arrays (trials, height, width[, channels]) or (trials, pixels), and (trials, voxels).
             A path such as `group/images` reaches into an HDF5 group. Without `images` the corpus has fMRI alone, all
-            of it in train, to be merged with pairs.
+            of it in train, to be merged with pairs. Without `fmri` nothing is written: `report` is told what the file
+            holds, and the error proposes a command.
         test_images, test_fmri: the same of the test split; without them a test split is drawn.
         image_shape: height, width and maybe channels of images that come as flat rows.
         column_major: the flat rows run down the columns first, as MATLAB's `image(:)` does.
         stimulus_ids: key of one name or number a trial, of the train split or of train and test one after the other;
             trials without are named by a hash of their pixels.
+        rois, xyz, mask_volume, noise_ceiling: what is known of the voxels, see `VoxelKeys`.
         test_fraction: share of the stimuli to draw as test, from all trials; None keeps a test split that is given,
             and draws a tenth otherwise.
         average: keep one row a stimulus, the mean of its trials.
@@ -72,10 +77,16 @@ def prepare_arrays(
         UserError: the file or the flags do not fit; nothing is written then.
     """
     refuse_existing(out, overwrite, MARKER)
+    if fmri is None:
+        kinds = array_kinds(file)
+        report(listed(kinds))
+        command = proposed(kinds, file, out)
+        raise UserError(f"nothing is written without --fmri KEY; {command or 'no array looks like responses'}")
+    about_voxels = VoxelKeys(rois, xyz, mask_volume, noise_ceiling)
     if images is None:
         if test_images or test_fmri or image_shape or column_major or average:
             raise UserError("without --images all is train: leave out --test-..., --image-shape and --average-repeats")
-        write_fmri_alone(file, out, fmri, stimulus_ids, subject, overwrite)
+        write_fmri_alone(file, out, fmri, stimulus_ids, subject, about_voxels, overwrite, report)
         return
     if (test_images is None) != (test_fmri is None):
         raise UserError("a test split needs both --test-images and --test-fmri")
@@ -113,12 +124,16 @@ def prepare_arrays(
         if test_fraction is None:
             refuse_shared_stimuli(train, test)
     responses = np.concatenate([part.fmri for part in parts])
+    voxels = voxel_columns(file, about_voxels, responses.shape[1], report)
+    ceiling = voxels.pop("noise_ceiling", None)
     trials = Subject(
         subject,
         stimuli=[name for part in parts for name in part.stimulus_ids],
         splits=["train"] * len(parts[0].fmri) + ["test"] * len(parts[1].fmri) if test_images else None,
         num_voxels=responses.shape[1],
         parts=[lambda: iter([(np.arange(len(responses)), 0, responses)])],
+        voxels=voxels,
+        ncsnr=None if ceiling is None else ncsnr_of_ceiling(ceiling),
     )
     pictures = [partial(zip, part.stimulus_ids, part.images) for part in parts]
     write_source(
@@ -133,7 +148,14 @@ def prepare_arrays(
 
 
 def write_fmri_alone(
-    file: str | os.PathLike, out: str | os.PathLike, key: str, ids_key: str | None, subject: str, overwrite: bool
+    file: str | os.PathLike,
+    out: str | os.PathLike,
+    key: str,
+    ids_key: str | None,
+    subject: str,
+    about_voxels: VoxelKeys,
+    overwrite: bool,
+    report: Callable[[str], None],
 ) -> None:
     """A corpus of responses without images; a stimulus has a name where `ids_key` gives one."""
     arrays = read_arrays(file, [one for one in (key, ids_key) if one])
@@ -146,97 +168,8 @@ def write_fmri_alone(
             yield {"image": None, "fmri": response, "subject": subject, "stimulus_id": name, "repeat": number}
 
     unit = f"as in {key} of {Path(file).name}"
-    write_corpus(out, {"train": rows}, voxel_table(subject, fmri.shape[1]), unit=unit, overwrite=overwrite)
-
-
-def read_arrays(file: str | os.PathLike, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of these keys from a .mat (v5 or v7.3), .npz or .h5 file.
-
-    MATLAB lays arrays out column by column, so that HDF5 shows those of a v7.3 file with their axes reversed: they
-    come back here in MATLAB's own order. Sparse matrices of a v5 file come back dense; `data/images` is the field
-    `images` of the struct `data`. Pickled arrays are refused.
-    """
-    file = Path(file)
-    there = array_keys(file)
-    is_mat5 = file.suffix == ".mat" and not h5py.is_hdf5(file)
-    refuse_unknown([key.split("/")[0] for key in keys] if is_mat5 else keys, there, file)
-    with reading(file):
-        if h5py.is_hdf5(file):
-            with open_hdf5(file) as source:
-                return {key: read_hdf5(source, key, matlab=file.suffix == ".mat") for key in keys}
-        if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as source:
-                return {key: source[key] for key in keys}
-        variables = scipy.io.loadmat(file, variable_names=[key.split("/")[0] for key in keys])
-        return {key: read_mat5(variables, key, file) for key in keys}
-
-
-def array_keys(file: str | os.PathLike) -> list[str]:
-    """The keys of the arrays in a .mat (v5 or v7.3), .npz or .h5 file."""
-    file = existing(Path(file))
-    with reading(file):
-        if h5py.is_hdf5(file):
-            there = []
-            with open_hdf5(file) as source:
-                source.visititems(lambda name, item: there.append(name) if isinstance(item, h5py.Dataset) else None)
-            return [key for key in there if not key.startswith("#refs#")]
-        if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as source:
-                return source.files
-        if file.suffix == ".mat":
-            try:
-                return [name for name, _, _ in scipy.io.whosmat(file)]
-            except TypeError:  # whosmat fails on MATLAB's strings, tables and dates, which loadmat leaves out
-                return [name for name in scipy.io.loadmat(file) if name != "None" and not name.startswith("__")]
-    raise UserError(f"{file} is neither .mat, .npz nor HDF5: give one of these")
-
-
-def read_mat5(variables: dict, key: str, file: Path) -> np.ndarray:
-    """One variable of a .mat file before v7.3, or one field of a struct."""
-    name, *fields = key.split("/")
-    array = variables[name]
-    for field in fields:
-        names = getattr(array.dtype, "names", None) or ()
-        if field not in names or array.size != 1:
-            raise UserError(f"{name} of {file} has no field {field}: its fields are {', '.join(names) or 'none'}")
-        name, array = f"{name}/{field}", array[field].item()
-    if scipy.sparse.issparse(array):
-        return array.toarray()
-    if array.dtype.names:
-        fields = ", ".join(f"{name}/{field}" for field in array.dtype.names)
-        raise UserError(f"{name} of {file} is a struct: give one of its fields, {fields}")
-    return array
-
-
-def read_hdf5(source: h5py.File, key: str, matlab: bool) -> np.ndarray:
-    """One dataset, in MATLAB's order of axes where MATLAB wrote it; its text as an array of str."""
-    dataset = hdf5_dataset(source, key)
-    array = dataset[()]
-    if not matlab:
-        return array
-    if array.dtype == h5py.ref_dtype:  # a cell array
-        cells = [source[reference] for reference in array.T.ravel()]
-        values = [text_of(cell[()].T.ravel()) if is_text(cell) else cell[()] for cell in cells]
-        return np.fromiter(values, dtype=object, count=len(values))
-    if is_text(dataset) and array.ndim == 2:
-        return np.array([text_of(row) for row in array.T])
-    return array.T
-
-
-def is_text(dataset: h5py.Dataset) -> bool:
-    """Whether MATLAB means UTF-16 codes; a cell whose class is not stated is text if it holds uint16."""
-    kind = dataset.attrs.get("MATLAB_class")
-    return kind == b"char" if kind is not None else dataset.dtype == np.uint16 and "#refs#" in dataset.name
-
-
-def text_of(codes: np.ndarray) -> str:
-    return "".join(map(chr, codes))
-
-
-def refuse_unknown(keys: Sequence[str], there: Sequence[str], file: Path) -> None:
-    for key in keys:
-        if key not in there:
-            raise UserError(f"{file} has no {key}: its keys are {', '.join(sorted(there))}")
+    voxels = voxel_table(subject, fmri.shape[1], **voxel_columns(file, about_voxels, fmri.shape[1], report))
+    write_corpus(out, {"train": rows}, voxels, unit=unit, overwrite=overwrite)
 
 
 def refuse_trials_last(images: np.ndarray, fmri: np.ndarray, images_key: str, fmri_key: str) -> None:

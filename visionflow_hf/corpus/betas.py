@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from visionflow_hf.corpus.arrays import array_keys, read_arrays
+from visionflow_hf.corpus.array_files import array_keys, read_arrays
 from visionflow_hf.corpus.files import BLOCK_BYTES, existing, hdf5_dataset, open_hdf5, open_npy, reading
 from visionflow_hf.corpus.nifti import MAX_VOXELS, is_nifti, open_nifti, read_volumes
 from visionflow_hf.errors import UserError, count

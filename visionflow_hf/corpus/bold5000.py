@@ -1,4 +1,4 @@
-"""`prepare bold5000`: responses of ten regions, one array each or all in one .mat file a subject (Chang et al. 2019).
+"""`prepare bold5000`: responses of ten regions, one array each or all in one file a subject (Chang et al. 2019).
 
 CSI1_imgnames.txt (CSI01_stim_lists.txt beside older files) names the image of each row. The prefix rep_ marks the 113
 images that were shown repeatedly; it is no part of the image's name. A list without it, as in release 2.0, tells them
@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from visionflow_hf.corpus.arrays import array_keys, read_arrays
+from visionflow_hf.corpus.array_files import array_keys, read_arrays
 from visionflow_hf.corpus.files import BLOCK_BYTES, existing, find_files, index_images, open_npy, plain_name, reading
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, image_parts, refuse_absent
 from visionflow_hf.errors import UserError, count
 
 REGIONS = [side + region for side in ("LH", "RH") for region in ("EarlyVis", "LOC", "OPA", "PPA", "RSC")]
 ONE_REGION = re.compile(rf"(CSI[1-4])_(?:.*_)?({'|'.join(REGIONS)})\.(npy|mat)")
-ALL_REGIONS = re.compile(r"(CSI[1-4])_ROIs_(TR\d+)\.mat")
+ALL_REGIONS = re.compile(r"(CSI[1-4])_ROIs_(TR\d+)\.(?:mat|h5)")
 IMAGE_LIST = re.compile(r"CSI0?([1-4])_(?:imgnames|stim_lists)\.txt")
 
 
@@ -69,7 +69,7 @@ def read_bold5000(
 
 @dataclass
 class Region:
-    """One region's responses, array of shape (trials, voxels): a .npy file, or `key` of a .mat file."""
+    """One region's responses, array of shape (trials, voxels): a .npy file, or `key` of a .mat or .h5 file."""
 
     file: Path
     key: str | None
@@ -106,7 +106,7 @@ def find_regions(files: list[Path], report: Callable[[str], None]) -> dict[str, 
     tables: dict[str, dict[str, Path]] = {}
     for file in files:
         if (match := ALL_REGIONS.fullmatch(file.name)) and match[1] not in regions:
-            tables.setdefault(match[1], {})[match[2]] = file
+            tables.setdefault(match[1], {}).setdefault(match[2], file)  # CSI1_ROIs_TR34.h5 and .mat hold the same
     for subject, times in tables.items():
         time = "TR34" if "TR34" in times else next(iter(times))
         if len(times) > 1 and time != "TR34":

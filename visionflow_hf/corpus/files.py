@@ -53,11 +53,8 @@ def open_hdf5(file: Path) -> Iterator[h5py.File]:
         yield source
 
 
-def hdf5_dataset(source: h5py.File, key: str) -> h5py.Dataset:
-    """The data set of this key, whose values lie in this very file.
-
-    External links, virtual data sets and external storage let a file show any other file that the user can read.
-    """
+def hdf5_item(source: h5py.File, key: str) -> h5py.Dataset | h5py.Group:
+    """The data set or group of this key, to which no link leads: a link could lead into another file."""
     item = source
     for name in key.strip("/").split("/"):
         link = item.get(name, getlink=True) if isinstance(item, h5py.Group) else None
@@ -66,10 +63,30 @@ def hdf5_dataset(source: h5py.File, key: str) -> h5py.Dataset:
         if not isinstance(link, h5py.HardLink):
             raise UserError(f"{key} of {source.filename} is a link: only values that lie in the file itself are read")
         item = item[name]
+    return item
+
+
+def hdf5_group(source: h5py.File, key: str) -> h5py.Group:
+    item = hdf5_item(source, key)
+    if not isinstance(item, h5py.Group):
+        raise UserError(f"{key} of {source.filename} is an array: a group is expected")
+    return item
+
+
+def hdf5_dataset(source: h5py.File, key: str) -> h5py.Dataset:
+    """The data set of this key, whose values lie in this very file."""
+    return own_values(hdf5_item(source, key), key)
+
+
+def own_values(item: h5py.HLObject, key: str) -> h5py.Dataset:
+    """The item itself, if its values lie in its file.
+
+    Virtual data sets and external storage let a file show any other file that the user can read.
+    """
     if not isinstance(item, h5py.Dataset):
-        raise UserError(f"{key} of {source.filename} is a group: an array is expected")
+        raise UserError(f"{key} of {item.file.filename} is a group: an array is expected")
     if item.is_virtual or item.external:
-        raise UserError(f"{key} of {source.filename} lies in other files: only values in the file itself are read")
+        raise UserError(f"{key} of {item.file.filename} lies in other files: only values in the file itself are read")
     return item
 
 

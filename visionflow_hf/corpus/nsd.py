@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visionflow_hf.corpus.arrays import read_arrays
+from visionflow_hf.corpus.array_files import read_arrays
 from visionflow_hf.corpus.files import blocks, hdf5_dataset, open_hdf5
 from visionflow_hf.corpus.nifti import open_nifti, read_volume, read_volumes
 from visionflow_hf.corpus.nsd_labels import LABELS, name_regions
