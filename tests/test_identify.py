@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_from_disk
+from PIL import Image
 from scipy.stats import multivariate_normal
 from transformers import AutoModel
 from visionflow_hf.modeling.fmri_bridges import SHARED_NOISE
@@ -74,7 +75,7 @@ def test_gradients_reach_images(loaded):
     assert not model.log_likelihood(torch.zeros(3, 30), pixels.detach(), subject="subj01").requires_grad
 
 
-def test_identify_ranks_the_images_of_a_folder(run, loaded, rows, tmp_path):
+def test_identify_ranks_the_images_of_a_folder(run, loaded, rows, tmp_path, monkeypatch):
     model, processor = loaded
     (tmp_path / "images" / "more").mkdir(parents=True)
     for number, row in enumerate(rows.select(range(4))):
@@ -94,6 +95,16 @@ def test_identify_ranks_the_images_of_a_folder(run, loaded, rows, tmp_path):
         score = scores[int(line["response"]), names.index(line["candidate"])]
         assert float(line["log_likelihood"]) == pytest.approx(score, abs=1e-2)
         assert (scores[int(line["response"])] > score + 1e-2).sum() <= int(line["rank"]) - 1
+
+    def encode(*_):
+        raise AssertionError("the candidates are encoded again")
+
+    monkeypatch.setattr("visionflow_hf.modeling.modeling_visionflow.VisionFlowModel.encode_image", encode)
+    assert main([*map(str, words), "--top", "3", "--output", str(tmp_path / "again.csv")]) == 0
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "out.csv").read_text()
+    Image.new("L", (16, 16)).save(tmp_path / "images" / "0.png")  # another picture of the same name
+    with pytest.raises(AssertionError, match="encoded again"):
+        main([*map(str, words), "--top", "3", "--output", str(tmp_path / "other.csv")])
 
 
 def test_identify_refuses(run, rows, tmp_path, refused):

@@ -7,19 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
-from tqdm import tqdm
 
 from visionflow_hf.corpus.files import existing, pictures_in, reading
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.errors import UserError
-from visionflow_hf.evaluation.predictions import BATCH, decode_fmri, encode_images
+from visionflow_hf.evaluation.predictions import decode_fmri, encode_images
 from visionflow_hf.folders import new_folder, refuse_existing, writing
 from visionflow_hf.hub import load_model
 from visionflow_hf.images import open_image
-from visionflow_hf.modeling import VisionFlowProcessor
+from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.stimuli import latents_of_files
 
 MARKER = "0000.png"
+IMAGES = 1024  # whose responses are predicted at a time
 
 
 def encode(
@@ -79,7 +81,8 @@ def identify(
 ) -> None:
     """Rank the images of a folder by the likelihood of each row of fMRI, and write a CSV.
 
-    Its columns are response (the row, from 0), rank (from 1), candidate (path in the folder) and log_likelihood.
+    Its columns are response (the row, from 0), rank (from 1), candidate (path in the folder) and log_likelihood. The
+    latents of the candidates are kept on disk, so that a second call with the same model need not encode them.
 
     Args:
         file: as for `decode`.
@@ -94,13 +97,7 @@ def identify(
     model, processor = load_model(run, device)
     known_subject(subject, processor.subjects)
     check_voxels(fmri, file, subject, processor)
-    batch = processor(fmri=fmri, subject=subject).to(model.device)
-    found = []
-    for start in tqdm(range(0, len(files), BATCH), desc="candidates", unit="batch", disable=None):
-        images = [open_image(path) for path in files[start : start + BATCH]]
-        pixels = processor(images=images, subject=subject)["pixel_values"].to(model.device)
-        found.append(model.log_likelihood(batch["fmri"], pixels, batch["subject_ids"]).cpu().numpy())
-    scores = np.concatenate(found, axis=1)
+    scores = likelihoods(model, processor, fmri, subject, latents_of_files(model, processor, files))
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     names = [path.relative_to(candidates).as_posix() for path in files]
     rows = [
@@ -112,6 +109,22 @@ def identify(
         writer = csv.writer(stream)
         writer.writerow(("response", "rank", "candidate", "log_likelihood"))
         writer.writerows(rows)
+
+
+@torch.no_grad()
+def likelihoods(
+    model: VisionFlowModel, processor: VisionFlowProcessor, fmri: np.ndarray, subject: str, latents: torch.Tensor
+) -> np.ndarray:
+    """`model.log_likelihood` of images whose latents are known, array of shape (responses, images)."""
+    place = model.config.subjects.index(subject)
+    measured = processor(fmri=fmri, subject=subject)["fmri"].to(model.device)
+    found = []
+    for some in latents.to(model.device, model.dtype).split(IMAGES):
+        learned, linear = some.split([model.config.latent_dim, model.config.linear_dim], dim=1)
+        ids = torch.full((len(some),), place, device=model.device)
+        predicted = model.latent_to_fmri(learned, linear, ids)[:, : measured.shape[1]]
+        found.append(model.latent_to_fmri.log_likelihood(measured, predicted, place).cpu().numpy())
+    return np.concatenate(found, axis=1)
 
 
 def writable(output: str | os.PathLike) -> Path:

@@ -256,12 +256,41 @@ def features_depend_on(model: VisionFlowModel, pixels: str) -> str:
     vision = {name: value for name, value in vision.items() if name not in ("_name_or_path", "transformers_version")}
     names = ("encoder_image_size", "image_mean", "image_std", "feature_grid", "feature_layers", "linear_layers")
     reads = [getattr(config, name) for name in names]
-    weights = hashlib.sha256()
-    for name, values in sorted(model.encoder.state_dict().items()):
-        weights.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        weights.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     versions = torch.__version__, transformers.__version__, model.device.type
-    return digest(pixels, code_of(model), *versions, vision, reads, weights.hexdigest())
+    return digest(pixels, code_of(model), *versions, vision, reads, hash_of_weights(model.encoder))
+
+
+def hash_of_weights(module: torch.nn.Module) -> str:
+    """A hash of the names and values of all weights."""
+    found = hashlib.sha256()
+    for name, values in sorted(module.state_dict().items()):
+        found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        found.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+@torch.no_grad()
+def latents_of_files(model: VisionFlowModel, processor: VisionFlowProcessor, files: Sequence[Path]) -> torch.Tensor:
+    """The mean of q(z, w | image) of image files, `(files, latent_dim + linear_dim)`, on the CPU.
+
+    They are kept on disk by the bytes of the files and by all that the model makes them with.
+
+    Raises:
+        UserError: a file that is no image, or a cache that cannot be written.
+    """
+    path_of = {hashlib.sha256(file.read_bytes()).digest(): file for file in files}
+    made_by = features_depend_on(model, pixels_depend_on(processor))
+    heads = hash_of_weights(model.posterior_head), hash_of_weights(model.linear_head)
+    folder = Path(HF_HOME, "visionflow", "stimuli") / f"latents-{digest(made_by, *heads)}"
+
+    def encode(keys: Sequence[bytes]) -> Iterator[np.ndarray]:
+        for batch in parts_of(keys, BATCH):
+            pixels = processor(images=[open_image(path_of[key]) for key in batch])["pixel_values"].to(model.device)
+            yield model.encode_image(pixels).mean.float().cpu().numpy()
+
+    kept = KeptArrays(folder, "<f4", [model.config.latent_dim + model.config.linear_dim])
+    keep(kept, list(path_of), "encoding the images", encode)
+    return torch.from_numpy(kept.take([hashlib.sha256(file.read_bytes()).digest() for file in files]))
 
 
 def code_of(part) -> str:
