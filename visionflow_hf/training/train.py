@@ -131,7 +131,7 @@ def train_on(
     pairs, images = pairs_of(splits["train"]), images_alone(splits["train"])
     if model_args.from_model is None:
         processor = build_processor(splits["train"], model_args.image_size)
-        model = build_model(processor, model_args, len(set(pairs["stimulus_id"])))
+        model = build_model(processor, model_args, pairs)
     else:
         model, processor = continue_model(model_args.from_model, splits["train"], model_args)
     model.to(training_args.device)
