@@ -3,6 +3,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -167,6 +168,11 @@ class VisionFlowModel(PreTrainedModel):
         resumes or returns to the best checkpoint: it loads names as they stand, and only warns of what it misses.
         """
         super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+        from .handler import REQUIREMENTS  # handler.py, for Inference Endpoints, then is saved beside this file
+
+        if kwargs.get("is_main_process", True):
+            with open(os.path.join(save_directory, "requirements.txt"), "w") as file:
+                file.write(REQUIREMENTS)
 
     def get_input_embeddings(self):
         """Those of the image encoder."""
