@@ -17,9 +17,11 @@ except ImportError as error:
 from .sizes import bridge_width, small_vit
 from .vision_encoder import layer_widths, layers_by_depth, native_image_size
 
+TAGS = ("visionflow", "fmri", "visual-cortex", "brain-decoding", "brain-encoding")  # on the Hub
 PIPELINES = {
     "image-to-fmri": {"impl": "pipeline_visionflow.ImageToFmriPipeline", "pt": ["AutoModel"]},
     "fmri-to-image": {"impl": "pipeline_visionflow.FmriToImagePipeline", "pt": ["AutoModel"]},
+    "image-feature-extraction": {"impl": "pipeline_visionflow.ImageFeaturesPipeline", "pt": ["AutoModel"]},
 }
 
 

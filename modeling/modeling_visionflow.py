@@ -14,7 +14,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
-from .configuration_visionflow import VisionFlowConfig
+from .configuration_visionflow import TAGS, VisionFlowConfig
 from .fmri_bridges import FmriToLatent, LatentToFmri
 from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
 from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder, StretchedSigmoid, blend
@@ -127,6 +127,7 @@ class VisionFlowModel(PreTrainedModel):
         self.fmri_to_latent = FmriToLatent(config)
         self.latent_to_fmri = LatentToFmri(config)
         self.post_init()
+        self.add_model_tags(list(TAGS))  # for the cards that `push_to_hub` and Trainer write
 
     @torch.no_grad()
     def _init_weights(self, module):

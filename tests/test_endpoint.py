@@ -1,4 +1,4 @@
-"""The handler of Inference Endpoints: loaded from a model folder and called over HTTP, as the endpoints' server does."""
+"""The handler of Inference Endpoints: loaded from a model folder and called over HTTP, as their server does."""
 
 import base64
 import io
