@@ -3,6 +3,7 @@
 
 import base64
 import io
+import os
 
 import numpy as np
 import torch
@@ -54,6 +55,12 @@ class EndpointHandler:
         if fmri.ndim not in (1, 2):
             raise ValueError(f"inputs have shape {fmri.shape}: (voxels,) or (responses, voxels) is expected")
         return {"image": png(self.decode(fmri, **parameters))}
+
+
+def write_requirements(folder: str) -> None:
+    """requirements.txt, which an endpoint installs, beside this file in a model folder."""
+    with open(os.path.join(folder, "requirements.txt"), "w") as file:
+        file.write(REQUIREMENTS)
 
 
 def image_of(given) -> Image.Image:

@@ -3,7 +3,6 @@
 
 import functools
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -169,11 +168,10 @@ class VisionFlowModel(PreTrainedModel):
         resumes or returns to the best checkpoint: it loads names as they stand, and only warns of what it misses.
         """
         super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
-        from .handler import REQUIREMENTS  # handler.py, for Inference Endpoints, then is saved beside this file
+        from .handler import write_requirements  # handler.py, for Inference Endpoints, then is saved beside this file
 
         if kwargs.get("is_main_process", True):
-            with open(os.path.join(save_directory, "requirements.txt"), "w") as file:
-                file.write(REQUIREMENTS)
+            write_requirements(save_directory)
 
     def get_input_embeddings(self):
         """Those of the image encoder."""
