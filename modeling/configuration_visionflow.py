@@ -14,11 +14,14 @@ except ImportError as error:
         f"VisionFlow needs transformers>=5.20, and {transformers.__version__} is installed: pip install -U transformers"
     ) from error
 
-from .vision_encoder import layer_widths, native_image_size
+from .sizes import bridge_width, small_vit
+from .vision_encoder import layer_widths, layers_by_depth, native_image_size
 
+TAGS = ("visionflow", "fmri", "visual-cortex", "brain-decoding", "brain-encoding")  # on the Hub
 PIPELINES = {
     "image-to-fmri": {"impl": "pipeline_visionflow.ImageToFmriPipeline", "pt": ["AutoModel"]},
     "fmri-to-image": {"impl": "pipeline_visionflow.FmriToImagePipeline", "pt": ["AutoModel"]},
+    "image-feature-extraction": {"impl": "pipeline_visionflow.ImageFeaturesPipeline", "pt": ["AutoModel"]},
 }
 
 
@@ -82,6 +85,10 @@ class VisionFlowConfig(PreTrainedConfig):
     """
 
     model_type = "visionflow"
+    keys_to_ignore_at_inference = [  # Trainer's `predictions` are then `reconstruction` and `fmri`
+        *("loss_image", "loss_kl", "loss_alignment", "loss_fmri", "image_latent_mean", "image_latent_logvar"),
+        *("fmri_latent_mean", "fmri_latent_logvar", "hidden_states", "attentions"),
+    ]
     sub_configs_defaults = {"vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit")}
 
     vision_config: dict | PreTrainedConfig | None = None
@@ -152,6 +159,39 @@ class VisionFlowConfig(PreTrainedConfig):
             raise ValueError(
                 f"subjects {self.subjects} and num_voxels {self.num_voxels}: one voxel count for each distinct subject"
             )
+
+    @classmethod
+    def for_dataset(cls, rows, processor, **settings) -> "VisionFlowConfig":
+        """The config for a train split, with the sizes that `visionflow train` chooses.
+
+        Args:
+            rows (`datasets.Dataset`): the train split. Its number of distinct `stimulus_id`, or of rows where it has no
+                such column, bounds `linear_dim`.
+            processor (`VisionFlowProcessor`): that of these rows, `VisionFlowProcessor.from_dataset(rows)`.
+            settings: arguments of `VisionFlowConfig` that are not to be chosen. Without `vision_config` the encoder is
+                a small ViT.
+
+        Raises:
+            ValueError: settings that contradict one another, or an encoder whose layers give no feature maps.
+        """
+        num_voxels = [len(processor.fmri_mean[name]) for name in processor.subjects]
+        stimuli = len(set(rows["stimulus_id"])) if "stimulus_id" in rows.column_names else len(rows)
+        chosen = {
+            "image_size": processor.image_size,
+            "num_channels": processor.num_channels,
+            "subjects": processor.subjects,
+            "num_voxels": num_voxels,
+            "bridge_hidden_size": bridge_width(num_voxels),
+        }
+        vision = settings.get("vision_config")
+        if vision is None:
+            vision = chosen["vision_config"] = small_vit(processor.image_size, processor.num_channels)
+            chosen |= {"feature_grid": vision.image_size[0] // vision.patch_size, "latent_dim": 128}
+        elif "linear_layers" not in settings:
+            size = settings.get("encoder_image_size") or native_image_size(vision) or processor.image_size
+            chosen["linear_layers"] = layers_by_depth(vision, list(size))
+        settings["linear_dim"] = min(settings.get("linear_dim", cls.linear_dim), stimuli)
+        return cls(**(chosen | settings))
 
     def to_dict(self):
         return super().to_dict() | {"custom_pipelines": copy.deepcopy(PIPELINES)}

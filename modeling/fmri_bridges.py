@@ -53,11 +53,11 @@ class FmriToLatent(nn.Module):
         fmri = self.voxel_dropout(nn.functional.pad(fmri, (0, most - fmri.shape[1])))
         learned = fmri.new_zeros(fmri.shape[0], self.head.out_features // 2)
         linear = fmri.new_zeros(fmri.shape[0], len(self.linear_logvar))
-        for subject, rows in rows_by_subject(subject_ids, len(self.to_learned)):
+        for subject, rows, own in rows_by_subject(subject_ids, len(self.to_learned)):
             to_learned, to_linear = self.to_learned[subject], self.to_linear[subject]
-            own = fmri[rows, : to_learned.in_features]
-            learned[rows] = to_learned(own).to(learned.dtype)  # autocast computes in its own dtype
-            linear[rows] = to_linear(own).to(linear.dtype)
+            read = fmri[rows, : to_learned.in_features]
+            learned[rows] = torch.where(own, to_learned(read).to(learned.dtype), learned[rows])  # autocast has its own
+            linear[rows] = torch.where(own, to_linear(read).to(linear.dtype), linear[rows])
         return learned, linear
 
     def correct(self, learned: torch.Tensor, linear: torch.Tensor, share: torch.Tensor | float = 1.0) -> LatentGaussian:
@@ -151,9 +151,10 @@ class LatentToFmri(nn.Module):
         """
         read = self.read(learned, linear)
         fmri = learned.new_zeros(learned.shape[0], self.noise_logvar.shape[1])
-        for subject, rows in rows_by_subject(subject_ids, len(self.voxel_maps)):
+        for subject, rows, own in rows_by_subject(subject_ids, len(self.voxel_maps)):
             voxel_map = self.voxel_maps[subject]
-            fmri[rows, : voxel_map.out_features] = voxel_map(read[rows]).to(fmri.dtype)
+            voxels = slice(voxel_map.out_features)
+            fmri[rows, voxels] = torch.where(own, voxel_map(read[rows]).to(fmri.dtype), fmri[rows, voxels])
         return fmri
 
     def noise_std(self, subject_ids: torch.Tensor) -> torch.Tensor:
@@ -226,10 +227,18 @@ def squared_distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return one.square().sum(1)[:, None] + other.square().sum(1) - 2 * one @ other.T
 
 
-def rows_by_subject(subject_ids: torch.Tensor, subjects: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """For each subject its place and its rows, `(rows,)`; there may be none."""
+def rows_by_subject(
+    subject_ids: torch.Tensor, subjects: int
+) -> Iterator[tuple[int, torch.Tensor | slice, torch.Tensor]]:
+    """For each subject its place, the rows to compute, and which of these are its own, `(rows, 1)`.
+
+    These are its own rows, of which there may be none; all rows while a graph is recorded (`torch.compile`,
+    `torch.export`), since the sizes in it must not depend on the data.
+    """
     for subject in range(subjects):
-        yield subject, torch.nonzero(subject_ids == subject).squeeze(1)
+        own = subject_ids == subject
+        rows = slice(None) if torch.compiler.is_compiling() else torch.nonzero(own).squeeze(1)
+        yield subject, rows, own[rows, None]
 
 
 def weighted(ridge: Ridge, voxel_weights: torch.Tensor) -> Ridge:

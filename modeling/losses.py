@@ -13,7 +13,7 @@ def image_loss(reconstructions: torch.Tensor, pixel_values: torch.Tensor, rows: 
 
     x is the pixel and p its reconstruction, both on a 0..1 scale: the Bernoulli log-likelihood of a VAE, from which the
     pixel's own entropy is taken so that a perfect image has loss 0. Beside a squared error it keeps black black and
-    white white. p is held half a grey level off 0 and 1.
+    white white. p is held half a grey level off 0 and 1. x is data: gradients reach the image through p alone.
 
     Source: Kingma & Welling 2014, Auto-Encoding Variational Bayes, appendix C.1.
 
@@ -22,7 +22,7 @@ def image_loss(reconstructions: torch.Tensor, pixel_values: torch.Tensor, rows: 
         pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`)
         rows (`torch.Tensor` of shape `(times, batch)`, bool): which reconstructions count.
     """
-    x = pixel_values.float().clamp(0, 1)
+    x = pixel_values.detach().float().clamp(0, 1)
     p = HALF_LEVEL + (1 - 2 * HALF_LEVEL) * reconstructions.float()
     divergence = torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x) - x * p.log() - (1 - x) * (1 - p).log()
     return row_mean(divergence.flatten(-3).mean(-1), rows)

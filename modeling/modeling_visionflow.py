@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
-from .configuration_visionflow import VisionFlowConfig
+from .configuration_visionflow import TAGS, VisionFlowConfig
 from .fmri_bridges import FmriToLatent, LatentToFmri
 from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
 from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder, StretchedSigmoid, blend
@@ -126,6 +126,7 @@ class VisionFlowModel(PreTrainedModel):
         self.fmri_to_latent = FmriToLatent(config)
         self.latent_to_fmri = LatentToFmri(config)
         self.post_init()
+        self.add_model_tags(list(TAGS))  # for the cards that `push_to_hub` and Trainer write
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -167,6 +168,14 @@ class VisionFlowModel(PreTrainedModel):
         resumes or returns to the best checkpoint: it loads names as they stand, and only warns of what it misses.
         """
         super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+        from .handler import write_requirements  # handler.py, for Inference Endpoints, then is saved beside this file
+
+        if kwargs.get("is_main_process", True):
+            write_requirements(save_directory)
+
+    def get_input_embeddings(self):
+        """Those of the image encoder."""
+        return self.encoder.get_input_embeddings()
 
     @merge_with_config_defaults
     @can_return_tuple
@@ -180,6 +189,7 @@ class VisionFlowModel(PreTrainedModel):
         noise: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         decode_images: bool = True,
+        return_loss: bool = True,
         **kwargs,
     ) -> VisionFlowOutput:
         r"""
@@ -199,6 +209,8 @@ class VisionFlowModel(PreTrainedModel):
                 What `extract_image_features` made of these images, so that the encoder need not run.
             decode_images (`bool`, *optional*, defaults to `True`):
                 False leaves out `reconstruction` and `loss_image`, which cost most.
+            return_loss (`bool`, *optional*, defaults to `True`):
+                False leaves out all losses.
             kwargs: passed on to the image encoder.
         """
         if pixel_values is None and fmri is None:
@@ -246,21 +258,20 @@ class VisionFlowModel(PreTrainedModel):
         if known and (fmri is not None or not self.training):  # in training images alone teach nothing about voxels
             predicted = self.latent_to_fmri(latent, posterior.linear.mean, subject_ids)
 
-        losses = {
-            "loss_image": None,
-            "loss_kl": kl_loss(learned, has_image | has_fmri),
-            "loss_alignment": alignment_loss(image_posterior, fmri_posterior, paired) if both else None,
-            "loss_fmri": None,
-        }
-        if pixel_values is not None and decode_images:
-            counted = torch.stack([has_image, paired][: len(reconstructions)])
-            losses["loss_image"] = image_loss(reconstructions, pixel_values, counted)
-        if fmri is not None:
-            voxels = torch.tensor([*self.config.num_voxels, 0], device=fmri.device)[subject_ids]
-            losses["loss_fmri"] = fmri_loss(predicted[:, : fmri.shape[1]], fmri, voxels, has_fmri)
-        weights = {name: getattr(self.config, name.removeprefix("loss_") + "_weight") for name in losses}
+        losses = {}
+        if return_loss:
+            losses["loss_kl"] = kl_loss(learned, has_image | has_fmri)
+            if both:
+                losses["loss_alignment"] = alignment_loss(image_posterior, fmri_posterior, paired)
+            if pixel_values is not None and decode_images:
+                counted = torch.stack([has_image, paired][: len(reconstructions)])
+                losses["loss_image"] = image_loss(reconstructions, pixel_values, counted)
+            if fmri is not None:
+                voxels = torch.tensor([*self.config.num_voxels, 0], device=fmri.device)[subject_ids]
+                losses["loss_fmri"] = fmri_loss(predicted[:, : fmri.shape[1]], fmri, voxels, has_fmri)
+            weights = {name: getattr(self.config, name.removeprefix("loss_") + "_weight") for name in losses}
+            losses["loss"] = sum(weights[name] * loss for name, loss in losses.items())
         return VisionFlowOutput(
-            loss=sum(weights[name] * loss for name, loss in losses.items() if loss is not None),
             **losses,
             reconstruction=reconstruction,
             fmri=predicted,
@@ -450,7 +461,11 @@ class VisionFlowModel(PreTrainedModel):
         return pipelines[task](model=self, processor=processor)
 
     def encode_image(
-        self, pixel_values: torch.Tensor, image_features: torch.Tensor | None = None, with_linear: bool = True
+        self,
+        pixel_values: torch.Tensor,
+        image_features: torch.Tensor | None = None,
+        with_linear: bool = True,
+        **kwargs,
     ) -> LatentGaussian:
         """q(z, w | image).
 
@@ -458,6 +473,7 @@ class VisionFlowModel(PreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`): on a 0..1 scale.
             image_features: as in `forward`; without w those of `feature_layers` are enough.
             with_linear (`bool`): False leaves w out, which costs time; it has no dimensions then.
+            kwargs: other parts of the processor's batch, which are not used.
         """
         if image_features is None:
             image_features, _ = self.extract_image_features(pixel_values)
@@ -500,8 +516,8 @@ class VisionFlowModel(PreTrainedModel):
         """Mean of q(z, w | fmri), `(batch, latent_dim + linear_dim)`."""
         return self.encode_fmri(fmri, subject_ids).mean
 
-    def encode_fmri(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None) -> LatentGaussian:
-        """q(z, w | fmri)."""
+    def encode_fmri(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None, **kwargs) -> LatentGaussian:
+        """q(z, w | fmri); other parts of the processor's batch are not used."""
         return self.fmri_to_latent(fmri.to(self._own_dtype()), self._subject_ids(subject_ids, fmri))
 
     def encode(

@@ -1,5 +1,5 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
-"""The pipelines `image-to-fmri` (encoding) and `fmri-to-image` (decoding)."""
+"""The pipelines `image-to-fmri` (encoding), `fmri-to-image` (decoding) and `image-feature-extraction`."""
 
 import base64
 import io
@@ -105,11 +105,15 @@ class ImageToFmriPipeline(VisionFlowPipeline):
             return images.dtype != object and len(images) > 0 and self.processor.split_images(images)[0] is images
         return super().is_one(images)
 
-    def preprocess(self, row, subject=None):
+    def inputs_of(self, row, subject: str | None):
+        """The model's inputs of one image, whose subject may be unknown."""
         image, subject = self.value_and_subject(row, subject)
         if isinstance(image, (str, os.PathLike)):
             image = open_image(os.fspath(image))
-        inputs = self.processor(images=[image], subject=subject)
+        return self.processor(images=[image], subject=subject)
+
+    def preprocess(self, row, subject=None):
+        inputs = self.inputs_of(row, subject)
         if "subject_ids" not in inputs:
             known = ", ".join(self.processor.subjects)
             raise ValueError(f"the subject is missing: give subject=..., the model knows {known or 'none'}")
@@ -123,6 +127,22 @@ class ImageToFmriPipeline(VisionFlowPipeline):
         subject = self.processor.subjects[int(outputs["subject_ids"][0])]
         voxels = len(self.processor.fmri_mean[subject])  # a batch is as wide as its largest subject
         return outputs["fmri"][0, ..., :voxels].float().cpu().numpy()
+
+
+class ImageFeaturesPipeline(ImageToFmriPipeline):
+    """Features of an image: the mean of its latent, `(latent_dim + linear_dim,)`, as an array for each image.
+
+    features = pipeline("image-feature-extraction", model="ORG/NAME", trust_remote_code=True)("image.png")
+    """
+
+    def preprocess(self, row, subject=None):
+        return {"pixel_values": self.inputs_of(row, subject)["pixel_values"]}
+
+    def _forward(self, inputs):
+        return {"features": self.model.get_image_features(**inputs).pooler_output}
+
+    def postprocess(self, outputs):
+        return outputs["features"][0].float().cpu().numpy()
 
 
 class FmriToImagePipeline(VisionFlowPipeline):
@@ -199,4 +219,4 @@ def register_pipelines() -> None:
             PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline_class, pt_model=AutoModel)
 
 
-__all__ = ["FmriToImagePipeline", "ImageToFmriPipeline"]
+__all__ = ["FmriToImagePipeline", "ImageFeaturesPipeline", "ImageToFmriPipeline"]

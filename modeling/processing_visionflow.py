@@ -20,6 +20,7 @@ from transformers.utils import cached_file, logging
 from .pipeline_visionflow import register_pipelines
 
 logger = logging.get_logger(__name__)
+logger.addFilter(lambda record: record.levelno >= logging.get_verbosity())  # of transformers, under any name
 
 STATISTICS = "fmri_statistics.safetensors"
 LARGEST_IMAGE = 224  # px, the size that most pretrained encoders take
@@ -229,6 +230,12 @@ class VisionFlowProcessor(ProcessorMixin):
     def to_images(self, pixels: torch.Tensor) -> list[Image.Image]:
         """The same as `post_process_images`."""
         return self.post_process_images(pixels)
+
+    def decode(self, *args, **kwargs):
+        """Raises a ValueError: this is for processors of text."""
+        raise ValueError("there is no text to decode: see post_process_images and post_process_fmri")
+
+    batch_decode = decode
 
     def split_images(self, images) -> list:
         """A list of single images, by the rule that `__call__` states."""

@@ -24,6 +24,7 @@ class Repository:
 
     private: bool
     commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)  # name: id of its commit
 
     def commit(self, files: dict[str, bytes]) -> str:
         text = repr([(path, hashlib.sha256(data).hexdigest()) for path, data in sorted(files.items())])
@@ -34,6 +35,7 @@ class Repository:
     def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
         if revision == "main":
             return self.commits[-1]
+        revision = self.tags.get(revision, revision)
         return next((commit for commit in self.commits if commit[0].startswith(revision)), None)
 
 
@@ -166,11 +168,18 @@ class Handler(BaseHTTPRequestHandler):
             sha = repository.commit(self.committed(repository))
             url = f"{self.server.endpoint}/{KINDS[kind]}{name}/commit/{sha}"
             return reply({"commitOid": sha, "commitUrl": url, "hookOutput": "", "success": True})
+        if verb == "tag":
+            self.authorise()
+            repository.tags[json.loads(self.body)["tag"]] = repository.at(rest)[0]
+            return reply({})
         if verb == "refs":
             return reply(
                 {
                     "branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": repository.at("main")[0]}],
-                    "tags": [],
+                    "tags": [
+                        {"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": sha}
+                        for tag, sha in repository.tags.items()
+                    ],
                     "converts": [],
                 }
             )

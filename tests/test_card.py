@@ -13,7 +13,7 @@ from test_hub import visionflow
 from visionflow_hf.modeling import VisionFlowConfig
 
 from visionflow_hf.cli import main
-from visionflow_hf.hub import add_result, make_card, named, training_of
+from visionflow_hf.hub import add_result, hub_name, make_card, named, training_of
 from visionflow_hf.results import result_of
 
 
@@ -122,6 +122,20 @@ def test_what_was_not_measured_does_not_appear(fresh, report, tmp_path):
     assert "Licence of these data: cc-by-4.0, as their card states." in text
 
 
+def test_the_head_names_what_is_on_the_hub(fresh, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lab" / "folder").mkdir(parents=True)
+    for name in ("lab/folder", "/lab/vit", "vit", "a/b/c", "", None, fresh):
+        assert hub_name(name) is None, name
+    training = training_of(fresh / "README.md")
+    head = make_card("model", VisionFlowConfig.from_pretrained(fresh), training).data.to_dict()
+    assert head["license"] == "unknown" and not {"base_model", "datasets", "language"} & set(head)
+    known = {"data_license": "cc-by-4.0", "base_model": hub_name("lab/vit"), "datasets": [hub_name("lab/data")]}
+    head = make_card("model", VisionFlowConfig.from_pretrained(fresh), training | known).data.to_dict()
+    assert (head["license"], head["base_model"], head["datasets"]) == ("cc-by-4.0", "lab/vit", ["lab/data"])
+    assert (head["library_name"], head["pipeline_tag"]) == ("transformers", "image-feature-extraction")
+
+
 def test_names_of_others_stay_names(fresh, report, tmp_path):
     metrics = json.loads((report / "metrics.json").read_text())
     odd = tmp_path / "a | b\n---\n<img src=x> [c](d)\\"
@@ -167,7 +181,8 @@ def test_results_change_nothing_else_of_an_edited_card(fresh, report, tmp_path, 
     file = fresh / "README.md"
     text = file.read_text()
     for found, mine in (
-        ("---\nlibrary_name", "---\n# mine: keep\nlicense:   mit  # spaces, too\nlibrary_name"),
+        ("---\nlibrary_name", "---\n# mine: keep\nlibrary_name"),
+        ("\nlicense: unknown\n", "\nlicense:   mit  # spaces, too\n"),
         ("visionflow:\n", "visionflow:\n  # of the training\n"),
         ("\n---\n\n#", "\n\n# last words\ndatasets: [a/b,   c/d]\nlanguage:\n- en # here\n---\n\n#"),
         ("\n## Results\n", "\nMy   own *notes*.\t \n\n## My results\n\n| by | hand |\n|---|---|\n| r | .5 |\n"),

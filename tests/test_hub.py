@@ -6,9 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub.cli._uv_script_header import parse_uv_script_header
 from loopback_hub import LoopbackHub, environment
+from PIL import Image
 from stranger import STRANGER
+from transformers import AutoConfig, pipeline
 
 from visionflow_hf.hub import load_model
 
@@ -110,7 +115,7 @@ def pushed(hub, run, tmp_path_factory) -> str:
 def test_what_is_pushed(hub, run, pushed):
     files = hub.files("lab/digits")
     expected = {*CODE, "config.json", "processor_config.json", "model.safetensors", "README.md", ".gitattributes"}
-    expected.add("fmri_statistics.safetensors")
+    expected |= {"fmri_statistics.safetensors", "requirements.txt"}
     assert set(files) == expected  # no checkpoint, no state of the Trainer
     for name in expected - {"README.md", ".gitattributes"}:
         assert files[name] == (run / name).read_bytes()
@@ -144,6 +149,7 @@ def assert_whole(hub, name: str) -> None:
     config = json.loads(files["config.json"])
     references = [*config["auto_map"].values(), *(one["impl"] for one in config["custom_pipelines"].values())]
     references += json.loads(files["processor_config.json"])["auto_map"].values()
+    assert {"visionflow", "brain-decoding"} <= set(ModelCard(files["README.md"].decode()).data.tags)
     assert references and not any("--" in reference for reference in references), references
     pickles = {file for file in files if file.endswith((".bin", ".pt", ".pkl"))}
     assert "model.safetensors" in files and pickles <= {"training_args.bin"}, pickles  # that one is the Trainer's
@@ -206,6 +212,50 @@ def test_a_push_that_cannot_be(hub, run, tmp_path, name, settings, message):
     result = visionflow("push", run, name, env=environment(hub, tmp_path / "home") | settings)
     assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith(f"error: {message}"), result.stderr
     assert f"models/{name}" not in hub.repositories
+
+
+def test_a_tag_names_the_commit_and_is_not_moved(hub, run, tmp_path):
+    env = environment(hub, tmp_path / "home")
+    assert visionflow("push", run, "lab/tagged", "--tag", "v1", env=env).returncode == 0
+    repository = hub.repositories["models/lab/tagged"]
+    assert repository.tags == {"v1": repository.commits[-1][0]}
+    again = visionflow("push", run, "lab/tagged", "--tag", "v1", env=env)
+    assert again.returncode == 2 and "lab/tagged has a tag v1 already: give another" in again.stderr
+    assert len(repository.commits) == 2
+
+
+def test_features_by_the_task_that_the_card_names(run):
+    config = AutoConfig.from_pretrained(run)
+    task = ModelCard.load(run / "README.md").data.pipeline_tag
+    features = pipeline(task, model=str(run), trust_remote_code=True)(Image.fromarray(IMAGES[0]))
+    model, processor = load_model(run)
+    expected = model.encode_image(**processor(images=IMAGES[0], subject="subj01")).mean[0].detach()
+    assert features.shape == (config.latent_dim + config.linear_dim,)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+
+
+def test_the_job_of_the_hub_trains_evaluates_and_pushes(hub, corpus, tmp_path):
+    script = ROOT / "scripts" / "train_on_hub.py"
+    header = parse_uv_script_header(script.read_text())
+    assert header.flavor == "l4x1" and header.secrets == ["HF_TOKEN"]
+    env = environment(hub, tmp_path / "home")
+    assert visionflow("push-corpus", corpus, "lab/corpus", "--benchmark", env=env).returncode == 0
+    benchmark = yaml.safe_load(hub.files("lab/corpus", "datasets")["eval.yaml"])
+    flags = ["--max_steps", "4", "--linear_dim", "0", "--disable_tqdm", "true"]
+    command = [sys.executable, script, "lab/corpus", "lab/trained", *flags]
+    result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    files = hub.files("lab/trained")
+    head = ModelCard(files["README.md"].decode()).data
+    assert (head.datasets, head.license, head.base_model) == (["lab/corpus"], "unknown", None)
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    entries = parse_eval_result_entries(yaml.safe_load(files[".eval_results/lab_corpus.yaml"]))
+    assert {entry.task_id: entry.value for entry in entries} == {
+        "image-to-fmri": metrics["encoding"]["model"]["voxel_r_mean"],
+        "fmri-to-image": metrics["decoding"]["model"]["pixcorr"],
+    }
+    assert {entry.dataset_id for entry in entries} == {"lab/corpus"}
+    assert [task["id"] for task in benchmark["tasks"]] == [entry.task_id for entry in entries]
 
 
 def test_a_folder_that_is_no_model_is_not_pushed(hub, tmp_path):

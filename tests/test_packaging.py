@@ -41,6 +41,10 @@ def test_the_wheel_holds_the_templates_of_the_cards(wheel):
     assert ROOT / "model_card.md" == TEMPLATE  # of this checkout
 
 
+def test_type_checkers_read_the_annotations(wheel):
+    assert "visionflow_hf/py.typed" in wheel
+
+
 def test_the_wheel_holds_the_page_of_a_report(wheel):
     assert "visionflow_hf/evaluation/report.html" in wheel
 

@@ -17,7 +17,8 @@ REMOTE = sorted(path for path in (ROOT / "modeling").glob("*.py") if path.name !
 LIBRARIES = {"torch", "numpy", "PIL", "transformers"}
 STANDARD = {"base64", "collections", "copy", "dataclasses", "functools", "inspect", "itertools", "math", "types"}
 READ_BY = {  # modules that open files or addresses, and the files that may import them
-    **{name: {"pipeline_visionflow.py", "processing_visionflow.py"} for name in ("io", "os", "urllib")},
+    **{name: {"pipeline_visionflow.py", "processing_visionflow.py", "handler.py"} for name in ("io", "os")},
+    "urllib": {"pipeline_visionflow.py"},
     "safetensors": {"processing_visionflow.py"},
 }
 OPTIONAL = {"diffusers"}  # only inside a function, in a `try` that catches ImportError
@@ -37,6 +38,10 @@ ALLOWED = {
     ("processing_visionflow.py", "save_pretrained", "super().save_pretrained"),
     ("processing_visionflow.py", "get_processor_dict", "cached_file"),  # fmri_statistics.safetensors beside the config
     ("processing_visionflow.py", "_size_of", "Image.open"),  # of a row of the dataset that is given
+    ("handler.py", "write_requirements", "open"),  # requirements.txt in the folder of `save_pretrained`
+    ("handler.py", "write_requirements", "file.write"),
+    ("handler.py", "image_of", "Image.open"),  # of bytes in a request
+    ("handler.py", "png", "image.save"),  # to bytes
     ("modeling_visionflow.py", "from_pretrained", "super().from_pretrained"),
     ("modeling_visionflow.py", "save_pretrained", "super().save_pretrained"),
     ("modeling_visionflow.py", "pipeline", "pipelines[task]"),

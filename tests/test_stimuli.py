@@ -30,7 +30,7 @@ def encoder(tmp_path):
 def parts(colour_corpus, encoder):
     train = open_corpus(colour_corpus).splits["train"]
     processor = build_processor(train, None)
-    return train, processor, build_model(processor, ModelArguments(encoder=encoder)).eval()
+    return train, processor, build_model(processor, ModelArguments(encoder=encoder), train).eval()
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ from visionflow_hf.checkpoints import find_checkpoint
 from visionflow_hf.cli import main, parse
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.errors import UserError
+from visionflow_hf.modeling.sizes import bridge_width, small_vit
 from visionflow_hf.training import train as train_module
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.augmentation import augment
-from visionflow_hf.training.build import bridge_width, build_model, build_processor, small_vit
+from visionflow_hf.training.build import build_model, build_processor
 from visionflow_hf.training_flags import dataclasses_of, told
 
 SHORT = ["--max_steps", "20", "--warmup_steps", "1", "--disable_tqdm", "true", "--linear_dim", "0"]
@@ -188,8 +189,9 @@ def test_vit_b_16_ends_up_bit_for_bit_in_the_composite(tmp_path, colour_corpus):
     torch.manual_seed(0)
     source = ViTModel(ViTConfig())
     source.save_pretrained(tmp_path / "vit")
-    processor = build_processor(open_corpus(colour_corpus).splits["train"], image_size=224)
-    model = build_model(processor, ModelArguments(encoder=str(tmp_path / "vit")))
+    rows = open_corpus(colour_corpus).splits["train"]
+    processor = build_processor(rows, image_size=224)
+    model = build_model(processor, ModelArguments(encoder=str(tmp_path / "vit")), rows)
     assert sum(parameter.numel() for parameter in model.encoder.parameters()) > 85e6
     assert not any(parameter.requires_grad for parameter in model.encoder.parameters())
     expected, found = source.state_dict(), model.encoder.state_dict()

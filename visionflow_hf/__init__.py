@@ -3,11 +3,12 @@
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["VisionFlowConfig", "VisionFlowModel", "VisionFlowOutput", "VisionFlowProcessor"]
+__all__ = ["VisionFlowCollator", "VisionFlowConfig", "VisionFlowModel", "VisionFlowOutput", "VisionFlowProcessor"]
 
 
 def __getattr__(name: str):
-    """The classes of `visionflow_hf.modeling`, on first use: `visionflow --help` need not wait for torch."""
+    """The classes, on first use: `visionflow --help` need not wait for torch."""
     if name in __all__:
-        return getattr(importlib.import_module("visionflow_hf.modeling"), name)
+        module = "visionflow_hf.collator" if name == "VisionFlowCollator" else "visionflow_hf.modeling"
+        return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

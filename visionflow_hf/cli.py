@@ -398,6 +398,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one = command("push", push, "Push a model to the Hugging Face Hub.")
     one.add_argument("run", metavar="RUN", help="model folder")
     add_repository(one)
+    one.add_argument("--tag", metavar="NAME", help="tag of the commit, such as v1 (default: none)")
 
     one = command("push-corpus", push_corpus, "Push a corpus to the Hugging Face Hub.")
     one.add_argument("corpus", metavar="CORPUS", help="folder of the corpus")
@@ -407,6 +408,9 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     )
     one.add_argument("--source", metavar="SENTENCE", help="where the data come from, for the dataset card")
     one.add_argument("--citation", metavar="FILE", help="file that says how to cite the data, such as a .bib file")
+    one.add_argument(
+        "--benchmark", action="store_true", help="add eval.yaml, which makes the data set a benchmark of the Hub"
+    )
 
     one = command("export", export, "Export a model to ONNX.")
     add_model(one)
@@ -584,10 +588,10 @@ def identify(run: str, file: str, output: str, **flags) -> None:
     print(f"wrote {output}")
 
 
-def push(run: str, name: str, private: bool) -> None:
+def push(run: str, name: str, private: bool, tag: str | None) -> None:
     from visionflow_hf import hub
 
-    print(f"pushed {hub.push(run, name, private)}")
+    print(f"pushed {hub.push(run, name, private, tag)}")
 
 
 def push_corpus(corpus: str, name: str, **flags) -> None:

@@ -2,12 +2,19 @@
 
 import logging
 import os
+import re
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
+from huggingface_hub import (
+    CommitOperationAdd,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+)
 from safetensors import SafetensorError
 
 from visionflow_hf.cards import card_template, results_of, with_metadata, with_results
@@ -15,12 +22,25 @@ from visionflow_hf.errors import UserError, count
 from visionflow_hf.hub_errors import hub_errors
 from visionflow_hf.metrics import LEAST_CEILING
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.results import SIMULATED, escaped, is_simulated, table, with_model_index, with_result
+from visionflow_hf.modeling.configuration_visionflow import TAGS
+from visionflow_hf.results import (
+    SIMULATED,
+    benchmark_results,
+    escaped,
+    is_simulated,
+    table,
+    with_model_index,
+    with_result,
+)
 
 logger = logging.getLogger(__name__)
 
 TEMPLATE = card_template("model_card.md")
-PUSHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "processor_config.json", "*.py")
+RESULTS = ".eval_results"  # a file for each benchmark of the Hub
+PUSHED = (
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "processor_config.json"),
+    *("*.py", "requirements.txt", f"{RESULTS}/*.yaml"),
+)
 
 
 def save_model(
@@ -30,7 +50,7 @@ def save_model(
 
     Args:
         training: what the card says about the training: `encoder`, `unit`, `n_stimuli`, `n_trials`, `steps`, `seed` and
-            `data_license`. The card's metadata keeps it.
+            `data_license`; `base_model` and `datasets` where they have names on the Hub. The card's metadata keeps it.
     """
     folder = Path(folder)
     model.save_pretrained(folder)
@@ -49,7 +69,11 @@ def make_card(model_id: str, config: VisionFlowConfig, training: dict) -> ModelC
     return ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
-            tags=["visionflow", "fmri", "visual-cortex", "brain-decoding", "brain-encoding"],
+            pipeline_tag="image-feature-extraction",
+            license=training.get("data_license") or "unknown",
+            base_model=training.get("base_model"),
+            datasets=training.get("datasets"),
+            tags=list(TAGS),
             visionflow=training,
         ),
         template_path=str(TEMPLATE),
@@ -69,6 +93,12 @@ def make_card(model_id: str, config: VisionFlowConfig, training: dict) -> ModelC
     )
 
 
+def hub_name(name: str | os.PathLike | None) -> str | None:
+    """`name` where it is one on the Hub, ORG/NAME; None for a folder."""
+    on_the_hub = name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not Path(name).exists()
+    return str(name) if on_the_hub else None
+
+
 def training_of(card: Path) -> dict | None:
     """The entry `visionflow` in the metadata of a card; None if the card is not one that `save_model` wrote."""
     try:
@@ -80,8 +110,9 @@ def training_of(card: Path) -> dict | None:
 def add_result(run: str | os.PathLike, result: dict) -> None:
     """Add a result to the card of a model folder, or replace that of the same corpus and split.
 
-    Only the results in the card's metadata and in its results section change. If `run` is a name on the Hub, or if its
-    card cannot be changed, the card stays as it is and a line in the log says why.
+    Results on the test split of a corpus of the Hub also go to .eval_results/, which the Hub's leaderboards read. In
+    the card only the results in its metadata and in its results section change. If `run` is a name on the Hub, or if
+    its card cannot be changed, the card stays as it is and a line in the log says why.
     """
     run = Path(run)
     card, partial = run / "README.md", run / ".README.md.partial"
@@ -102,6 +133,10 @@ def add_result(run: str | os.PathLike, result: dict) -> None:
         text = with_results(text, results_of(new.text))
         partial.write_bytes(text.encode())
         partial.replace(card)
+        if result["split"] == "test" and hub_name(result["dataset"]):
+            file = run / RESULTS / f"{result['dataset'].replace('/', '_')}.yaml"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(yaml.safe_dump(eval_result_entries_to_yaml(benchmark_results(result)), sort_keys=False))
     except (OSError, ValueError) as error:
         partial.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else error
@@ -185,16 +220,18 @@ def chosen_device(name: str | None) -> torch.device:
         raise UserError(f"device {name} cannot be used ({reason}): give cpu, or leave --device out") from error
 
 
-def push(run: str | os.PathLike, name: str, private: bool = False) -> str:
+def push(run: str | os.PathLike, name: str, private: bool = False, tag: str | None = None) -> str:
     """Push a model folder to the Hub as one commit, with its card under the new name; returns the commit's address.
 
     Args:
         run: folder that `train` wrote. Checkpoints and the Trainer's state stay at home.
         name: ORG/NAME; the repository is made where there is none.
         private: make a new repository private.
+        tag: a name for this commit, such as v1, which `revision=` takes.
 
     Raises:
-        UserError: no whole model folder, a name that is none, no right to write there, or no connection.
+        UserError: no whole model folder, a name that is none, a tag that is there already, no right to write there, or
+            no connection.
     """
     run = Path(run)
     card = run / "README.md"
@@ -210,7 +247,12 @@ def push(run: str | os.PathLike, name: str, private: bool = False) -> str:
     api = HfApi()
     with hub_errors(name):
         name = api.create_repo(name, private=private or None, exist_ok=True).repo_id
-        files = {file.name: file for pattern in PUSHED for file in sorted(run.glob(pattern))}
+        if tag is not None and tag in {one.name for one in api.list_repo_refs(name).tags}:
+            raise UserError(f"{name} has a tag {tag} already: give another")
+        files = {str(file.relative_to(run)): file for pattern in PUSHED for file in sorted(run.glob(pattern))}
         operations = [CommitOperationAdd(file, source) for file, source in files.items()]
         operations.append(CommitOperationAdd("README.md", named(card.read_bytes().decode(), name, training).encode()))
-        return api.create_commit(name, operations, commit_message=f"VisionFlow model {name}").commit_url
+        commit = api.create_commit(name, operations, commit_message=f"VisionFlow model {name}")
+        if tag is not None:
+            api.create_tag(name, tag=tag, revision=commit.oid)
+        return commit.commit_url

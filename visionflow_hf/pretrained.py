@@ -114,6 +114,7 @@ def load_vision_model(name: str):
             "a checkpoint of this architecture is needed"
         )
     prepare_encoder(encoder)
+    encoder.config.num_labels = 2  # the default: a feature map has no classes, whose names would fill the config
     encoder.config._name_or_path = Path(name).name if Path(name).is_dir() else name  # what is shared names no folder
     return encoder
 

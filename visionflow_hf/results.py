@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData
 
 TASKS = {  # block of metrics.json: task of model-index, and its name
     "decoding": ("fmri-to-image", "decoding (fMRI to image)"),
@@ -19,6 +19,7 @@ SIMULATED = (
     "noise. The features of the model are of these kinds, too: figures on such data do not predict those on measured "
     "fMRI."
 )
+BENCHMARK = {"image-to-fmri": ("encoding", "voxel_r_mean"), "fmri-to-image": ("decoding", "pixcorr")}
 MODELS_OWN = ("decoding.model.", "encoding.model.", "latent.")
 
 
@@ -89,6 +90,23 @@ def eval_results(result: dict) -> list[EvalResult]:
         )
         for block, (task, task_name) in TASKS.items()
         for figure, value in result[block]["model"].items()
+    ]
+
+
+def benchmark_results(result: dict) -> list[EvalResultEntry]:
+    """One figure for each task of `eval.yaml` in the corpus (`push-corpus --benchmark`), as .eval_results/ holds them.
+
+    Source: huggingface.co/docs/hub/eval-results.
+    """
+    return [
+        EvalResultEntry(
+            dataset_id=result["dataset"],
+            task_id=task,
+            value=result[block]["model"][figure],
+            notes=f"{figure}, mean over subjects, {result['n_stimuli']} stimuli",
+        )
+        for task, (block, figure) in BENCHMARK.items()
+        if figure in result[block]["model"]
     ]
 
 

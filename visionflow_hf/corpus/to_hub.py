@@ -5,6 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from tqdm import tqdm
 
@@ -13,6 +14,7 @@ from visionflow_hf.corpus.inspect import split_summary
 from visionflow_hf.corpus.schema import Corpus, read_corpus
 from visionflow_hf.errors import UserError
 from visionflow_hf.hub_errors import hub_errors
+from visionflow_hf.results import BENCHMARK
 
 SHARD_BYTES = 500e6  # of a Parquet file, about
 
@@ -24,6 +26,7 @@ def push_corpus(
     license: str = "unknown",
     source: str | None = None,
     citation: str | os.PathLike | None = None,
+    benchmark: bool = False,
 ) -> str:
     """Push a corpus as one commit; returns the commit's address.
 
@@ -35,12 +38,15 @@ def push_corpus(
         license: an identifier that the Hub knows, such as cc-by-4.0.
         source: where the data come from, in a sentence.
         citation: a file whose text says how to cite them.
+        benchmark: add eval.yaml, by which the Hub takes the data set for a benchmark with a leaderboard.
 
     Raises:
-        UserError: a corpus that cannot be read or has a stimulus in two splits, a name that is none, no right to write
-            there, or no connection.
+        UserError: a benchmark without a test split, a corpus that cannot be read or has a stimulus in two splits, a
+            name that is none, no right to write there, or no connection.
     """
     corpus = read_corpus(path)
+    if benchmark and "test" not in corpus.splits:
+        raise UserError(f"{path} has no test split, only {', '.join(corpus.splits)}: leave out --benchmark")
     try:
         cite = None if citation is None else Path(citation).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -53,6 +59,9 @@ def push_corpus(
         with hub_errors(name):
             name = api.create_repo(name, private=private or None, exist_ok=True, repo_type="dataset").repo_id
             corpus_card(corpus, name, license, source, cite).save(folder / "README.md")
+            if benchmark:
+                about = benchmark_of(name, source)
+                (folder / "eval.yaml").write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
             message = f"VisionFlow corpus {name}"
             return api.upload_folder(
                 repo_id=name, repo_type="dataset", folder_path=folder, delete_patterns="data/*", commit_message=message
@@ -67,6 +76,19 @@ def write_shards(corpus: Corpus, folder: Path) -> None:
         for index in tqdm(range(shards), desc=f"writing {name}", unit="shard", delay=3, leave=False):
             file = folder / "data" / f"{name}-{index:05d}-of-{shards:05d}.parquet"
             split.shard(shards, index, contiguous=True).to_parquet(file)
+
+
+def benchmark_of(name: str, source: str | None) -> dict:
+    """What eval.yaml holds: a task for each direction, whose figures the models keep in .eval_results/.
+
+    Source: huggingface.co/docs/hub/eval-results.
+    """
+    return {
+        "name": name.split("/")[-1],
+        "description": source or "Images and fMRI responses to them.",
+        "evaluation_framework": "visionflow",
+        "tasks": [{"id": task, "config": "default", "split": "test"} for task in BENCHMARK],
+    }
 
 
 def corpus_card(corpus: Corpus, name: str, license: str, source: str | None, citation: str | None) -> DatasetCard:

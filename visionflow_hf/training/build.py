@@ -1,20 +1,18 @@
 """A new model and its processor, with the sizes that fit a corpus; and which weights of its encoder are trained."""
 
-import math
-
 from datasets import Dataset
 from torch import nn
-from transformers import ViTConfig
 
 from visionflow_hf.errors import UserError
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.pretrained import input_size, layers_to_read, load_autoencoder, load_encoder
+from visionflow_hf.pretrained import load_autoencoder, load_encoder
 from visionflow_hf.training.arguments import PRETRAINED, SCRATCH, ModelArguments
 
 PRETRAINED_FROM = 64  # px; for smaller stimuli a small encoder is trained
 PASSED_ON = (
-    *("bridge_dropout", "voxel_dropout", "decoder_channels"),
+    *("feature_layers", "latent_dim", "linear_dim", "decoder_channels"),
+    *("bridge_hidden_size", "bridge_dropout", "voxel_dropout"),
     *("image_weight", "kl_weight", "alignment_weight", "fmri_weight"),
 )
 
@@ -32,11 +30,11 @@ def encoder_name(image_size: list[int], args: ModelArguments) -> str:
     return args.encoder or (PRETRAINED if max(image_size) >= PRETRAINED_FROM else SCRATCH)
 
 
-def build_model(processor: VisionFlowProcessor, args: ModelArguments, stimuli: int | None = None) -> VisionFlowModel:
+def build_model(processor: VisionFlowProcessor, args: ModelArguments, rows: Dataset) -> VisionFlowModel:
     """A model with new weights, but those of a pretrained encoder and of an autoencoder.
 
     Args:
-        stimuli: the number of distinct train stimuli, which bounds the linear dimensions of the latent.
+        rows: of the train split, as `VisionFlowConfig.for_dataset` reads them.
 
     Raises:
         UserError: the encoder or the autoencoder cannot be found, or the encoder is no vision model.
@@ -46,32 +44,18 @@ def build_model(processor: VisionFlowProcessor, args: ModelArguments, stimuli: i
     if name == SCRATCH:
         if args.unfreeze_blocks or args.lora_rank:
             raise UserError("--unfreeze_blocks and --lora_rank are for a pretrained encoder: name one with --encoder")
-        own["vision_config"] = small_vit(processor.image_size, processor.num_channels)
-        own["feature_grid"] = own["vision_config"].image_size[0] // own["vision_config"].patch_size
     else:
         encoder, own = load_encoder(name)
         own["vision_config"] = encoder.config
-        size = input_size(encoder.config, own, processor.image_size)
-        own["linear_layers"] = args.feature_layers or layers_to_read(encoder.config, size)
+        if args.feature_layers:
+            own["linear_layers"] = args.feature_layers
     if args.autoencoder is not None:
         autoencoder = load_autoencoder(args.autoencoder)
         settings = {name: value for name, value in autoencoder.config.items() if not name.startswith("_")}
         own |= {"decoder_type": "autoencoder_kl", "autoencoder_config": settings}
-    num_voxels = [len(processor.fmri_mean[subject]) for subject in processor.subjects]
-    linear_dim = args.linear_dim if stimuli is None else min(args.linear_dim, stimuli)
+    given = {name: getattr(args, name) for name in PASSED_ON if getattr(args, name) is not None}
     try:
-        config = VisionFlowConfig(
-            image_size=processor.image_size,
-            num_channels=processor.num_channels,
-            feature_layers=args.feature_layers or [-1],
-            latent_dim=args.latent_dim or (128 if name == SCRATCH else 256),
-            linear_dim=linear_dim,
-            subjects=processor.subjects,
-            num_voxels=num_voxels,
-            bridge_hidden_size=args.bridge_hidden_size or bridge_width(num_voxels),
-            **{name: getattr(args, name) for name in PASSED_ON},
-            **own,
-        )
+        config = VisionFlowConfig.for_dataset(rows, processor, **given, **own)
     except ValueError as error:  # the config says what it expected
         raise UserError(str(error)) from error
     model = VisionFlowModel(config)
@@ -146,24 +130,3 @@ def merge_adapters(model: VisionFlowModel) -> None:
     """Add each B A to its W, which leaves an encoder without adapters."""
     if hasattr(model.encoder, "merge_and_unload"):
         model.encoder = model.encoder.merge_and_unload()
-
-
-def bridge_width(num_voxels: list[int]) -> int:
-    """1,024 hidden units, fewer where the maps to all voxels would then exceed 64 M weights, 128 at least."""
-    affordable = 64_000_000 // sum(num_voxels)
-    return max(128, min(1024, 2 ** (affordable.bit_length() - 1)))
-
-
-def small_vit(image_size: list[int], channels: int) -> ViTConfig:
-    """A ViT of 0.1 M parameters for stimuli too small for a pretrained one, with about 8 patches a side."""
-    patch = max(1, round(max(image_size) / 8))
-    side = math.ceil(max(image_size) / patch) * patch
-    return ViTConfig(
-        image_size=[side, side],
-        patch_size=patch,
-        num_channels=channels,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=256,
-    )

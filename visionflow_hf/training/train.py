@@ -21,7 +21,7 @@ from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import put_back, refuse_existing, take_name
-from visionflow_hf.hub import load_model, push, save_model
+from visionflow_hf.hub import hub_name, load_model, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training.alignment import align, image_latents
@@ -86,7 +86,9 @@ def train(
         PartialState().destroy_process_group()  # the first process goes on alone
         if not first:
             return trained
-        save_model(trained.model, trained.processor, folder, description(trained, opened, model_args, training_args))
+        save_model(
+            trained.model, trained.processor, folder, description(trained, corpus, opened, model_args, training_args)
+        )
     except BaseException:
         begun = first and checkpoint is None and (folder / MARKER).is_file()
         if begun and folder.is_dir() and get_last_checkpoint(folder) is None:  # nothing to resume from
@@ -131,7 +133,7 @@ def train_on(
     pairs, images = pairs_of(splits["train"]), images_alone(splits["train"])
     if model_args.from_model is None:
         processor = build_processor(splits["train"], model_args.image_size)
-        model = build_model(processor, model_args, len(set(pairs["stimulus_id"])))
+        model = build_model(processor, model_args, pairs)
     else:
         model, processor = continue_model(model_args.from_model, splits["train"], model_args)
     model.to(training_args.device)
@@ -305,7 +307,11 @@ def complete(
 
 
 def description(
-    trained: Trained, opened, model_args: ModelArguments, training_args: VisionFlowTrainingArguments
+    trained: Trained,
+    corpus: str | os.PathLike,
+    opened,
+    model_args: ModelArguments,
+    training_args: VisionFlowTrainingArguments,
 ) -> dict:
     """What the model's card says of the training."""
     seen, images = pairs_of(opened.splits["train"]), images_alone(opened.splits["train"])
@@ -313,7 +319,9 @@ def description(
     origin = "trained from scratch"
     if model_args.from_model is not None:
         origin = f"that of {Path(model_args.from_model).name}"
-    return {
+    base, data = hub_name(model_args.from_model) or hub_name(vision._name_or_path), hub_name(corpus)
+    named = ({"base_model": base} if base else {}) | ({"datasets": [data]} if data else {})
+    return named | {
         "encoder": vision._name_or_path or f"{vision.model_type}, {origin}",
         "unit": opened.unit,
         "n_stimuli": len(set(seen["stimulus_id"])),

@@ -1,0 +1,83 @@
+# Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
+"""What Hugging Face Inference Endpoints run: one request, one answer in JSON, in both directions."""
+
+import base64
+import io
+import os
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import pipeline
+
+REQUIREMENTS = "transformers>=5.20,<6\naccelerate>=1.10\nnumpy>=1.26\npillow>=10.3\n"
+PARAMETERS = ("subject", "num_samples")
+
+
+class EndpointHandler:
+    """Images to responses and responses to images.
+
+    Args:
+        path (`str`): the model folder, whose Python files it runs.
+    """
+
+    def __init__(self, path: str = ""):
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        self.encode = pipeline("image-to-fmri", model=path, trust_remote_code=True, device=device)
+        self.decode = self.encode.model.pipeline("fmri-to-image", self.encode.processor)
+
+    def __call__(self, data: dict) -> dict:
+        """
+        Args:
+            data: `inputs`, an image (base64 of its file, or a `PIL.Image`) or a response (numbers in the raw unit), or
+                a list of either; and `parameters`, a dict with `subject` and, for samples, `num_samples`.
+
+        Returns:
+            `{"fmri": numbers}` for images, `{"image": base64 of a PNG file}` for responses; nested lists of these where
+            several are given or sampled.
+
+        Raises:
+            ValueError: inputs or parameters of another kind, or what the pipelines refuse.
+        """
+        inputs, parameters = data.get("inputs"), data.get("parameters") or {}
+        unknown = sorted(set(parameters) - set(PARAMETERS))
+        if unknown:
+            raise ValueError(f"unknown parameters {', '.join(unknown)}: {' and '.join(PARAMETERS)} are known")
+        several = isinstance(inputs, list)
+        if isinstance(inputs[0] if several and inputs else inputs, (str, Image.Image)):
+            images = [image_of(one) for one in inputs] if several else image_of(inputs)
+            fmri = self.encode(images, **parameters)
+            return {"fmri": [one.tolist() for one in fmri] if several else fmri.tolist()}
+        try:
+            fmri = np.array(inputs, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError("inputs are neither images (base64) nor responses of one length (numbers)") from error
+        if fmri.ndim not in (1, 2):
+            raise ValueError(f"inputs have shape {fmri.shape}: (voxels,) or (responses, voxels) is expected")
+        return {"image": png(self.decode(fmri, **parameters))}
+
+
+def write_requirements(folder: str) -> None:
+    """requirements.txt, which an endpoint installs, beside this file in a model folder."""
+    with open(os.path.join(folder, "requirements.txt"), "w") as file:
+        file.write(REQUIREMENTS)
+
+
+def image_of(given) -> Image.Image:
+    """An image from base64 alone: a request names no file and no address that the server would open."""
+    if isinstance(given, Image.Image):
+        return given
+    try:
+        encoded = given.partition(",")[2] if given.startswith("data:image/") else given
+        return Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
+    except (AttributeError, ValueError, OSError) as error:
+        raise ValueError("an image is not the base64 of an image file") from error
+
+
+def png(image):
+    """Base64 of a PNG file; a list of them for a list."""
+    if isinstance(image, list):
+        return [png(one) for one in image]
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()

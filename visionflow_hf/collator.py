@@ -1,0 +1,49 @@
+"""Rows of a corpus to batches for `transformers.Trainer`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import pad
+
+from visionflow_hf.modeling import VisionFlowProcessor
+
+COLUMNS = ("image", "fmri", "subject")
+
+
+@dataclass
+class VisionFlowCollator:
+    """What `VisionFlowModel.forward` takes, of rows with the columns `image`, `fmri` and `subject`.
+
+    A row may lack its image or its fMRI (`None`), and its subject where it has no fMRI. Every batch is as wide as the
+    subject with the most voxels needs, with zeros beyond a subject's own, so that Trainer hands one array of fMRI to
+    `compute_metrics`.
+
+    Args:
+        processor (`VisionFlowProcessor`): that of the model.
+    """
+
+    processor: VisionFlowProcessor
+
+    def __call__(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
+        """
+        Returns:
+            `pixel_values`, `fmri`, `subject_ids` and, where rows lack one, `has_image` and `has_fmri`, as in
+            `VisionFlowProcessor.__call__`.
+
+        Raises:
+            ValueError: the rows lack a column, or have what the processor refuses.
+        """
+        missing = [name for name in COLUMNS if name not in rows[0]]
+        if missing:
+            raise ValueError(
+                f"the rows have no {', '.join(missing)}, only {', '.join(rows[0]) or 'nothing'}: "
+                "give TrainingArguments remove_unused_columns=False"
+            )
+        images, fmri, subjects = ([row[name] for row in rows] for name in COLUMNS)
+        known = [self.processor.subjects[0] if name is None else name for name in subjects]
+        batch = self.processor(images=images, fmri=fmri, subject=known)
+        widest = max(map(len, self.processor.fmri_mean.values()))
+        batch["fmri"] = pad(batch["fmri"], (0, widest - batch["fmri"].shape[1]))
+        batch["subject_ids"][[place for place, name in enumerate(subjects) if name is None]] = -1
+        return {name: values for name, values in batch.items() if name not in ("fmri_mean", "fmri_std")}
