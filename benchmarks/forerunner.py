@@ -33,7 +33,6 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoModel, PreTrainedModel
-from visionflow_hf.modeling import VisionFlowProcessor
 
 from visionflow_hf.corpus.responses import pairs_of
 from visionflow_hf.corpus.schema import open_corpus
@@ -41,6 +40,7 @@ from visionflow_hf.evaluation.predictions import to_array
 from visionflow_hf.evaluation.report import print_table
 from visionflow_hf.evaluation.scores import score
 from visionflow_hf.hub import load_model
+from visionflow_hf.modeling import VisionFlowProcessor
 
 LATENT, HIDDEN, SIDE = 256, 512, 224
 BATCH, EPOCHS, LEARNING_RATE = 16, 5, 1e-4

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from common import machine, random_corpus, vit_b_16
 from torch.utils.flop_counter import FlopCounterMode
+
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

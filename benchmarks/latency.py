@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from common import finish_work, keep
 from transformers import ViTConfig
+
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel
 
 BATCHES = (1, 64)

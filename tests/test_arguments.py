@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 from transformers import TrainingArguments
-from visionflow_hf.modeling import VisionFlowConfig
 
 from visionflow_hf.cli import main, parse, parser
 from visionflow_hf.errors import UserError
+from visionflow_hf.modeling import VisionFlowConfig
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training_flags import REFUSED, SHOWN, dataclasses_of
 

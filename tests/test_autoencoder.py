@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel
 
 from visionflow_hf.cli import main
 from visionflow_hf.hub import load_model
+from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import pytest
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub, environment
 from test_hub import visionflow
-from visionflow_hf.modeling import VisionFlowConfig
 
 from visionflow_hf.cli import main
 from visionflow_hf.hub import add_result, hub_name, make_card, named, training_of
+from visionflow_hf.modeling import VisionFlowConfig
 from visionflow_hf.results import result_of
 
 

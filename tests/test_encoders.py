@@ -6,6 +6,11 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel
+
+from visionflow_hf.cli import main
+from visionflow_hf.corpus.responses import pairs_of
+from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel
 from visionflow_hf.modeling.gabor_wavelets import wavelet_maps
 from visionflow_hf.modeling.vision_encoder import (
@@ -20,11 +25,6 @@ from visionflow_hf.modeling.vision_encoder import (
     prepare_encoder,
     probed_widths,
 )
-
-from visionflow_hf.cli import main
-from visionflow_hf.corpus.responses import pairs_of
-from visionflow_hf.corpus.schema import open_corpus
-from visionflow_hf.hub import load_model
 from visionflow_hf.pretrained import load_encoder
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training import linear_latent

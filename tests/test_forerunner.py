@@ -9,6 +9,7 @@ from conftest import ROOT
 from datasets import Dataset
 from PIL import Image
 from transformers import ViTConfig, ViTModel
+
 from visionflow_hf.modeling import VisionFlowProcessor
 
 sys.path.append(str(ROOT / "benchmarks"))

@@ -10,11 +10,11 @@ from datasets import load_from_disk
 from PIL import Image
 from scipy.stats import multivariate_normal
 from transformers import AutoModel
-from visionflow_hf.modeling.fmri_bridges import SHARED_NOISE
 
 from visionflow_hf.cli import main
 from visionflow_hf.evaluation.scores import likelihood_of_images
 from visionflow_hf.hub import load_model
+from visionflow_hf.modeling.fmri_bridges import SHARED_NOISE
 
 
 @pytest.fixture(scope="module")

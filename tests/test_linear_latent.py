@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge as Reference
-from visionflow_hf.modeling.gabor_wavelets import GRID, wavelet_maps
 
 from visionflow_hf.corpus.responses import images_of, pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
+from visionflow_hf.modeling.gabor_wavelets import GRID, wavelet_maps
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training import linear_latent
 from visionflow_hf.training.alignment import image_latents

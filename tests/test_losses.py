@@ -1,6 +1,7 @@
 """The image loss is the Bernoulli divergence that it says, with finite gradients everywhere."""
 
 import torch
+
 from visionflow_hf.modeling.losses import HALF_LEVEL, fmri_loss, image_loss
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from transformers import ViTConfig
-from visionflow_hf.modeling.latent_gaussian import Gaussian
 
 from visionflow_hf import VisionFlowConfig, VisionFlowModel
+from visionflow_hf.modeling.latent_gaussian import Gaussian
 
 VOXELS = [9, 5]
 

@@ -6,6 +6,7 @@ import torch
 from himalaya.kernel_ridge import KernelRidgeCV
 from himalaya.ridge import RidgeCV
 from sklearn.linear_model import Ridge
+
 from visionflow_hf.modeling.ridge import (
     PENALTIES,
     RidgePath,

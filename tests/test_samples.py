@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from transformers import ViTConfig
-from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel
 
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
+from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from visionflow_hf.modeling import VisionFlowConfig
-from visionflow_hf.modeling.image_decoder import LinearDecoder, blend
-from visionflow_hf.modeling.ridge import fit_ridge
 
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.responses import images_of, pairs_of, responses_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model, save_model
+from visionflow_hf.modeling import VisionFlowConfig
+from visionflow_hf.modeling.image_decoder import LinearDecoder, blend
+from visionflow_hf.modeling.ridge import fit_ridge
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training import train as train_module
 from visionflow_hf.training.shares import choose_shares, fit_linear_decoder

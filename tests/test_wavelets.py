@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from visionflow_hf.modeling.gabor_wavelets import (
     CYCLES,
     GRID,
