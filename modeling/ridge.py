@@ -1,14 +1,20 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """Ridge regression on torch tensors, on the device and in the dtype of its inputs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-10, 5))  # 1e-5 to 100
 FOLDS = 5
 MOST_JUDGED = 2000  # targets by which the penalty is chosen
+
+# Of the ridges from small groups of features in `likely_mean`:
+GROUP_PENALTIES = (0.03, 0.3, 3.0, 30.0)  # times the mean variance of a feature and the number of samples
+LEAST_LIKELIHOOD = 0.02  # against the best
+LEAST_VARIANCE = 1e-6  # of a feature; what varies less is the blank border of images
 
 
 @dataclass
@@ -142,6 +148,48 @@ class RidgePath:
         if isinstance(penalty, torch.Tensor):
             penalty = penalty[..., None]
         return self.values + penalty
+
+
+def likely_mean(candidates: list[Callable[[], torch.Tensor]], targets: torch.Tensor) -> Iterator[Ridge | None]:
+    """For each target the mean of ridges from many small groups of features, weighted by their likelihood.
+
+        share_k ~ exp(-(n / 2) (error_k - least error) / least error)
+
+    over groups and penalties, with the cross-validated error of n samples.
+
+    Args:
+        candidates: functions that give some groups, `(groups, samples, features)`.
+        targets (`torch.Tensor` of shape `(samples, targets)`)
+
+    Yields:
+        For each candidate the ridges of its groups, times their shares: weights `(groups, features, targets)`; None
+        where all shares are 0.
+    """
+    errors = []
+    for candidate in tqdm(candidates, desc="candidate features", unit="part", leave=False, disable=None):
+        features = candidate()
+        errors.append(RidgePath(features, targets).cross_validated(group_penalties(features)))
+    share = likelihoods(torch.cat(errors), len(targets))
+    for candidate, own in zip(candidates, share.split([len(one) for one in errors]), strict=True):
+        if not own.any():
+            yield None
+            continue
+        features = candidate()
+        yield RidgePath(features, targets).mean(group_penalties(features), own)
+
+
+def group_penalties(features: torch.Tensor) -> list[torch.Tensor]:
+    """Each of GROUP_PENALTIES in units of the features of each group, `(groups,)`."""
+    scale = features.var(1, correction=0).mean(1).clamp(min=LEAST_VARIANCE) * features.shape[1]
+    return [penalty * scale for penalty in GROUP_PENALTIES]
+
+
+def likelihoods(errors: torch.Tensor, samples: int) -> torch.Tensor:
+    """Normalised for each target, of groups with squared errors `(groups, penalties, targets)`."""
+    least = errors.amin((0, 1))
+    likelihood = torch.exp(-samples / 2 * (errors - least) / least.clamp(min=1e-12))
+    likelihood[likelihood < LEAST_LIKELIHOOD] = 0
+    return likelihood / likelihood.sum((0, 1))
 
 
 def eigh(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,17 +11,15 @@ from visionflow_hf.corpus.responses import images_of, pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling.gabor_wavelets import GRID, wavelet_maps
+from visionflow_hf.modeling.ridge import GROUP_PENALTIES, likelihoods, likely_mean
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training import linear_latent
 from visionflow_hf.training.alignment import image_latents
 from visionflow_hf.training.feature_spaces import ENERGIES, FeatureSpace, feature_spaces
 from visionflow_hf.training.linear_latent import (
-    PENALTIES,
     Components,
     Encoding,
     fit_encoding,
-    likelihoods,
-    likely_mean,
     stack,
     trust,
 )
@@ -149,10 +147,10 @@ def test_the_likely_mean_is_a_mean_of_ridges_of_scikit_learn(channels):
     features = torch.from_numpy(rng.normal(1, 2, (3, 30, channels)).astype(np.float32))
     targets = torch.from_numpy(rng.normal(size=(30, 4)).astype(np.float32)) + features[1, :, :1]
     found = list(likely_mean([lambda: features[:2], lambda: features[2:]], targets))
-    errors, whole = np.zeros((3, len(PENALTIES), 4)), {}
+    errors, whole = np.zeros((3, len(GROUP_PENALTIES), 4)), {}
     for field in range(3):
         x, y = features[field].double().numpy(), targets.double().numpy()
-        for at, penalty in enumerate(PENALTIES):
+        for at, penalty in enumerate(GROUP_PENALTIES):
             alpha = penalty * 30 * x.var(0).mean()
             whole[field, at] = Reference(alpha=alpha).fit(x, y)
             centred = x - x.mean(0)

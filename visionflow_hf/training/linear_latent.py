@@ -16,16 +16,15 @@ Source: Kay et al. 2008 for the energies, St-Yves & Naselaris 2018 and Klindt et
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from scipy.optimize import nnls
-from tqdm import tqdm
 
 from visionflow_hf.modeling import VisionFlowModel
 from visionflow_hf.modeling.gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS
-from visionflow_hf.modeling.ridge import FOLDS, Ridge, RidgePath, fit_ridge, group_folds, held_out_predictions
+from visionflow_hf.modeling.ridge import FOLDS, Ridge, fit_ridge, group_folds, held_out_predictions, likely_mean
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training.feature_spaces import ENERGIES, FeatureSpace, Linear, feature_spaces
 from visionflow_hf.training.trials import Trials
@@ -40,10 +39,7 @@ BLOCK = 2000  # voxels at a time, which bounds the memory
 MOST_WEIGHTS = 64_000_000  # of a block's linear map from all feature spaces
 LATENT = "latent"  # the name of the ridge from it, among those of the encoding models
 FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
-PENALTIES = (0.03, 0.3, 3.0, 30.0)  # times the mean variance of a feature and the number of rows
 LEAST_WEIGHT = 1e-3  # of a voxel that the latent does not predict
-LEAST_LIKELIHOOD = 0.02  # of a field, against the best
-LEAST_VARIANCE = 1e-6  # of a feature; what varies less is the blank border of the images
 WORKING_SET = 10_000_000  # responses that the fields which are worked on at once predict together
 
 
@@ -126,48 +122,6 @@ def pooling_fields(space: FeatureSpace) -> Iterator[tuple[slice, torch.Tensor]]:
         near = torch.exp(-((place - place[centres, None]) ** 2) / (2 * sigma**2))
         near = near / near.sum(1, keepdim=True)
         yield slice(0, len(space.read)), torch.einsum("ap,bq->abpq", near, near).flatten(2).flatten(0, 1)
-
-
-def likely_mean(candidates: list[Callable[[], torch.Tensor]], targets: torch.Tensor) -> Iterator[Ridge | None]:
-    """For each target the mean of ridges from many small groups of features, weighted by their likelihood.
-
-        share_k ~ exp(-(n / 2) (error_k - least error) / least error)
-
-    over groups and penalties, with the cross-validated error of n samples.
-
-    Args:
-        candidates: functions that give some groups, `(groups, samples, features)`.
-        targets (`torch.Tensor` of shape `(samples, targets)`)
-
-    Yields:
-        For each candidate the ridges of its groups, times their shares: weights `(groups, features, targets)`; None
-        where all shares are 0.
-    """
-    errors = []
-    for candidate in tqdm(candidates, desc="candidate features", unit="part", leave=False, disable=None):
-        features = candidate()
-        errors.append(RidgePath(features, targets).cross_validated(penalties_of(features)))
-    share = likelihoods(torch.cat(errors), len(targets))
-    for candidate, own in zip(candidates, share.split([len(one) for one in errors]), strict=True):
-        if not own.any():
-            yield None
-            continue
-        features = candidate()
-        yield RidgePath(features, targets).mean(penalties_of(features), own)
-
-
-def penalties_of(features: torch.Tensor) -> list[torch.Tensor]:
-    """Each of PENALTIES in units of the features of each group, `(groups,)`."""
-    scale = features.var(1, correction=0).mean(1).clamp(min=LEAST_VARIANCE) * features.shape[1]
-    return [penalty * scale for penalty in PENALTIES]
-
-
-def likelihoods(errors: torch.Tensor, samples: int) -> torch.Tensor:
-    """Normalised for each target, of groups with squared errors `(groups, penalties, targets)`."""
-    least = errors.amin((0, 1))
-    likelihood = torch.exp(-samples / 2 * (errors - least) / least.clamp(min=1e-12))
-    likelihood[likelihood < LEAST_LIKELIHOOD] = 0
-    return likelihood / likelihood.sum((0, 1))
 
 
 def stack(predictions: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:

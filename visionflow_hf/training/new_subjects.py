@@ -24,11 +24,11 @@ from visionflow_hf.corpus.responses import pairs_of
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.fmri_bridges import put
-from visionflow_hf.modeling.ridge import FOLDS, Ridge, RidgePath, fit_ridge, group_folds
+from visionflow_hf.modeling.ridge import FOLDS, Ridge, RidgePath, fit_ridge, group_folds, likely_mean
 from visionflow_hf.stimuli import BATCH, Stimuli
 from visionflow_hf.training.alignment import IMAGES, image_latents
 from visionflow_hf.training.build import build_processor
-from visionflow_hf.training.linear_latent import BLOCK, WORKING_SET, likely_mean, stack
+from visionflow_hf.training.linear_latent import BLOCK, WORKING_SET, stack
 from visionflow_hf.training.trials import Trials
 
 logger = logging.getLogger(__name__)
