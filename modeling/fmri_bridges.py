@@ -78,7 +78,7 @@ class FmriToLatent(nn.Module):
         linear: torch.Tensor,
         stimulus_ids: list[str],
         voxel_weights: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Fit the linear maps of the subject with this place by ridge regression on weighted voxels.
 
         Args:
@@ -89,15 +89,15 @@ class FmriToLatent(nn.Module):
             stimulus_ids: the stimulus of each trial.
 
         Returns:
-            Mean squared error of w on held-out stimuli, `(linear_dim,)`.
+            Mean squared errors of z and of w on held-out stimuli, `(latent_dim,)` and `(linear_dim,)`.
         """
-        ridge = fit_ridge(fmri * voxel_weights, learned, stimulus_ids)
-        put(self.to_learned[place], weighted(ridge, voxel_weights))
+        to_learned = fit_ridge(fmri * voxel_weights, learned, stimulus_ids)
+        put(self.to_learned[place], weighted(to_learned, voxel_weights))
         if not linear.shape[1]:
-            return linear.new_zeros(0)
-        ridge = fit_ridge(fmri * voxel_weights, linear, stimulus_ids)
-        put(self.to_linear[place], weighted(ridge, voxel_weights))
-        return ridge.held_out_error
+            return to_learned.held_out_error, linear.new_zeros(0)
+        to_linear = fit_ridge(fmri * voxel_weights, linear, stimulus_ids)
+        put(self.to_linear[place], weighted(to_linear, voxel_weights))
+        return to_learned.held_out_error, to_linear.held_out_error
 
     def add_subject(self, voxels: int) -> None:
         """Maps of one more subject, zero until they are fitted; the MLP, not trained on it, does not correct it."""

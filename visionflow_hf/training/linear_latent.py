@@ -40,6 +40,7 @@ MOST_WEIGHTS = 64_000_000  # of a block's linear map from all feature spaces
 LATENT = "latent"  # the name of the ridge from it, among those of the encoding models
 FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
 LEAST_WEIGHT = 1e-3  # of a voxel that the latent does not predict
+FEWEST_WEIGHED = 50  # stimuli over which the correlation of a voxel tells how much it should count
 WORKING_SET = 10_000_000  # responses that the fields which are worked on at once predict together
 
 
@@ -148,7 +149,8 @@ def fit_encoding(
 
     Returns:
         For each subject a weight for each voxel, `(voxels,)`, of mean square 1: its correlation, 0 where negative, with
-        what the latent predicts of held-out stimuli. With many voxels and few trials most voxels hold no signal.
+        what the latent predicts of held-out stimuli. With many voxels and few trials most voxels hold no signal. Over
+        fewer than 50 stimuli a correlation says too little of a voxel: all weights are 1.
     """
     names = trials.subjects
     chosen = [trials.some_stimuli(name, MOST_STIMULI // len(names), seed) for name in names]
@@ -166,7 +168,8 @@ def fit_encoding(
         ridge = fit_ridge(read, fmri, shown)
         expected = held_out_predictions(ridge, read, fmri, shown)
         missed = trials.squared_errors(name, shown, expected)
-        voxel_weights[name] = reliability(expected, fmri)
+        few = len(shown) < FEWEST_WEIGHED
+        voxel_weights[name] = fmri.new_ones(fmri.shape[1]) if few else reliability(expected, fmri)
         if use_maps:
             kept = set(own)
             some = [row for row, stimulus in enumerate(shown) if stimulus in kept]

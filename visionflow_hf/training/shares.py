@@ -22,23 +22,36 @@ from visionflow_hf.training.trials import Trials
 logger = logging.getLogger(__name__)
 
 PENALTY = 1e-3  # times the mean squared norm of a centred latent: next to none
+LEAST_PREDICTED = 1e-3  # of the variance of a latent dimension
 MLP_SHARES = (0.0, 0.5, 1.0)
 LINEAR_SHARES = tuple(np.linspace(0, 1, 11).tolist())
 MOST_ASKED = 128  # held-out stimuli by which the shares are chosen
 
 
 @torch.no_grad()
-def fit_linear_decoder(model: VisionFlowModel, stimulus_ids: list[str], stimuli: Stimuli) -> None:
-    """Fit the linear map from the latents of stimuli to their pixels, of 32 px a side at most."""
-    posterior, decoder = image_latents(model, stimuli, stimulus_ids), model.linear_decoder
+def fit_linear_decoder(model: VisionFlowModel, stimulus_ids: list[str], stimuli: Stimuli, errors: torch.Tensor) -> None:
+    """Fit the linear map from the latents of stimuli to their pixels, of 32 px a side at most.
+
+        pixels ~ (s [z, w]) M        s = 1 - error / variance, of each latent dimension
+
+    There are mostly more dimensions than stimuli. The image is read from those that fMRI predicts.
+
+    Args:
+        errors (`torch.Tensor` of shape `(latent_dim + linear_dim,)`):
+            Mean squared error with which the latent is predicted from fMRI on held-out stimuli.
+    """
+    latents, decoder = image_latents(model, stimuli, stimulus_ids).mean, model.linear_decoder
+    predicted = (1 - errors / latents.var(0, correction=0).clamp(min=1e-12)).clamp(min=LEAST_PREDICTED)
     pixels = []
     for start in range(0, len(stimulus_ids), BATCH):  # all at full size can fill memory
         batch = stimuli.pixel_values(stimulus_ids[start : start + BATCH])
         if list(batch.shape[2:]) != decoder.shape[1:]:
             batch = torch.nn.functional.interpolate(batch, decoder.shape[1:], mode="bilinear", antialias=True)
         pixels.append(batch.flatten(1))
-    ridge = RidgePath(posterior.mean, torch.cat(pixels).to(model.device)).solve(PENALTY * squared_norm(posterior.mean))
-    from_learned, from_linear = ridge.weights.split([model.config.latent_dim, model.config.linear_dim])
+    scaled = latents * predicted
+    ridge = RidgePath(scaled, torch.cat(pixels).to(model.device)).solve(PENALTY * squared_norm(scaled))
+    weights = predicted[:, None] * ridge.weights
+    from_learned, from_linear = weights.split([model.config.latent_dim, model.config.linear_dim])
     put(decoder.from_learned, Ridge(from_learned, ridge.intercept, ridge.penalty))
     decoder.from_linear.weight.copy_(from_linear.T)
 

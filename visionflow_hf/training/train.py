@@ -204,9 +204,10 @@ def fit_fmri_side(model: VisionFlowModel, trials: Trials, stimuli: Stimuli, args
         errors.append(model.fmri_to_latent.fit(subject, fmri, *latents, own, voxel_weights[name]))
         predicted = model.latent_to_fmri.voxel_maps[subject](model.latent_to_fmri.read(*latents))
         model.latent_to_fmri.set_shared_noise(subject, fmri - predicted)
-    model.fmri_to_latent.linear_logvar.data.copy_(torch.stack(errors).mean(0).clamp(min=1e-3).log())
+    learned_error, linear_error = (torch.stack(parts).mean(0) for parts in zip(*errors, strict=True))
+    model.fmri_to_latent.linear_logvar.data.copy_(linear_error.clamp(min=1e-3).log())
     align(model, trials, stimuli, args.max_steps, args.seed)
-    fit_linear_decoder(model, names, stimuli)
+    fit_linear_decoder(model, names, stimuli, torch.cat([learned_error, linear_error]))
 
 
 def run_trainer(
