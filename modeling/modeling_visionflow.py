@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
@@ -19,6 +20,8 @@ from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
 from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder, StretchedSigmoid, blend
 from .latent_gaussian import Gaussian, LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
+from .processing_visionflow import VisionFlowProcessor
+from .subject_fit import enough, fit_maps, known_voxels, latents_of, latents_of_the_prior
 from .vision_encoder import average_pool, layer_maps, pooled_features
 
 NARROW = -3.0  # logarithm of the variance with which posteriors begin
@@ -394,6 +397,58 @@ class VisionFlowModel(PreTrainedModel):
         self.latent_to_fmri.remove_subject(place)
         self.config.subjects = [other for other in self.config.subjects if other != name]
         self.config.num_voxels = [count for at, count in enumerate(self.config.num_voxels) if at != place]
+
+    @torch.no_grad()
+    def fit_subject(self, name: str, images, fmri, stimulus_ids=None, processor=None, seed: int = 0):
+        """Fit the maps of a new subject in closed form from its trials, or those of a known one anew.
+
+        What the subjects share stays as it is. Of some hundred trials and more, `visionflow train` on all of the data
+        gives a better model.
+
+        Args:
+            name (`str`): of the subject. A known one is removed first.
+            images: the image of each trial, in any form that the processor takes.
+            fmri: array or tensor of shape `(trials, voxels)`, in the raw unit. The processor gets the mean and the
+                standard deviation of each voxel.
+            stimulus_ids (`list[str]`, *optional*): the stimulus of each trial; by default trials whose images have the
+                same pixels are its repeats.
+            processor (`VisionFlowProcessor`, *optional*): that of this model, which learns the subject, too. By default
+                it is loaded from where the model came from.
+            seed (`int`): which images are simulated, and with which known voxels new ones are compared.
+
+        Returns:
+            `VisionFlowProcessor`, which knows the subject.
+
+        Raises:
+            ValueError: a model without subjects, numbers of images and responses that differ, responses that are not
+                finite numbers, or fewer than 4 distinct stimuli. Model and processor are as before then.
+        """
+        processor = VisionFlowProcessor.from_pretrained(self.config._name_or_path) if processor is None else processor
+        fmri = torch.as_tensor(np.asarray(fmri) if isinstance(fmri, (list, tuple)) else fmri).detach().float()
+        if not self.config.subjects:
+            raise ValueError("the model knows no subject to whose voxels new ones could be compared: train it first")
+        pixels = processor(images=images, subject=self.config.subjects[0])["pixel_values"]
+        if fmri.ndim != 2 or len(fmri) != len(pixels) or not fmri.isfinite().all():
+            raise ValueError(
+                f"{len(pixels)} images and fmri of shape {tuple(fmri.shape)}: one finite response (trials, voxels) to "
+                "each image is expected"
+            )
+        if stimulus_ids is None:
+            stimulus_ids = [one.cpu().numpy().tobytes() for one in pixels]
+        stimulus_ids = list(stimulus_ids)
+        enough(name, stimulus_ids)
+        known, latents = known_voxels(self, seed), latents_of(self, pixels)
+        simulated = tuple(torch.cat(parts) for parts in zip(latents, latents_of_the_prior(self, seed), strict=True))
+        if name in self.config.subjects:
+            self.remove_subject(name)
+        if name in processor.subjects:
+            processor.remove_subject(name)
+        std, mean = (one.cpu() for one in torch.std_mean(fmri.double().cpu(), 0, correction=0))
+        processor.add_subject(name, mean.numpy(), torch.where(std == 0, 1.0, std).numpy())
+        self.add_subject(name, fmri.shape[1])
+        standardised = processor(fmri=fmri, subject=name)["fmri"].to(self.device)
+        fit_maps(self, name, standardised, latents, stimulus_ids, simulated, known)
+        return processor
 
     @torch.no_grad()
     def set_noise(self, subject: str, variance: torch.Tensor) -> None:

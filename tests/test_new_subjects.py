@@ -6,11 +6,13 @@ import pytest
 import torch
 from datasets import DatasetDict, load_from_disk
 from safetensors.torch import load_file
+from scipy.optimize import nnls
 
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.schema import read_corpus
 from visionflow_hf.evaluation.evaluate import evaluate
 from visionflow_hf.hub import load_model
+from visionflow_hf.modeling.subject_fit import two_weights
 from visionflow_hf.training.arguments import ModelArguments
 from visionflow_hf.training.build import continue_model
 
@@ -70,6 +72,45 @@ def test_an_added_subject_is_saved_and_loaded(run, tmp_path):
     again = type(model).from_pretrained(tmp_path)
     assert again.config.subjects == model.config.subjects
     assert all(torch.equal(values, again.state_dict()[name]) for name, values in model.state_dict().items())
+
+
+def test_fit_subject_by_code(run, newcomer):
+    """As good as `train --freeze-shared`, from images and responses at hand; known subjects stay as they are."""
+    splits = read_corpus(newcomer).splits
+    images, fmri = list(splits["train"]["image"]), np.array(splits["train"]["fmri"], np.float32)
+    model, processor = load_model(run)
+    batch = processor(images=images[0], subject="subj01")
+    before = model.predict_fmri(**batch)
+    found = model.fit_subject("ann", images=images, fmri=fmri, stimulus_ids=splits["train"]["stimulus_id"])
+    assert found.subjects == model.config.subjects == ["subj01", "subj02", "ann"] and processor.subjects[-1] != "ann"
+    np.testing.assert_allclose(found.fmri_mean["ann"], fmri.mean(0), atol=1e-5)
+    torch.testing.assert_close(model.predict_fmri(**batch)[:, :30], before)
+    predicted = model.predict_fmri(**found(images=list(splits["test"]["image"]), subject="ann")).detach().numpy()
+    measured = np.array(splits["test"]["fmri"])
+    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(predicted.T, measured.T, strict=True)]
+    assert np.mean(r) > 0.1
+    shuffled, other = load_model(run)
+    other = shuffled.fit_subject("ann", images=images, fmri=np.roll(fmri, 5, axis=0), processor=other)
+    predicted = shuffled.predict_fmri(**other(images=list(splits["test"]["image"]), subject="ann")).detach().numpy()
+    assert np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(predicted.T, measured.T, strict=True)]) < 0.05
+    with pytest.raises(ValueError, match="3 distinct stimuli: at least 4"):
+        model.fit_subject("bob", images=images[:3], fmri=fmri[:3])
+    with pytest.raises(ValueError, match=r"3 images and fmri of shape \(2, 60\)"):
+        model.fit_subject("bob", images=images[:3], fmri=fmri[:2])
+    with pytest.raises(ValueError, match="3 images and fmri"):
+        model.fit_subject("bob", images=images[:3], fmri=np.full((3, 60), np.nan))
+    assert model.config.subjects == ["subj01", "subj02", "ann"]
+
+
+def test_two_weights_are_those_of_nnls():
+    rng = np.random.default_rng(0)
+    for signs in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
+        one, other, noise = rng.normal(size=(3, 50))
+        other = other + one  # correlated
+        targets = signs[0] * one + 0.3 * signs[1] * other + 0.1 * noise
+        expected, _ = nnls(np.stack([one, other], 1), targets)
+        np.testing.assert_allclose(two_weights(*map(torch.from_numpy, (one, other, targets))), expected, atol=1e-8)
+    assert two_weights(torch.zeros(3), torch.zeros(3), torch.ones(3)) == (0.0, 0.0)
 
 
 def test_what_is_shared_is_kept(run, newcomer, tmp_path):

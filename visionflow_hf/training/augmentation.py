@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 ROTATION, SHEAR, SCALE, SHIFT = math.radians(15), 0.15, 0.15, 0.1
-FEW_STIMULI = 50  # with fewer, half of the augmented images are composed of two
+FEW_STIMULI = 50  # with fewer, half of the augmented images are composed of two; other stages heed it, too
 CELLS = 4  # a composed image takes each cell of a 4 x 4 grid from one of two images
 
 

@@ -26,6 +26,7 @@ from visionflow_hf.modeling import VisionFlowModel
 from visionflow_hf.modeling.gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS
 from visionflow_hf.modeling.ridge import FOLDS, Ridge, fit_ridge, group_folds, held_out_predictions, likely_mean
 from visionflow_hf.stimuli import Stimuli
+from visionflow_hf.training.augmentation import FEW_STIMULI
 from visionflow_hf.training.feature_spaces import ENERGIES, FeatureSpace, Linear, feature_spaces
 from visionflow_hf.training.trials import Trials
 
@@ -40,7 +41,6 @@ MOST_WEIGHTS = 64_000_000  # of a block's linear map from all feature spaces
 LATENT = "latent"  # the name of the ridge from it, among those of the encoding models
 FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
 LEAST_WEIGHT = 1e-3  # of a voxel that the latent does not predict
-FEWEST_WEIGHED = 50  # stimuli over which the correlation of a voxel tells how much it should count
 WORKING_SET = 10_000_000  # responses that the fields which are worked on at once predict together
 
 
@@ -168,7 +168,7 @@ def fit_encoding(
         ridge = fit_ridge(read, fmri, shown)
         expected = held_out_predictions(ridge, read, fmri, shown)
         missed = trials.squared_errors(name, shown, expected)
-        few = len(shown) < FEWEST_WEIGHED
+        few = len(shown) < FEW_STIMULI
         voxel_weights[name] = fmri.new_ones(fmri.shape[1]) if few else reliability(expected, fmri)
         if use_maps:
             kept = set(own)

@@ -2,10 +2,11 @@
 
 Where distinct stimuli are few, a decoder trained on them makes new images too much like them, and a linear map from the
 latent to pixels does better; and an MLP that was trained on simulated trials helps only as far as the encoding model
-behind these is right. So both shares are chosen on held-out train stimuli.
+behind these is right. So both shares are chosen on held-out train stimuli; with fewer than 50 the MLP has none.
 """
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -57,11 +58,18 @@ def fit_linear_decoder(model: VisionFlowModel, stimulus_ids: list[str], stimuli:
 
 
 @torch.no_grad()
-def choose_shares(model: VisionFlowModel, held_out: Trials, stimuli: Stimuli, seed: int) -> tuple[float, float]:
+def choose_shares(
+    model: VisionFlowModel,
+    held_out: Trials,
+    stimuli: Stimuli,
+    seed: int,
+    mlp_shares: Sequence[float] = MLP_SHARES,
+) -> tuple[float, float]:
     """The shares of the MLP and of the linear decoder with the highest quality on held-out stimuli, repeats averaged.
 
     Args:
         model: fitted without these stimuli.
+        mlp_shares: among which is chosen.
     """
     learned, linear, images = [], [], []
     for name in held_out.subjects:
@@ -76,7 +84,7 @@ def choose_shares(model: VisionFlowModel, held_out: Trials, stimuli: Stimuli, se
         images.append(stimuli.pixel_values(own))
     h, v, images = torch.cat(learned), torch.cat(linear), as_array(torch.cat(images))
     found = {}
-    for mlp in MLP_SHARES:
+    for mlp in mlp_shares:
         posterior = model.fmri_to_latent.correct(h, v, mlp)
         decoded = model.image_decoder(posterior.learned.mean).float()
         straight = model.linear_decoder(posterior.learned.mean, posterior.linear.mean).float()

@@ -26,10 +26,11 @@ from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training.alignment import align, image_latents
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training.augmentation import FEW_STIMULI
 from visionflow_hf.training.build import build_model, build_processor, continue_model, merge_adapters
 from visionflow_hf.training.linear_latent import fit_encoding
 from visionflow_hf.training.new_subjects import fit_new_subjects
-from visionflow_hf.training.shares import choose_shares, fit_linear_decoder
+from visionflow_hf.training.shares import MLP_SHARES, choose_shares, fit_linear_decoder
 from visionflow_hf.training.trainer import ImageBatches, ImageTrainer
 from visionflow_hf.training.trials import Trials
 from visionflow_hf.training_flags import told
@@ -170,7 +171,8 @@ def train_on(
         history += trainer.state.log_history
         if own is fitted and held_out.stimuli and first:
             fit_fmri_side(model, fitted, stimuli, args)
-            shares = choose_shares(model, held_out, stimuli, args.seed)
+            few = len(trials.stimuli) < FEW_STIMULI
+            shares = choose_shares(model, held_out, stimuli, args.seed, (0.0,) if few else MLP_SHARES)
     merge_adapters(model)
     if not first:
         return Trained(model, processor, history)
