@@ -2,7 +2,7 @@
 
 Where distinct stimuli are few, a decoder trained on them makes new images too much like them, and a linear map from the
 latent to pixels does better; and an MLP that was trained on simulated trials helps only as far as the encoding model
-behind these is right. So both shares are chosen on held-out train stimuli; with fewer than 50 the MLP has none.
+behind these is right. So both shares are chosen on held-out train stimuli; of fewer than 50 the MLP gets half at most.
 """
 
 import logging

@@ -172,7 +172,7 @@ def train_on(
         if own is fitted and held_out.stimuli and first:
             fit_fmri_side(model, fitted, stimuli, args)
             few = len(trials.stimuli) < FEW_STIMULI
-            shares = choose_shares(model, held_out, stimuli, args.seed, (0.0,) if few else MLP_SHARES)
+            shares = choose_shares(model, held_out, stimuli, args.seed, MLP_SHARES[:2] if few else MLP_SHARES)
     merge_adapters(model)
     if not first:
         return Trained(model, processor, history)
