@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
+from transformers.utils import logging
 
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-10, 5))  # 1e-5 to 100
 FOLDS = 5
@@ -166,7 +166,7 @@ def likely_mean(candidates: list[Callable[[], torch.Tensor]], targets: torch.Ten
         where all shares are 0.
     """
     errors = []
-    for candidate in tqdm(candidates, desc="candidate features", unit="part", leave=False, disable=None):
+    for candidate in logging.tqdm(candidates, desc="candidate features", unit="part", leave=False, disable=None):
         features = candidate()
         errors.append(RidgePath(features, targets).cross_validated(group_penalties(features)))
     share = likelihoods(torch.cat(errors), len(targets))

@@ -32,11 +32,11 @@ def once(tmp_path_factory) -> Callable:
 
     def folder(name: str, make: Callable[[Path], None]) -> Path:
         with FileLock(shared / f"{name}.lock"):
-            if not (shared / name / "whole").exists():
-                (shared / name).mkdir()  # fails again in the next test where `make` has failed
-                make(shared / name / "made")
-                (shared / name / "whole").touch()
-        return shared / name / "made"
+            if not (shared / f"{name}.whole").exists():
+                (shared / f"{name}.once").mkdir()  # fails again in the next test where `make` has failed
+                make(shared / f"{name}.once" / name)
+                (shared / f"{name}.whole").touch()
+        return shared / f"{name}.once" / name
 
     return folder
 
@@ -49,7 +49,7 @@ def corpus(once) -> Path:
     def make(path: Path) -> None:
         assert main(["simulate", str(path), *flags]) == 0
 
-    return once("corpus", make)
+    return once("simulated", make)
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +60,7 @@ def run(corpus, once) -> Path:
     def make(path: Path) -> None:
         assert main(["train", str(corpus), str(path), *flags]) == 0
 
-    return once("run", make)
+    return once("model", make)
 
 
 @pytest.fixture(scope="session")

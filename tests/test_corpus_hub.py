@@ -133,6 +133,7 @@ def test_a_stream_of_several_shards_has_every_row(hub, pushed, unpaired, tmp_pat
         assert read[name].remove_columns("image")[:] == expected[name].remove_columns("image")[:]
 
 
+@pytest.mark.nightly
 def test_train_in_a_stream_leaves_no_copy_and_gives_the_same_model(hub, pushed, unpaired, tmp_path, refused):
     env = environment(hub, tmp_path / "home")
     flags = ["--max_steps", 4, "--disable_tqdm", "true", "--validation_fraction", 0.1, "--linear_dim", 0]

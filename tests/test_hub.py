@@ -234,6 +234,7 @@ def test_features_by_the_task_that_the_card_names(run):
     np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_the_job_of_the_hub_trains_evaluates_and_pushes(hub, corpus, tmp_path):
     script = ROOT / "scripts" / "train_on_hub.py"
     header = parse_uv_script_header(script.read_text())

@@ -44,6 +44,7 @@ ALLOWED = {
     ("handler.py", "png", "image.save"),  # to bytes
     ("modeling_visionflow.py", "from_pretrained", "super().from_pretrained"),
     ("modeling_visionflow.py", "save_pretrained", "super().save_pretrained"),
+    ("modeling_visionflow.py", "fit_subject", "VisionFlowProcessor.from_pretrained"),  # of where the model came from
     ("modeling_visionflow.py", "pipeline", "pipelines[task]"),
     ("configuration_visionflow.py", "__post_init__", "setattr"),  # on the config itself, names written out beside it
 }
