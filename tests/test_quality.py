@@ -18,7 +18,7 @@ def figures(corpus, folder, *flags) -> dict:
 @pytest.mark.parametrize(
     ("size", "flags"),
     [
-        (["--stimuli", "300", "--subjects", "1", "--voxels", "250"], ["--max_steps", "120"]),
+        (["--stimuli", "340", "--subjects", "1", "--voxels", "250"], ["--max_steps", "120"]),
         pytest.param([], [], marks=pytest.mark.nightly),  # the demo
     ],
 )

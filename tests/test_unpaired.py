@@ -301,6 +301,6 @@ def test_rows_that_cannot_be_used(corpus, pictures, tmp_path, refused):
 
 
 def test_folds_train_on_them(merged, tmp_path, monkeypatch):
-    assert main(["crossvalidate", str(merged), str(tmp_path / "out"), "--folds", "2", *SHORT]) == 0
+    assert main(["crossvalidate", str(merged), str(tmp_path / "out"), "--folds", "2", "--num-proc", "1", *SHORT]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["n_stimuli"] == 40 and metrics["n_trials"] == 96
