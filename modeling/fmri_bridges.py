@@ -10,6 +10,7 @@ from torch import nn
 from .latent_gaussian import Gaussian, LatentGaussian
 from .ridge import Ridge, eigh, fit_ridge
 
+LEAST_NOISE = 1e-3  # of a voxel's variance
 SHARED_NOISE = 0.8  # of the covariance of errors; the rest is taken for chance
 MOST_ERRORS = 2000  # trials by which it is measured
 

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .configuration_visionflow import TAGS, VisionFlowConfig
-from .fmri_bridges import FmriToLatent, LatentToFmri
+from .fmri_bridges import LEAST_NOISE, FmriToLatent, LatentToFmri
 from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
 from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder, StretchedSigmoid, blend
 from .latent_gaussian import Gaussian, LatentGaussian
@@ -25,7 +25,6 @@ from .subject_fit import enough, fit_maps, known_voxels, latents_of, latents_of_
 from .vision_encoder import average_pool, layer_maps, pooled_features
 
 NARROW = -3.0  # logarithm of the variance with which posteriors begin
-LEAST_NOISE = 1e-3  # of a voxel's variance
 LINEAR_CELLS = 7  # cells a side over which the maps of `linear_layers` are averaged
 OF_THE_PROCESSOR = ("fmri_mean", "fmri_std")  # in its batches for `predict_fmri`; no other method needs them
 
@@ -423,7 +422,9 @@ class VisionFlowModel(PreTrainedModel):
             ValueError: a model without subjects, numbers of images and responses that differ, responses that are not
                 finite numbers, or fewer than 4 distinct stimuli. Model and processor are as before then.
         """
-        processor = VisionFlowProcessor.from_pretrained(self.config._name_or_path) if processor is None else processor
+        if processor is None:
+            commit = getattr(self.config, "_commit_hash", None) or "main"  # the code and the statistics of one commit
+            processor = VisionFlowProcessor.from_pretrained(self.config._name_or_path, revision=commit)
         fmri = torch.as_tensor(np.asarray(fmri) if isinstance(fmri, (list, tuple)) else fmri).detach().float()
         if not self.config.subjects:
             raise ValueError("the model knows no subject to whose voxels new ones could be compared: train it first")

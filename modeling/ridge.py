@@ -10,8 +10,10 @@ from transformers.utils import logging
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-10, 5))  # 1e-5 to 100
 FOLDS = 5
 MOST_JUDGED = 2000  # targets by which the penalty is chosen
+BLOCK = 2000  # targets that are worked on at once, which bounds the memory
 
 # Of the ridges from small groups of features in `likely_mean`:
+WORKING_SET = 10_000_000  # numbers that the groups which are worked on at once predict together
 GROUP_PENALTIES = (0.03, 0.3, 3.0, 30.0)  # times the mean variance of a feature and the number of samples
 LEAST_LIKELIHOOD = 0.02  # against the best
 LEAST_VARIANCE = 1e-6  # of a feature; what varies less is the blank border of images

@@ -18,14 +18,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from .fmri_bridges import put
-from .ridge import FOLDS, Ridge, RidgePath, fit_ridge, group_folds, likely_mean
+from .fmri_bridges import LEAST_NOISE, put
+from .ridge import BLOCK, FOLDS, WORKING_SET, Ridge, RidgePath, fit_ridge, group_folds, likely_mean
 
 FEWEST_STIMULI = 4  # the least from which folds within folds within folds can be made
 MOST_KNOWN = 2000  # known voxels with which a new one is compared, shared out among the subjects
-LEAST_NOISE = 1e-3  # of a voxel's variance
-BLOCK = 2000  # voxels at a time, which bounds the memory
-WORKING_SET = 10_000_000  # responses that the groups of features which are worked on at once predict together
 PRIOR = 4000  # images decoded from the prior
 BATCH = 64
 

@@ -249,7 +249,7 @@ def push(run: str | os.PathLike, name: str, private: bool = False, tag: str | No
         name = api.create_repo(name, private=private or None, exist_ok=True).repo_id
         if tag is not None and tag in {one.name for one in api.list_repo_refs(name).tags}:
             raise UserError(f"{name} has a tag {tag} already: give another")
-        files = {str(file.relative_to(run)): file for pattern in PUSHED for file in sorted(run.glob(pattern))}
+        files = {file.relative_to(run).as_posix(): file for pattern in PUSHED for file in sorted(run.glob(pattern))}
         operations = [CommitOperationAdd(file, source) for file, source in files.items()]
         operations.append(CommitOperationAdd("README.md", named(card.read_bytes().decode(), name, training).encode()))
         commit = api.create_commit(name, operations, commit_message=f"VisionFlow model {name}")

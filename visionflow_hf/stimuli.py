@@ -27,6 +27,7 @@ from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
 from tqdm import tqdm
 
+from visionflow_hf.corpus.files import reading
 from visionflow_hf.errors import UserError
 from visionflow_hf.images import open_image
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
@@ -278,19 +279,23 @@ def latents_of_files(model: VisionFlowModel, processor: VisionFlowProcessor, fil
     Raises:
         UserError: a file that is no image, or a cache that cannot be written.
     """
-    path_of = {hashlib.sha256(file.read_bytes()).digest(): file for file in files}
+    keys = []
+    for file in files:
+        with reading(file):
+            keys.append(hashlib.sha256(file.read_bytes()).digest())
+    path_of = dict(zip(keys, files, strict=True))
     made_by = features_depend_on(model, pixels_depend_on(processor))
     heads = hash_of_weights(model.posterior_head), hash_of_weights(model.linear_head)
     folder = Path(HF_HOME, "visionflow", "stimuli") / f"latents-{digest(made_by, *heads)}"
 
-    def encode(keys: Sequence[bytes]) -> Iterator[np.ndarray]:
-        for batch in parts_of(keys, BATCH):
+    def encode(missing: Sequence[bytes]) -> Iterator[np.ndarray]:
+        for batch in parts_of(missing, BATCH):
             pixels = processor(images=[open_image(path_of[key]) for key in batch])["pixel_values"].to(model.device)
             yield model.encode_image(pixels).mean.float().cpu().numpy()
 
     kept = KeptArrays(folder, "<f4", [model.config.latent_dim + model.config.linear_dim])
     keep(kept, list(path_of), "encoding the images", encode)
-    return torch.from_numpy(kept.take([hashlib.sha256(file.read_bytes()).digest() for file in files]))
+    return torch.from_numpy(kept.take(keys))
 
 
 def code_of(part) -> str:

@@ -24,7 +24,16 @@ from scipy.optimize import nnls
 
 from visionflow_hf.modeling import VisionFlowModel
 from visionflow_hf.modeling.gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS
-from visionflow_hf.modeling.ridge import FOLDS, Ridge, fit_ridge, group_folds, held_out_predictions, likely_mean
+from visionflow_hf.modeling.ridge import (
+    BLOCK,
+    FOLDS,
+    WORKING_SET,
+    Ridge,
+    fit_ridge,
+    group_folds,
+    held_out_predictions,
+    likely_mean,
+)
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training.augmentation import FEW_STIMULI
 from visionflow_hf.training.feature_spaces import ENERGIES, FeatureSpace, Linear, feature_spaces
@@ -36,12 +45,10 @@ FEWEST_STIMULI = 6  # the least from which folds within folds can be made
 MOST_STIMULI = 8000  # shared out among the subjects
 ASKED = 50_000  # held-out responses by which the weights of the models are fitted, about
 ASKED_FOLDS = 3  # of the five folds, that are held out for it: each costs as much as a fit
-BLOCK = 2000  # voxels at a time, which bounds the memory
 MOST_WEIGHTS = 64_000_000  # of a block's linear map from all feature spaces
 LATENT = "latent"  # the name of the ridge from it, among those of the encoding models
 FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
 LEAST_WEIGHT = 1e-3  # of a voxel that the latent does not predict
-WORKING_SET = 10_000_000  # responses that the fields which are worked on at once predict together
 
 
 class Encoding:

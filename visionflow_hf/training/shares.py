@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 PENALTY = 1e-3  # times the mean squared norm of a centred latent: next to none
 LEAST_PREDICTED = 1e-3  # of the variance of a latent dimension
 MLP_SHARES = (0.0, 0.5, 1.0)
+MLP_SHARES_OF_FEW = (0.0, 0.5)  # stimuli
 LINEAR_SHARES = tuple(np.linspace(0, 1, 11).tolist())
 MOST_ASKED = 128  # held-out stimuli by which the shares are chosen
 

@@ -30,7 +30,7 @@ from visionflow_hf.training.augmentation import FEW_STIMULI
 from visionflow_hf.training.build import build_model, build_processor, continue_model, merge_adapters
 from visionflow_hf.training.linear_latent import fit_encoding
 from visionflow_hf.training.new_subjects import fit_new_subjects
-from visionflow_hf.training.shares import MLP_SHARES, choose_shares, fit_linear_decoder
+from visionflow_hf.training.shares import MLP_SHARES, MLP_SHARES_OF_FEW, choose_shares, fit_linear_decoder
 from visionflow_hf.training.trainer import ImageBatches, ImageTrainer
 from visionflow_hf.training.trials import Trials
 from visionflow_hf.training_flags import told
@@ -172,7 +172,7 @@ def train_on(
         if own is fitted and held_out.stimuli and first:
             fit_fmri_side(model, fitted, stimuli, args)
             few = len(trials.stimuli) < FEW_STIMULI
-            shares = choose_shares(model, held_out, stimuli, args.seed, MLP_SHARES[:2] if few else MLP_SHARES)
+            shares = choose_shares(model, held_out, stimuli, args.seed, MLP_SHARES_OF_FEW if few else MLP_SHARES)
     merge_adapters(model)
     if not first:
         return Trained(model, processor, history)
