@@ -266,6 +266,10 @@ def test_without_a_mask_finite_voxels_that_vary(tmp_path, capsys):
     assert np.array_equal(fmri_of(tmp_path / "out", 6), expected)
     table = voxels_of(tmp_path / "out", "s")
     np.testing.assert_allclose(table["noise_ceiling"], np.linspace(0, 0.9, 13), rtol=1e-9)
+    np.save(tmp_path / "ceiling.npy", np.linspace(0, 90, 13))
+    assert prepare("table", *words, *flags, "--overwrite") == 0
+    assert "ceiling.npy runs to 90: read as percent" in capsys.readouterr().out
+    np.testing.assert_allclose(voxels_of(tmp_path / "out", "s")["noise_ceiling"], np.linspace(0, 0.9, 13), rtol=1e-9)
     assert [list(roi) for roi in table["roi"]] == [[("early", "FFA")[y]] if z else [] for _, y, z in kept]
 
 
@@ -447,9 +451,9 @@ VOLUMES = {
         rewritten("rois/sub-02_regions.nii.gz", lambda labels: np.where(labels == 1, np.inf, labels)),
         "labels that are no whole numbers",
     ),
-    "percent": (
-        rewritten("ceilings/sub-01_ceiling.nii.gz", lambda ceiling: 100 * ceiling),
-        "expected as a share of its variance, 0 to 1, so divide percent by 100",
+    "ceilings that are no shares": (
+        rewritten("ceilings/sub-01_ceiling.nii.gz", lambda ceiling: 1000 * ceiling),
+        "runs from 0 to .*: shares of the variance of one trial, 0 to 1 or in percent",
     ),
     "names without index": (
         lambda source: (source / "rois" / "regions.tsv").write_text("label\tname\n1\tV1\n"),

@@ -295,8 +295,8 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one.add_argument(
         "--noise-ceiling",
         metavar="FILE",
-        help="NIfTI or .npy file or pattern, share of a trial's variance that the stimulus explains, 0 to 1 (default: "
-        "from repeats)",
+        help="NIfTI or .npy file or pattern, share of a trial's variance that the stimulus explains, 0 to 1 or in "
+        "percent (default: from repeats)",
     )
     one.add_argument("--image-column", metavar="NAME", help="column of the images' paths in FOLDER (default: image)")
     subject = one.add_mutually_exclusive_group()

@@ -18,6 +18,7 @@ import pandas as pd
 from visionflow_hf.corpus.files import existing, find_files, hdf5_dataset, open_hdf5, reading
 from visionflow_hf.corpus.nifti import open_nifti, read_volume, read_volumes
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, refuse_absent
+from visionflow_hf.corpus.zscore import zscored
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.images import opened
 
@@ -185,9 +186,7 @@ def read_session(file: Path, voxels: np.ndarray, trials: np.ndarray, zscore: boo
     for start, block in read_volumes(file):
         values[start : start + len(block)] = block[:, z, y, x] * header.slope + header.inter
     if zscore:
-        std = values.std(0, dtype=np.float64)
-        values -= values.mean(0, dtype=np.float64)
-        values /= np.where(std > 0, std, 1)
+        values = zscored(values)
     kept = trials >= 0
     yield trials[kept], 0, values[kept]
 

@@ -20,6 +20,7 @@ from visionflow_hf.corpus.files import blocks, hdf5_dataset, open_hdf5
 from visionflow_hf.corpus.nifti import open_nifti, read_volume, read_volumes
 from visionflow_hf.corpus.nsd_labels import LABELS, name_regions
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, refuse_absent
+from visionflow_hf.corpus.zscore import zscored
 from visionflow_hf.errors import UserError, count
 
 BETAS = Path("func1pt8mm") / "betas_fithrf_GLMdenoise_RR"
@@ -211,8 +212,7 @@ def read_session(file: Path, voxels: np.ndarray, first_trial: int, trials: int, 
         values[some, inside] = block[:, z, y, x]
     values /= SCALE
     if zscore:
-        std = values.std(0, dtype=np.float64)
-        values = (values - values.mean(0, dtype=np.float64)) / np.where(std > 0, std, 1)
+        values = zscored(values)
     yield np.arange(first_trial, first_trial + trials), 0, values
 
 

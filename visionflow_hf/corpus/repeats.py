@@ -8,9 +8,11 @@ measured, and ncsnr^2 = signal variance / noise variance of one trial. The avera
 as a share of its variance (Allen et al. 2022, NSD, "Noise ceiling estimation").
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+
+from visionflow_hf.errors import UserError
 
 
 def number_repeats(keys: Sequence) -> list[int]:
@@ -88,6 +90,28 @@ def ceiling_of_average(ncsnr: np.ndarray, counts: np.ndarray) -> np.ndarray:
         counts: trials of each stimulus, array of shape (stimuli,).
     """
     return ncsnr**2 / (ncsnr**2 + np.mean(1 / np.asarray(counts)))
+
+
+def shares(ceiling: np.ndarray, source: str, report: Callable[[str], None]) -> np.ndarray:
+    """Noise ceilings as shares of the variance of one trial, 0 to 1; in percent where one is above 1, as is told.
+
+    Args:
+        source: what they were read from.
+
+    Raises:
+        UserError: values that are neither.
+    """
+    ceiling = np.asarray(ceiling, dtype=np.float64)
+    low, high = np.nanmin(ceiling, initial=0), np.nanmax(ceiling, initial=0)
+    if low < 0 or high > 100:
+        raise UserError(
+            f"{source} runs from {low:g} to {high:g}: shares of the variance of one trial, 0 to 1 or in percent, are "
+            "expected"
+        )
+    if high <= 1:
+        return ceiling
+    report(f"{source} runs to {high:g}: read as percent")
+    return ceiling / 100
 
 
 def ncsnr_of_ceiling(noise_ceiling: np.ndarray) -> np.ndarray:

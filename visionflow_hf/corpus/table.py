@@ -306,7 +306,9 @@ def read_subject(
     columns = {} if places is None else coordinates(space, places)
     if files.rois:
         columns["roi"] = read_regions(files.rois, files.regions, space, places, report)
-    ceiling = files.noise_ceiling
+    ncsnr = None
+    if files.noise_ceiling is not None:
+        ncsnr = read_ceiling(files.noise_ceiling, None if places is None else space, places, num_voxels, report)
     stimuli, splits = (
         None if column not in rows else rows.sort_values("trial")[column].tolist()
         for column in ("stimulus_id", "split")
@@ -318,5 +320,5 @@ def read_subject(
         num_voxels,
         parts=[partial(read_pieces, some, voxels, zscore) for some in together(pieces)],
         voxels=columns,
-        ncsnr=None if ceiling is None else read_ceiling(ceiling, None if places is None else space, places, num_voxels),
+        ncsnr=ncsnr,
     )

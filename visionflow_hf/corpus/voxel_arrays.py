@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from visionflow_hf.corpus.array_files import field_keys, read_arrays
+from visionflow_hf.corpus.repeats import shares
 from visionflow_hf.errors import UserError, count
 
 
@@ -71,7 +72,7 @@ def voxel_columns(
         columns |= dict(zip("xyz", places, strict=True))
     if keys.noise_ceiling:
         ceiling = read_arrays(file, [keys.noise_ceiling])[keys.noise_ceiling]
-        columns["noise_ceiling"] = shares(ceiling, keys.noise_ceiling, num_voxels, report)
+        columns["noise_ceiling"] = ceilings(ceiling, keys.noise_ceiling, num_voxels, report)
     return columns
 
 
@@ -180,19 +181,11 @@ def coordinates(array: np.ndarray, key: str, num_voxels: int) -> np.ndarray:
     return array.T if array.shape == (num_voxels, 3) else array
 
 
-def shares(array: np.ndarray, key: str, num_voxels: int, report: Callable[[str], None]) -> np.ndarray:
+def ceilings(array: np.ndarray, key: str, num_voxels: int, report: Callable[[str], None]) -> np.ndarray:
     """The noise ceilings from 0 to 1, array of shape (voxels,); NaN where it is not known."""
     if array.size != num_voxels or array.dtype.kind not in "iuf":
         raise UserError(
             f"{key} has shape {array.shape} and type {array.dtype}: one number for each of the {num_voxels} voxels is "
             "expected"
         )
-    ceiling = array.ravel().astype(np.float64)
-    low, high = np.nanmin(ceiling, initial=0), np.nanmax(ceiling, initial=0)
-    if low < 0 or high > 100:
-        raise UserError(
-            f"{key} runs from {low:g} to {high:g}: shares of the variance, 0 to 1 or in percent, are expected"
-        )
-    if high > 1:
-        report(f"{key} runs to {high:g}: read as percent")
-    return ceiling / 100 if high > 1 else ceiling
+    return shares(array.ravel(), key, report)

@@ -9,7 +9,7 @@ import numpy as np
 
 from visionflow_hf.corpus.files import open_npy
 from visionflow_hf.corpus.nifti import is_nifti, open_nifti, read_volume
-from visionflow_hf.corpus.repeats import ncsnr_of_ceiling
+from visionflow_hf.corpus.repeats import ncsnr_of_ceiling, shares
 from visionflow_hf.corpus.texts import read_texts
 from visionflow_hf.errors import UserError, count
 
@@ -121,7 +121,9 @@ def region_name(pattern: str) -> str:
     return match[1] if match else re.sub(r"(\w+-)?\{[^}]*\}", "", name).strip("_-. ") or name
 
 
-def read_ceiling(file: Path, space: Space | None, voxels: np.ndarray | None, num_voxels: int) -> np.ndarray:
+def read_ceiling(
+    file: Path, space: Space | None, voxels: np.ndarray | None, num_voxels: int, report: Callable[[str], None]
+) -> np.ndarray:
     """The ncsnr of each voxel from its noise ceiling, array of shape (voxels,); NaN where it is not known."""
     if file.suffix == ".npy":
         ceiling = open_npy(file)
@@ -134,11 +136,4 @@ def read_ceiling(file: Path, space: Space | None, voxels: np.ndarray | None, num
         raise UserError(f"{file} needs --mask, which says where the voxels of the betas lie; or give a .npy file")
     else:
         ceiling = space.read(file).ravel()[voxels]
-    ceiling = np.asarray(ceiling, dtype=np.float64)
-    low, high = np.nanmin(ceiling, initial=0), np.nanmax(ceiling, initial=0)
-    if low < 0 or high > 1:
-        raise UserError(
-            f"{file} runs from {low:g} to {high:g}: the noise ceiling of a trial is expected as a share of its "
-            "variance, 0 to 1" + (", so divide percent by 100" if low >= 0 and high <= 100 else "")
-        )
-    return ncsnr_of_ceiling(ceiling)
+    return ncsnr_of_ceiling(shares(ceiling, file.name, report))

@@ -66,6 +66,13 @@ class Moments:
         return np.where(varies, values - self.mean, 0) / np.where(varies, deviation, 1)
 
 
+def zscored(values: np.ndarray) -> np.ndarray:
+    """The trials of one session, float32 array of shape (trials, voxels)."""
+    moments = Moments()
+    moments.add(values)
+    return moments.zscore(values).astype(np.float32)
+
+
 def read_pieces(pieces: Sequence[Piece], voxels: np.ndarray | None, zscore: bool) -> Iterator[Block]:
     """All responses of these pieces.
 
