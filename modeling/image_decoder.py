@@ -121,6 +121,19 @@ class LinearDecoder(nn.Module):
         return nn.functional.interpolate(small, self.image_size, mode="bilinear", align_corners=False)
 
 
+class EmbeddingDecoder(nn.Module):
+    """Latent to the embedding of the image encoder: a linear map, fitted in closed form and not trained."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(config.feature_widths[-1], config.latent_dim + config.linear_dim))
+        self.register_buffer("bias", torch.zeros(config.feature_widths[-1]))
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """[z, w] `(batch, latent_dim + linear_dim)` to `(batch, width)`, the width of the encoder's layer."""
+        return nn.functional.linear(latent, self.weight.to(latent.dtype), self.bias.to(latent.dtype))
+
+
 def blend(image: torch.Tensor, straight: torch.Tensor, share: float) -> torch.Tensor:
     """logit blend = (1 - share) logit image + share logit straight, on a 0..1 scale.
 

@@ -17,7 +17,14 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from .configuration_visionflow import TAGS, VisionFlowConfig
 from .fmri_bridges import LEAST_NOISE, FmriToLatent, LatentToFmri
 from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
-from .image_decoder import AutoencoderKLDecoder, ConvTransposeDecoder, LinearDecoder, StretchedSigmoid, blend
+from .image_decoder import (
+    AutoencoderKLDecoder,
+    ConvTransposeDecoder,
+    EmbeddingDecoder,
+    LinearDecoder,
+    StretchedSigmoid,
+    blend,
+)
 from .latent_gaussian import Gaussian, LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
 from .processing_visionflow import VisionFlowProcessor
@@ -125,6 +132,7 @@ class VisionFlowModel(PreTrainedModel):
                 config, config.image_size, config.num_channels, StretchedSigmoid()
             )
         self.linear_decoder = LinearDecoder(config)
+        self.embedding_decoder = EmbeddingDecoder(config)
         self.fmri_to_latent = FmriToLatent(config)
         self.latent_to_fmri = LatentToFmri(config)
         self.post_init()
@@ -140,6 +148,9 @@ class VisionFlowModel(PreTrainedModel):
                 init.constant_(module.bias[self.config.latent_dim :], NARROW)
         elif module is self:
             init.constant_(self.linear_logvar, NARROW)
+        elif isinstance(module, EmbeddingDecoder):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, FmriToLatent):
             init.normal_(module.hidden.weight, std=1 / math.sqrt(module.hidden.in_features))
             init.zeros_(module.head.weight)
@@ -356,6 +367,45 @@ class VisionFlowModel(PreTrainedModel):
         learned = mean[:, None] + (posterior.learned.logvar / 2).exp()[:, None] * noise
         linear = linear[:, None].expand(-1, num_samples, -1)
         return self.decode(learned.flatten(0, 1), linear.flatten(0, 1)).unflatten(0, (-1, num_samples))
+
+    @with_gradients_of_inputs
+    def reconstruct_embedding(
+        self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None, **kwargs
+    ) -> torch.Tensor:
+        """Decoding into the space of the image encoder: the embedding of the image behind each response.
+
+            embedding ~ M [z, w] + m, which training fits to all images, those without fMRI too
+
+        Args:
+            fmri (`torch.Tensor` of shape `(batch, max_voxels)`): standardised, as the processor makes it.
+            subject_ids: as in `forward`.
+            kwargs: other parts of the processor's batch, which are not used.
+
+        Returns:
+            `(batch, width)`, to be compared with `embed_image` of candidates.
+        """
+        return self.embedding_decoder(self.encode_fmri(fmri, subject_ids).mean)
+
+    @with_gradients_of_inputs
+    def embed_image(
+        self, pixel_values: torch.Tensor | None = None, image_features: torch.Tensor | None = None, **kwargs
+    ) -> torch.Tensor:
+        """The encoder's embedding: the class token of the last of `feature_layers`, or the mean of its patches.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`): on a 0..1 scale; not needed
+                with `image_features`.
+            image_features: as in `forward`.
+            kwargs: other parts of the processor's batch, which are not used.
+
+        Returns:
+            `(batch, width)`, the width of that layer.
+        """
+        if image_features is None:
+            image_features, _ = self.extract_image_features(pixel_values)
+        widths = self.config.feature_widths
+        start = sum(widths[:-1]) * (1 + self.config.feature_grid**2)
+        return image_features[:, start : start + widths[-1]]
 
     @torch.no_grad()
     def add_subject(self, name: str, voxels: int) -> None:

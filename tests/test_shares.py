@@ -13,7 +13,7 @@ from visionflow_hf.modeling.image_decoder import LinearDecoder, blend
 from visionflow_hf.modeling.ridge import fit_ridge
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training import train as train_module
-from visionflow_hf.training.shares import choose_shares, fit_linear_decoder
+from visionflow_hf.training.shares import choose_shares, fit_linear_decoders
 from visionflow_hf.training.trials import Trials
 
 HELD_OFF = (1 / 512, 511 / 512)
@@ -39,7 +39,7 @@ def test_it_reads_the_image_from_the_dimensions_that_fmri_predicts(parts):
     model, processor, splits, trials, stimuli = parts
     errors = torch.full((sizes(model),), 1e6)  # far above any variance
     errors[: model.config.latent_dim] = 0
-    fit_linear_decoder(model, trials["train"].stimuli, stimuli, errors)
+    fit_linear_decoders(model, trials["train"].stimuli, stimuli, errors)
     assert (
         model.linear_decoder.from_linear.weight.abs().max()
         < 1e-4 * model.linear_decoder.from_learned.weight.abs().max()
@@ -56,7 +56,7 @@ def decoded(model, pixels) -> torch.Tensor:
 
 def test_it_makes_the_train_stimuli_out_of_their_latents(parts):
     model, processor, splits, trials, stimuli = parts
-    fit_linear_decoder(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
+    fit_linear_decoders(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
     pixels = pixels_of(processor, splits["train"], trials["train"].stimuli)
     assert (decoded(model, pixels) - pixels).square().mean() < 0.05 * pixels.var(0).mean()
 
@@ -65,7 +65,7 @@ def test_it_knows_from_the_linear_dimensions_what_the_learned_ones_do_not_tell(p
     model, processor, splits, trials, stimuli = parts
     with torch.no_grad():
         model.posterior_head.weight.zero_()  # the same z for every image
-    fit_linear_decoder(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
+    fit_linear_decoders(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
     pixels = pixels_of(processor, splits["test"], trials["test"].stimuli)
     made = decoded(model, pixels)
     assert (made - pixels).square().mean() < 0.8 * (made.roll(1, 0) - pixels).square().mean()
@@ -73,7 +73,7 @@ def test_it_knows_from_the_linear_dimensions_what_the_learned_ones_do_not_tell(p
 
 def test_after_the_map_from_fmri_it_is_ridge_from_fmri_to_pixels(parts):
     model, processor, splits, trials, stimuli = parts
-    fit_linear_decoder(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
+    fit_linear_decoders(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
     names = trials["train"].stimulus_ids("subj01")
     targets = pixels_of(processor, splits["train"], names).flatten(1)
     new = responses_of(splits["test"], "subj01").fmri
@@ -87,7 +87,7 @@ def test_after_the_map_from_fmri_it_is_ridge_from_fmri_to_pixels(parts):
 
 def test_it_carries_the_image_where_the_decoder_fails(parts):
     model, _, _, trials, stimuli = parts
-    fit_linear_decoder(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
+    fit_linear_decoders(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
     with torch.no_grad():
         model.image_decoder.seed.weight.zero_()  # the same image for every latent
     assert choose_shares(model, trials["test"], stimuli, seed=0)[1] >= 0.5
@@ -95,7 +95,7 @@ def test_it_carries_the_image_where_the_decoder_fails(parts):
 
 def test_the_mlp_counts_where_it_helps_and_not_where_it_harms(parts):
     model, _, _, trials, stimuli = parts
-    fit_linear_decoder(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
+    fit_linear_decoders(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
     bias, dim = model.fmri_to_latent.head.bias, model.config.latent_dim
     with torch.no_grad():
         model.fmri_to_latent.head.weight[:dim] = 0
@@ -110,7 +110,7 @@ def test_the_mlp_counts_where_it_helps_and_not_where_it_harms(parts):
 
 def test_the_share_is_saved_with_the_model_and_blends_the_two(parts, tmp_path):
     model, processor, _, trials, stimuli = parts
-    fit_linear_decoder(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
+    fit_linear_decoders(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
     model.config.linear_share = 0.25
     facts = {"encoder": "vit", "unit": None, "n_stimuli": 1, "n_trials": 1, "steps": 1, "seed": 0}
     save_model(model, processor, tmp_path / "saved", facts)

@@ -8,6 +8,7 @@ DIRECTIONS = {
     "decoding": "decoding (fMRI to image)",
     "encoding": "encoding (image to fMRI)",
     "identification": "identification (which image was it)",
+    "embedding": "embedding (fMRI to the encoder's embedding)",
     "latent": "latent",
 }
 CEILING = "noise_ceiling"
@@ -23,12 +24,12 @@ MEANING = {
     "r2_median": "explained variance R² of a voxel, median over voxels",
     "ceiling_normalised": f"r² divided by the noise ceiling, mean over voxels of a ceiling of at least {LEAST_CEILING}",
     "pattern_r": "Pearson r between measured and predicted fMRI over voxels, mean over stimuli",
-    "cosine": "cosine of the latents of an image and of the response to it",
-    "retrieval_image_top1": "how often a response's own image has the nearest latent",
-    "retrieval_fmri_top1": "how often an image's own response has the nearest latent",
+    "cosine": "cosine of what is compared, for an image and the response to it",
+    "retrieval_image_top1": "how often a response's own image is the nearest",
+    "retrieval_fmri_top1": "how often an image's own response is the nearest",
     "retrieval_image_top1_of_300": "the same among 300 images, mean over draws of them",
     "retrieval_fmri_top1_of_300": "the same among 300 responses, mean over draws of them",
-    "retrieval_image_top5": "how often a response's own image is among the five with the nearest latents",
+    "retrieval_image_top5": "how often a response's own image is among the five nearest",
     **{
         f"{way} {name}": f"{meaning}, ranked by {words}"
         for way, words in {
@@ -43,7 +44,7 @@ MEANING = {
             "top1_of_300": "how often its own image is first among 300, mean over draws of them",
         }.items()
     },
-    "retrieval_fmri_top5": "how often an image's own response is among the five with the nearest latents",
+    "retrieval_fmri_top5": "how often an image's own response is among the five nearest",
 }
 
 
@@ -69,7 +70,7 @@ class Row:
 
 
 def rows_of(metrics: dict) -> list[Row]:
-    """The figures of the blocks `decoding`, `encoding` and `latent` that at least one method has."""
+    """The figures of the blocks in `DIRECTIONS` that at least one method has."""
     rows = []
     for direction in DIRECTIONS:
         block = metrics.get(direction) or {}

@@ -18,6 +18,8 @@ its repeats; `S` stands for the name of a subject.
     log_likelihood/S                                        (rows of S, images), of the response of each row for the
                                                             images of the rows of S, of the same fold; NaN beyond
     latent/image, latent/fmri                               (rows, latent_dim + linear_dim), posterior means
+    embedding/image, embedding/fmri, ridge/embedding/fmri   (rows, width), of the image by a pretrained encoder, and as
+                                                            the model and a ridge reconstruct it from measured fMRI
 
 If stimuli have repeats, arrays whose names begin with `single_trial/` have one row per trial. `single_trial/row` holds
 the row of each trial's stimulus among the averages, for arrays that depend on the stimulus only.
@@ -34,11 +36,12 @@ from datasets import Dataset
 from PIL import Image
 from tqdm import tqdm
 
-from visionflow_hf.corpus.responses import images_of, responses_of
+from visionflow_hf.corpus.responses import Responses, images_of, responses_of
 from visionflow_hf.corpus.schema import Corpus
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.baselines import FeatureRidgeBaseline, NearestBaseline, RidgeBaseline
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.modeling.ridge import fit_ridge
 from visionflow_hf.stimuli import Stimuli
 
 BATCH = 64
@@ -126,6 +129,7 @@ def _predict_subject(
         of_layers = partial(layers_of, stimuli, model)
         baseline = FeatureRidgeBaseline(seen, seen_ids, of_layers(seen_ids), processor, subject)
         part[f"feature_ridge/fmri_predicted/{subject}"] = baseline.predict_fmri(of_layers(average.stimulus_ids))
+        part |= _embeddings(model, processor, stimuli, seen, average, subject)
     place = model.config.subjects.index(subject)
     standard = [  # measured and predicted
         torch.from_numpy((values - processor.fmri_mean[subject]) / processor.fmri_std[subject]).float().to(model.device)
@@ -146,6 +150,46 @@ def _predict_subject(
         part[f"{prefix}latent/fmri"] = latents
         part[f"{prefix}fmri/{subject}"] = fmri
     return part
+
+
+def _embeddings(
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    stimuli: Stimuli,
+    seen: Responses,
+    average: Responses,
+    subject: str,
+) -> dict[str, np.ndarray]:
+    """The embeddings of the images, reconstructed by the model, and by ridge from the train responses `seen`."""
+
+    def standard(fmri: np.ndarray) -> torch.Tensor:
+        return processor(fmri=fmri, subject=subject)["fmri"].to(model.device)
+
+    train, shown = (embeddings_of(stimuli, model, one.stimulus_ids) for one in (seen, average))
+    with torch.no_grad():
+        ridge = fit_ridge(standard(seen.fmri), train, seen.stimulus_ids)
+        batches = (average.fmri[at : at + BATCH] for at in range(0, len(average.fmri), BATCH))
+        decoded = [
+            model.reconstruct_embedding(**processor(fmri=one, subject=subject).to(model.device)) for one in batches
+        ]
+        arrays = {
+            "embedding/image": shown,
+            "embedding/fmri": torch.cat(decoded),
+            "ridge/embedding/fmri": ridge.predict(standard(average.fmri)),
+        }
+    return {name: values.float().cpu().numpy() for name, values in arrays.items()}
+
+
+@torch.no_grad()
+def embeddings_of(stimuli: Stimuli, model: VisionFlowModel, stimulus_ids: list[str]) -> torch.Tensor:
+    """The encoder's embedding of each stimulus, `(stimuli, width)`."""
+    distinct = list(dict.fromkeys(stimulus_ids))
+    parts = []
+    for start in range(0, len(distinct), BATCH):
+        features = stimuli.image_features(distinct[start : start + BATCH], with_linear=False)
+        parts.append(model.embed_image(None, features.to(model.device)).float())
+    place = {stimulus: row for row, stimulus in enumerate(distinct)}
+    return torch.cat(parts)[[place[stimulus] for stimulus in stimulus_ids]]
 
 
 def layers_of(stimuli: Stimuli, model: VisionFlowModel, stimulus_ids: list[str]) -> Iterator[torch.Tensor]:

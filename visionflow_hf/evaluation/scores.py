@@ -9,6 +9,8 @@ is how often the row's stimulus was drawn with replacement. A stimulus is drawn 
                 noise_ceiling also has share_measurable: the share of voxels that ceiling_normalised is the mean of
     identification  by likelihood, latent and reconstruction: how each response ranks the images of its fold; two_way,
                 top1, top5 and n_candidates
+    embedding   of a pretrained encoder, by the model and by ridge: cosine with the image's own, both without the mean
+                over the fold's images; two_way, and retrieval as of the latent
     latent      cosine of the posterior means of image and response
                 retrieval_image_top*: the latent of a response ranks those of the images; retrieval_fmri_top*: reverse
 """
@@ -138,12 +140,14 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
     # Each fold of a cross-validation has its own latent space: latents can be compared within a fold only.
     comparable = other & (fold[:, None] == fold[None, :])
     similarity = metrics.cosine_similarity(arrays["latent/image"], arrays["latent/fmri"])
-    latent = {"cosine": weights @ np.diag(similarity) / weights.sum(1)}
-    for ranked, ranking in (("image", similarity), ("fmri", similarity.T)):
-        for k in (1, 5):
-            latent[f"retrieval_{ranked}_top{k}"] = metrics.top_k(ranking, k, comparable, weights)
-        latent[f"retrieval_{ranked}_top1_of_{AMONG}"] = metrics.top1_of(AMONG, ranking, comparable, weights)
-    blocks = {"decoding": decoding, "encoding": encoding, "latent": latent}
+    blocks = {"decoding": decoding, "encoding": encoding, "latent": _retrieval(similarity, comparable, weights)}
+    if "row" not in arrays and "embedding/image" in arrays:
+        blocks["embedding"] = {}
+        for name, made in (("model", "embedding/fmri"), ("ridge", "ridge/embedding/fmri")):
+            pairs = [_about_the_mean(arrays[one], arrays["embedding/image"], fold) for one in ("embedding/image", made)]
+            alike = metrics.cosine_similarity(*pairs)
+            blocks["embedding"][name] = _retrieval(alike, comparable, weights)
+            blocks["embedding"][name]["two_way"] = metrics.two_way(alike, comparable, weights)
     if "row" not in arrays and "log_likelihood" in arrays:
         rankings = {
             "likelihood": likelihood_of_images(arrays["log_likelihood"], fold),
@@ -157,6 +161,25 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
             for name, ranking in rankings.items()
         }
     return blocks, rois, {"stimulus": stimulus, **identified}
+
+
+def _retrieval(similarity: np.ndarray, comparable: np.ndarray, weights: np.ndarray) -> dict:
+    """How alike each image (row) is to the response of the same row (column), and how well one names the other."""
+    found = {"cosine": weights @ np.diag(similarity) / weights.sum(1)}
+    for ranked, ranking in (("image", similarity), ("fmri", similarity.T)):
+        for k in (1, 5):
+            found[f"retrieval_{ranked}_top{k}"] = metrics.top_k(ranking, k, comparable, weights)
+        found[f"retrieval_{ranked}_top1_of_{AMONG}"] = metrics.top1_of(AMONG, ranking, comparable, weights)
+    return found
+
+
+def _about_the_mean(values: np.ndarray, images: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """`values` without the mean of the images of the same fold, which all embeddings have in common."""
+    centred = np.empty_like(values)
+    for one in np.unique(fold):
+        rows = fold == one
+        centred[rows] = values[rows] - images[rows].mean(0)
+    return centred
 
 
 def likelihood_of_images(log_likelihood: np.ndarray, fold: np.ndarray) -> np.ndarray:

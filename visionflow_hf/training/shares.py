@@ -31,31 +31,40 @@ MOST_ASKED = 128  # held-out stimuli by which the shares are chosen
 
 
 @torch.no_grad()
-def fit_linear_decoder(model: VisionFlowModel, stimulus_ids: list[str], stimuli: Stimuli, errors: torch.Tensor) -> None:
-    """Fit the linear map from the latents of stimuli to their pixels, of 32 px a side at most.
+def fit_linear_decoders(
+    model: VisionFlowModel, stimulus_ids: list[str], stimuli: Stimuli, errors: torch.Tensor
+) -> None:
+    """Fit the linear maps from the latents of images to their pixels, of 32 px a side at most, and to their embedding.
 
-        pixels ~ (s [z, w]) M        s = 1 - error / variance, of each latent dimension
+        pixels, embedding ~ (s [z, w]) M        s = 1 - error / variance, of each latent dimension
 
-    There are mostly more dimensions than stimuli. The image is read from those that fMRI predicts.
+    There are mostly more dimensions than images. The image is read from those that fMRI predicts.
 
     Args:
+        stimulus_ids: of images with and without fMRI.
         errors (`torch.Tensor` of shape `(latent_dim + linear_dim,)`):
             Mean squared error with which the latent is predicted from fMRI on held-out stimuli.
     """
     latents, decoder = image_latents(model, stimuli, stimulus_ids).mean, model.linear_decoder
     predicted = (1 - errors / latents.var(0, correction=0).clamp(min=1e-12)).clamp(min=LEAST_PREDICTED)
-    pixels = []
+    targets = []
     for start in range(0, len(stimulus_ids), BATCH):  # all at full size can fill memory
-        batch = stimuli.pixel_values(stimulus_ids[start : start + BATCH])
-        if list(batch.shape[2:]) != decoder.shape[1:]:
-            batch = torch.nn.functional.interpolate(batch, decoder.shape[1:], mode="bilinear", antialias=True)
-        pixels.append(batch.flatten(1))
+        names = stimulus_ids[start : start + BATCH]
+        pixels, features = stimuli.pixel_values(names), stimuli.image_features(names, with_linear=False)
+        small = pixels
+        if list(pixels.shape[2:]) != decoder.shape[1:]:
+            small = torch.nn.functional.interpolate(pixels, decoder.shape[1:], mode="bilinear", antialias=True)
+        embedding = model.embed_image(pixels.to(model.device), features)
+        targets.append(torch.cat([small.flatten(1).to(model.device), embedding.float().to(model.device)], dim=1))
     scaled = latents * predicted
-    ridge = RidgePath(scaled, torch.cat(pixels).to(model.device)).solve(PENALTY * squared_norm(scaled))
+    ridge = RidgePath(scaled, torch.cat(targets)).solve(PENALTY * squared_norm(scaled))
     weights = predicted[:, None] * ridge.weights
-    from_learned, from_linear = weights.split([model.config.latent_dim, model.config.linear_dim])
-    put(decoder.from_learned, Ridge(from_learned, ridge.intercept, ridge.penalty))
+    parts = [weights.shape[1] - len(model.embedding_decoder.bias), len(model.embedding_decoder.bias)]
+    (to_pixels, to_embedding), (level, embedding_level) = weights.split(parts, dim=1), ridge.intercept.split(parts)
+    from_learned, from_linear = to_pixels.split([model.config.latent_dim, model.config.linear_dim])
+    put(decoder.from_learned, Ridge(from_learned, level, ridge.penalty))
     decoder.from_linear.weight.copy_(from_linear.T)
+    put(model.embedding_decoder, Ridge(to_embedding, embedding_level, ridge.penalty))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from visionflow_hf.training.augmentation import FEW_STIMULI
 from visionflow_hf.training.build import build_model, build_processor, continue_model, merge_adapters
 from visionflow_hf.training.linear_latent import fit_encoding
 from visionflow_hf.training.new_subjects import fit_new_subjects
-from visionflow_hf.training.shares import MLP_SHARES, MLP_SHARES_OF_FEW, choose_shares, fit_linear_decoder
+from visionflow_hf.training.shares import MLP_SHARES, MLP_SHARES_OF_FEW, choose_shares, fit_linear_decoders
 from visionflow_hf.training.trainer import ImageBatches, ImageTrainer
 from visionflow_hf.training.trials import Trials
 from visionflow_hf.training_flags import told
@@ -170,7 +171,7 @@ def train_on(
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         history += trainer.state.log_history
         if own is fitted and held_out.stimuli and first:
-            fit_fmri_side(model, fitted, stimuli, args)
+            fit_fmri_side(model, fitted, stimuli, args, unpaired)
             few = len(trials.stimuli) < FEW_STIMULI
             shares = choose_shares(model, held_out, stimuli, args.seed, MLP_SHARES_OF_FEW if few else MLP_SHARES)
     merge_adapters(model)
@@ -178,7 +179,7 @@ def train_on(
         return Trained(model, processor, history)
     trainer.save_state()
     if fitted is not trials or not held_out.stimuli:
-        fit_fmri_side(model, trials, stimuli, args)
+        fit_fmri_side(model, trials, stimuli, args, unpaired)
     mlp_share, model.config.linear_share = shares
     model.fmri_to_latent.mlp_share.data.fill_(mlp_share)
     for part in fmri_side:
@@ -187,8 +188,18 @@ def train_on(
     return Trained(model, processor, history)
 
 
-def fit_fmri_side(model: VisionFlowModel, trials: Trials, stimuli: Stimuli, args: VisionFlowTrainingArguments) -> None:
-    """Fit all maps between the latent and fMRI to the trials, in closed form but for the MLP from fMRI to latent."""
+def fit_fmri_side(
+    model: VisionFlowModel,
+    trials: Trials,
+    stimuli: Stimuli,
+    args: VisionFlowTrainingArguments,
+    unpaired: Sequence[str] = (),
+) -> None:
+    """Fit all maps between the latent and fMRI to the trials, in closed form but for the MLP from fMRI to latent.
+
+    Args:
+        unpaired: images without fMRI, to which the linear decoders are fitted, too.
+    """
     model.eval()
     logger.info(f"fitting the fMRI side: {len(trials.subjects)} subjects, {len(trials.stimuli)} stimuli")
     names = trials.stimuli
@@ -209,7 +220,7 @@ def fit_fmri_side(model: VisionFlowModel, trials: Trials, stimuli: Stimuli, args
     learned_error, linear_error = (torch.stack(parts).mean(0) for parts in zip(*errors, strict=True))
     model.fmri_to_latent.linear_logvar.data.copy_(linear_error.clamp(min=1e-3).log())
     align(model, trials, stimuli, args.max_steps, args.seed)
-    fit_linear_decoder(model, names, stimuli, torch.cat([learned_error, linear_error]))
+    fit_linear_decoders(model, [*names, *unpaired], stimuli, torch.cat([learned_error, linear_error]))
 
 
 def run_trainer(
