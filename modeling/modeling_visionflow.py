@@ -28,6 +28,7 @@ from .image_decoder import (
 from .latent_gaussian import Gaussian, LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
 from .processing_visionflow import VisionFlowProcessor
+from .refinement import refined
 from .subject_fit import enough, fit_maps, known_voxels, latents_of, latents_of_the_prior
 from .vision_encoder import average_pool, layer_maps, pooled_features
 
@@ -345,6 +346,7 @@ class VisionFlowModel(PreTrainedModel):
         subject_ids: torch.Tensor | None = None,
         num_samples: int | None = None,
         generator: torch.Generator | None = None,
+        refine: int = 0,
         **kwargs,
     ) -> torch.Tensor:
         """Decoding: the image behind each response, decoded from the mean of q(z, w | fmri).
@@ -352,15 +354,24 @@ class VisionFlowModel(PreTrainedModel):
         Args:
             fmri (`torch.Tensor` of shape `(batch, max_voxels)`): standardised, as the processor makes it.
             num_samples (`int`, *optional*): images of that many samples of q(z | fmri), instead of one of its mean.
+            refine (`int`, *optional*, defaults to 0): gradient steps on that mean before it is decoded, towards an
+                image for which the model itself predicts this response (see `refinement`). Each runs the encoder.
             generator (`torch.Generator`, *optional*): their randomness, on the CPU.
             kwargs: other parts of the processor's batch, which are not used.
             subject_ids: as in `forward`.
 
         Returns:
             `(batch, num_channels, height, width)` on a 0..1 scale; `(batch, num_samples, ...)` with samples.
+
+        Raises:
+            ValueError: `refine` together with `num_samples`.
         """
         posterior = self.encode_fmri(fmri, subject_ids)
         mean, linear = posterior.learned.mean, posterior.linear.mean
+        if refine and num_samples is not None:
+            raise ValueError("refine moves the mean of q(z | fmri), and samples are drawn around it: give one of them")
+        if refine:
+            return self.decode(*refined(self, posterior, fmri, self._subject_ids(subject_ids, fmri), refine))
         if num_samples is None:
             return self.decode(mean, linear)
         noise = torch.randn(fmri.shape[0], num_samples, mean.shape[1], generator=generator).to(mean)

@@ -384,6 +384,19 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     add_model(one)
     add_responses(one)
     one.add_argument("--output", required=True, metavar="DIR", help="folder for the images")
+    ways = one.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="N",
+        help="gradient steps towards an image for which the model predicts the measured response (default: 0)",
+    )
+    ways.add_argument(
+        "--image-bank",
+        metavar="FOLDER",
+        help="take the mean of the images in a folder that are likeliest, in place of the decoder",
+    )
     add_overwrite(one, "folder of images")
     add_device(one)
 
@@ -574,10 +587,10 @@ def encode(run: str, images: list[str], subject: str, output: str, device: str |
     print(f"wrote {output}")
 
 
-def decode(run: str, file: str, subject: str, output: str, overwrite: bool, device: str | None) -> None:
+def decode(run: str, file: str, output: str, **flags) -> None:
     from visionflow_hf import inference
 
-    inference.decode(run, file, subject, output, overwrite, device)
+    inference.decode(run, file, output=output, **flags)
     print(f"wrote {output}")
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from visionflow_hf.corpus.files import existing, pictures_in, reading
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.errors import UserError
-from visionflow_hf.evaluation.predictions import decode_fmri, encode_images
+from visionflow_hf.evaluation.predictions import decode_fmri, encode_images, to_array
 from visionflow_hf.folders import new_folder, refuse_existing, writing
 from visionflow_hf.hub import load_model
 from visionflow_hf.images import open_image
@@ -21,6 +21,7 @@ from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.stimuli import latents_of_files
 
 MARKER = "0000.png"
+LIKELIEST = 60  # images of a bank whose mean is a reconstruction
 IMAGES = 1024  # whose responses are predicted at a time
 
 
@@ -52,19 +53,29 @@ def decode(
     output: str | os.PathLike,
     overwrite: bool = False,
     device: str | None = None,
+    refine: int = 0,
+    image_bank: str | os.PathLike | None = None,
 ) -> None:
     """Reconstruct the image of each row of fMRI, `read_fmri`, as 0000.png, 0001.png and so on.
 
     Args:
+        refine: gradient steps, as in `VisionFlowModel.reconstruct_image`.
+        image_bank: folder of images. Each reconstruction is the mean of the 60 under which the row is likeliest.
         device: such as `cpu` or `cuda`; None for a GPU where there is one.
     """
     refuse_existing(output, overwrite, MARKER)
+    if refine < 0:
+        raise UserError(f"--refine is {refine}: 0 or a number of steps is expected")
     fmri = read_fmri(Path(file))
+    bank = [] if image_bank is None else pictures_in(Path(image_bank))
     model, processor = load_model(run, device)
     known_subject(subject, processor.subjects)
     check_voxels(fmri, file, subject, processor)
     height, width = processor.image_size
-    images, _ = decode_fmri(model, processor, fmri, subject, (width, height))
+    if bank:
+        images = mean_of_likeliest(model, processor, fmri, subject, bank)
+    else:
+        images, _ = decode_fmri(model, processor, fmri, subject, (width, height), refine)
     with new_folder(output, overwrite, marker=MARKER) as folder:
         for index, image in enumerate(images):
             Image.fromarray(image).save(folder / f"{index:04d}.png")
@@ -109,6 +120,19 @@ def identify(
         writer = csv.writer(stream)
         writer.writerow(("response", "rank", "candidate", "log_likelihood"))
         writer.writerows(rows)
+
+
+def mean_of_likeliest(
+    model: VisionFlowModel, processor: VisionFlowProcessor, fmri: np.ndarray, subject: str, files: Sequence[Path]
+) -> np.ndarray:
+    """For each response the mean of the LIKELIEST image files, uint8 array (responses, height, width[, 3])."""
+    scores = likelihoods(model, processor, fmri, subject, latents_of_files(model, processor, files))
+    height, width = processor.image_size
+    means = []
+    for best in np.argsort(-scores, axis=1, kind="stable")[:, :LIKELIEST]:
+        images = to_array([open_image(files[one]) for one in best], processor, (width, height))
+        means.append(np.rint(images.mean(0)).astype(np.uint8))
+    return np.stack(means)
 
 
 @torch.no_grad()

@@ -214,7 +214,12 @@ def encode_images(
 
 
 def decode_fmri(
-    model: VisionFlowModel, processor: VisionFlowProcessor, fmri: np.ndarray, subject: str, size: tuple[int, int]
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    fmri: np.ndarray,
+    subject: str,
+    size: tuple[int, int],
+    refine: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reconstructions (rows, height, width[, 3]), uint8 of `size`, and means of q(z, w | fmri) (rows, dimensions)."""
     images, latents = [], []
@@ -222,7 +227,7 @@ def decode_fmri(
         batch = processor(fmri=fmri[start : start + BATCH], subject=subject).to(model.device)
         with torch.no_grad():
             latents.append(model.encode_fmri(batch["fmri"], batch["subject_ids"]).mean.float().cpu().numpy())
-            images += processor.post_process_images(model.reconstruct_image(**batch))
+            images += processor.post_process_images(model.reconstruct_image(**batch, refine=refine))
     return to_array(images, processor, size), np.concatenate(latents)
 
 
