@@ -1,4 +1,4 @@
-"""The linear decoder, and how much of decoding it and the MLP from fMRI to latent are given.
+"""How much of decoding the linear decoder and the MLP from fMRI to latent are given.
 
 Where distinct stimuli are few, a decoder trained on them makes new images too much like them, and a linear map from the
 latent to pixels does better; and an MLP that was trained on simulated trials helps only as far as the encoding model
@@ -13,49 +13,16 @@ import torch
 
 from visionflow_hf.metrics import pixel_correlation, ssim
 from visionflow_hf.modeling import VisionFlowModel
-from visionflow_hf.modeling.fmri_bridges import put
 from visionflow_hf.modeling.image_decoder import blend
-from visionflow_hf.modeling.ridge import Ridge, RidgePath, squared_norm
-from visionflow_hf.stimuli import BATCH, Stimuli
-from visionflow_hf.training.alignment import image_latents
-from visionflow_hf.training.trials import Trials
+from visionflow_hf.modeling.trials import Trials
+from visionflow_hf.stimuli import Stimuli
 
 logger = logging.getLogger(__name__)
 
-PENALTY = 1e-3  # times the mean squared norm of a centred latent: next to none
-LEAST_PREDICTED = 1e-3  # of the variance of a latent dimension
 MLP_SHARES = (0.0, 0.5, 1.0)
 MLP_SHARES_OF_FEW = (0.0, 0.5)  # stimuli
 LINEAR_SHARES = tuple(np.linspace(0, 1, 11).tolist())
 MOST_ASKED = 128  # held-out stimuli by which the shares are chosen
-
-
-@torch.no_grad()
-def fit_linear_decoder(model: VisionFlowModel, stimulus_ids: list[str], stimuli: Stimuli, errors: torch.Tensor) -> None:
-    """Fit the linear map from the latents of stimuli to their pixels, of 32 px a side at most.
-
-        pixels ~ (s [z, w]) M        s = 1 - error / variance, of each latent dimension
-
-    There are mostly more dimensions than stimuli. The image is read from those that fMRI predicts.
-
-    Args:
-        errors (`torch.Tensor` of shape `(latent_dim + linear_dim,)`):
-            Mean squared error with which the latent is predicted from fMRI on held-out stimuli.
-    """
-    latents, decoder = image_latents(model, stimuli, stimulus_ids).mean, model.linear_decoder
-    predicted = (1 - errors / latents.var(0, correction=0).clamp(min=1e-12)).clamp(min=LEAST_PREDICTED)
-    pixels = []
-    for start in range(0, len(stimulus_ids), BATCH):  # all at full size can fill memory
-        batch = stimuli.pixel_values(stimulus_ids[start : start + BATCH])
-        if list(batch.shape[2:]) != decoder.shape[1:]:
-            batch = torch.nn.functional.interpolate(batch, decoder.shape[1:], mode="bilinear", antialias=True)
-        pixels.append(batch.flatten(1))
-    scaled = latents * predicted
-    ridge = RidgePath(scaled, torch.cat(pixels).to(model.device)).solve(PENALTY * squared_norm(scaled))
-    weights = predicted[:, None] * ridge.weights
-    from_learned, from_linear = weights.split([model.config.latent_dim, model.config.linear_dim])
-    put(decoder.from_learned, Ridge(from_learned, ridge.intercept, ridge.penalty))
-    decoder.from_linear.weight.copy_(from_linear.T)
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ import torch
 from transformers import Trainer
 from transformers.utils import logging
 
+from visionflow_hf.modeling.augmentation import augment
 from visionflow_hf.stimuli import Stimuli
-from visionflow_hf.training.augmentation import augment
 
 LOSSES = ("loss_image", "loss_kl")
 
