@@ -31,10 +31,11 @@ def card_of_origin(config, name: str) -> str | None:
         None where no weights were loaded, or where the card there is not one of VisionFlow.
     """
     origin, commit = config._name_or_path, getattr(config, "_commit_hash", None)
-    if not origin or not (commit or os.path.isdir(origin)):
+    local = os.path.isdir(origin)
+    if not local and origin.count("/") != 1:  # neither a folder nor a name on the Hub
         return None
     try:
-        file = cached_file(origin, CARD, revision=commit, _raise_exceptions_for_missing_entries=False)
+        file = cached_file(origin, CARD, revision=commit or "main", _raise_exceptions_for_missing_entries=False)
     except OSError as error:
         logger.warning(f"the card of {origin} cannot be read ({error}): it is not continued")
         return None
@@ -55,7 +56,7 @@ def card_of_origin(config, name: str) -> str | None:
     card.text = text
     card.data.visionflow = {key: value for key, value in training.items() if key != "results"} | {"model_id": name}
     card.data.eval_results = card.data.model_name = None
-    if commit is not None:
+    if not local:
         card.data.base_model = origin
     return str(card)
 
