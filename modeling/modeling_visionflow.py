@@ -14,6 +14,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
+from .card import write_card
 from .configuration_visionflow import TAGS, VisionFlowConfig
 from .fmri_bridges import LEAST_NOISE, FmriToLatent, LatentToFmri
 from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
@@ -29,6 +30,7 @@ from .latent_gaussian import Gaussian, LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
 from .processing_visionflow import VisionFlowProcessor
 from .refinement import refined
+from .refit import RefitCallback, refit
 from .subject_fit import enough, fit_maps, known_voxels, latents_of, latents_of_the_prior
 from .vision_encoder import average_pool, layer_maps, pooled_features
 
@@ -180,12 +182,19 @@ class VisionFlowModel(PreTrainedModel):
 
         Under the names of the encoder's original release, the default elsewhere, Trainer would not find them when it
         resumes or returns to the best checkpoint: it loads names as they stand, and only warns of what it misses.
+
+        A folder without README.md gets the card of the model that this one was loaded from, without its results.
         """
         super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
         from .handler import write_requirements  # handler.py, for Inference Endpoints, then is saved beside this file
 
         if kwargs.get("is_main_process", True):
             write_requirements(save_directory)
+            write_card(self.config, save_directory)
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        write_card(self.config, working_dir, repo_id)  # in place of the draft that `push_to_hub` has put there
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def get_input_embeddings(self):
         """Those of the image encoder."""
@@ -483,9 +492,7 @@ class VisionFlowModel(PreTrainedModel):
             ValueError: a model without subjects, numbers of images and responses that differ, responses that are not
                 finite numbers, or fewer than 4 distinct stimuli. Model and processor are as before then.
         """
-        if processor is None:
-            commit = getattr(self.config, "_commit_hash", None) or "main"  # the code and the statistics of one commit
-            processor = VisionFlowProcessor.from_pretrained(self.config._name_or_path, revision=commit)
+        processor = processor or self._own_processor()
         fmri = torch.as_tensor(np.asarray(fmri) if isinstance(fmri, (list, tuple)) else fmri).detach().float()
         if not self.config.subjects:
             raise ValueError("the model knows no subject to whose voxels new ones could be compared: train it first")
@@ -511,6 +518,42 @@ class VisionFlowModel(PreTrainedModel):
         standardised = processor(fmri=fmri, subject=name)["fmri"].to(self.device)
         fit_maps(self, name, standardised, latents, stimulus_ids, simulated, known)
         return processor
+
+    def refit(self, rows, processor=None, seed: int = 0) -> "VisionFlowModel":
+        """Fit all maps between the latent and fMRI anew, after gradient descent has changed the image side.
+
+        That is the head of w, the maps of all subjects in both directions, their noise, and the linear decoder, each by
+        ridge regression; and the MLP from fMRI to latent, by 2,000 steps on simulated trials. Encoder, head of z and
+        image decoder stay as they are, and so do the shares of the MLP and of the linear decoder. It takes as long as
+        the last part of `visionflow train`, a minute or so for some hundred stimuli on one core.
+
+        Args:
+            rows (`datasets.Dataset`): the columns `image`, `fmri` (in the raw unit), `subject` and `stimulus_id`, such
+                as the train split. Rows that lack an image or fMRI are left out.
+            processor (`VisionFlowProcessor`, *optional*): that of this model. By default it is loaded from where the
+                model came from.
+            seed (`int`): of the MLP and of what is drawn at random.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: a column is missing, the rows are not of just the subjects that the model knows, a subject has a
+                single stimulus, or the weights are not float32. The model is as before then.
+        """
+        refit(self, rows, processor or self._own_processor(), seed)
+        return self
+
+    def refit_callback(self) -> RefitCallback:
+        """For `Trainer(..., callbacks=[model.refit_callback()])`: `refit` before each evaluation and at the end.
+
+        Without it gradient descent alone would change the maps to fMRI, which makes them worse where trials are few.
+        """
+        return RefitCallback()
+
+    def _own_processor(self) -> VisionFlowProcessor:
+        commit = getattr(self.config, "_commit_hash", None) or "main"  # the code and the statistics of one commit
+        return VisionFlowProcessor.from_pretrained(self.config._name_or_path, revision=commit)
 
     @torch.no_grad()
     def set_noise(self, subject: str, variance: torch.Tensor) -> None:

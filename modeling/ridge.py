@@ -201,6 +201,31 @@ def eigh(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(part.to(products.device) for part in torch.linalg.eigh(products.cpu()))
 
 
+def nnls(products: torch.Tensor, with_targets: torch.Tensor) -> torch.Tensor:
+    """t = argmin |y - X t|^2 with every t_k >= 0, from X'X `(columns, columns)` and X'y `(columns,)`.
+
+    Source: Lawson & Hanson 1974, Solving Least Squares Problems, chapter 23.
+    """
+    t, free = torch.zeros_like(with_targets), torch.zeros_like(with_targets, dtype=torch.bool)
+    least = 1e-10 * float(with_targets.abs().max())
+    for _ in range(10 * len(t)):
+        slope = (with_targets - products @ t).masked_fill(free, -torch.inf)
+        if float(slope.max()) <= least:
+            break
+        free[slope.argmax()] = True
+        while True:
+            best = torch.zeros_like(t)
+            best[free] = torch.linalg.lstsq(products[free][:, free], with_targets[free, None]).solution[:, 0]
+            beyond = free & (best <= 0)
+            if not beyond.any():
+                break
+            t = t + (t[beyond] / (t[beyond] - best[beyond])).min() * (best - t)  # as far as all are positive
+            free &= t > 1e-12 * t.max()
+            t[~free] = 0
+        t = best
+    return t
+
+
 def squared_norm(features: torch.Tensor) -> float:
     """Mean squared norm of a centred row."""
     return max(float((features - features.mean(0)).square().sum(1).mean()), 1e-12)

@@ -6,9 +6,9 @@ import torch
 from visionflow_hf.corpus.responses import images_of, pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
+from visionflow_hf.modeling.alignment import SimulatedTrials, align, image_latents
+from visionflow_hf.modeling.trials import Trials
 from visionflow_hf.stimuli import Stimuli
-from visionflow_hf.training.alignment import SimulatedTrials, align, image_latents
-from visionflow_hf.training.trials import Trials
 
 
 @pytest.fixture

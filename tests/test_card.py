@@ -7,12 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from datasets import load_from_disk
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub, environment
 from test_hub import visionflow
+from transformers import TrainingArguments
 
+from visionflow_hf import VisionFlowCollator, VisionFlowModel, VisionFlowTrainer
 from visionflow_hf.cli import main
-from visionflow_hf.hub import add_result, hub_name, make_card, named, training_of
+from visionflow_hf.hub import add_result, hub_name, load_model, make_card, named, training_of
 from visionflow_hf.modeling import VisionFlowConfig
 from visionflow_hf.results import result_of
 
@@ -282,3 +285,51 @@ def test_push_carries_the_figures_and_the_corpus_its_licence(fresh, corpus, tmp_
         result = visionflow("evaluate", "lab/digits", "lab/data", tmp_path / "by name", env=env)
         assert "lab/digits is on the Hub: its card was not changed" in result.stderr
         assert not (tmp_path / "lab").exists()
+
+
+def saved_by_trainer(model, processor, corpus, folder) -> ModelCard:
+    arguments = TrainingArguments(str(folder), remove_unused_columns=False, report_to="none", seed=7)
+    rows = load_from_disk(corpus)["train"]
+    trainer = VisionFlowTrainer(model, arguments, VisionFlowCollator(processor), rows, processing_class=processor)
+    trainer.save_model()
+    trainer.create_model_card(model_name="none", tags=["none"])
+    return ModelCard.load(folder / "README.md")
+
+
+def test_the_trainer_continues_the_card_with_its_edits_and_without_its_results(fresh, corpus, tmp_path):
+    evaluate(fresh, corpus, tmp_path / "report")
+    edited = (fresh / "README.md").read_text().replace("## Limits\n", "## Limits\n\nOnly for horses.\n")
+    (fresh / "README.md").write_text(edited)
+    assert "voxel_r_mean" in edited
+    folder = tmp_path / "tuned"
+    card = saved_by_trainer(*load_model(fresh), corpus, folder)
+    assert "Only for horses." in card.text and f"Made from `{fresh}`" in card.text
+    assert "voxel_r_mean" not in card.content and card.data.eval_results is None
+    assert card.data.to_dict()["visionflow"]["model_id"] == str(folder) and f'model="{folder}"' in card.text
+    metrics = evaluate(folder, corpus, tmp_path / "again")
+    assert in_head(ModelCard.load(folder / "README.md"), "simulated") == measured(metrics)
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "\nAnd for cows.\n")
+    kept = saved_by_trainer(*load_model(folder), corpus, folder)
+    assert "And for cows." in kept.text and in_head(kept, "simulated") == measured(metrics)
+
+
+def test_the_trainer_gives_new_weights_a_new_card(run, corpus, tmp_path):
+    model, processor = load_model(run)
+    config = VisionFlowConfig.from_dict(model.config.to_dict())
+    config._name_or_path = ""
+    card = saved_by_trainer(VisionFlowModel(config), processor, corpus, tmp_path / "new")
+    assert "36 distinct stimuli in 72 trials" in card.text and "seed 7" in card.text and "Not evaluated" in card.text
+
+
+def test_a_folder_keeps_the_card_that_it_has(fresh, tmp_path):
+    model, _ = load_model(fresh)
+    for text, kept in (
+        ("# Mine\n", True),
+        (
+            "This model card has been generated automatically according to the information the Trainer had access to.",
+            False,
+        ),
+    ):
+        (tmp_path / "README.md").write_text(text)
+        model.save_pretrained(tmp_path)
+        assert ((tmp_path / "README.md").read_text() == text) == kept

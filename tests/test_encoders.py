@@ -11,8 +11,10 @@ from visionflow_hf.cli import main
 from visionflow_hf.corpus.responses import pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
-from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel
+from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, linear_latent
+from visionflow_hf.modeling.feature_spaces import feature_spaces
 from visionflow_hf.modeling.gabor_wavelets import wavelet_maps
+from visionflow_hf.modeling.trials import Trials
 from visionflow_hf.modeling.vision_encoder import (
     PLAIN,
     LayerMap,
@@ -27,9 +29,6 @@ from visionflow_hf.modeling.vision_encoder import (
 )
 from visionflow_hf.pretrained import load_encoder
 from visionflow_hf.stimuli import Stimuli
-from visionflow_hf.training import linear_latent
-from visionflow_hf.training.feature_spaces import feature_spaces
-from visionflow_hf.training.trials import Trials
 
 WIDE = [32, 48]  # px; rows and columns of patches differ
 DEPTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

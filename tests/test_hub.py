@@ -171,6 +171,11 @@ def test_pushed_again_as_it_was(hub, pushed, tmp_path):
     stranger(PUSH_AGAIN, "lab/digits", "other/copy", env=env, cwd=tmp_path)
     assert_whole(hub, "other/copy")
     assert hub.files("other/copy")["model.safetensors"] == hub.files("lab/digits")["model.safetensors"]
+    card = ModelCard(hub.files("other/copy")["README.md"].decode())
+    assert card.data.base_model == "lab/digits" and card.data.to_dict()["visionflow"]["model_id"] == "other/copy"
+    assert card.text.count('"other/copy"') == 3 and "Made from `lab/digits`" in card.text
+    assert "lab/digits" not in card.text.replace("Made from `lab/digits`", "")
+    assert "36 distinct stimuli in 72 trials" in card.text and "Not evaluated yet" in card.text
 
 
 def test_train_pushes_once_on_request_and_what_is_finished(hub, corpus, tmp_path):

@@ -10,20 +10,20 @@ from sklearn.linear_model import Ridge as Reference
 from visionflow_hf.corpus.responses import images_of, pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
+from visionflow_hf.modeling import linear_latent
+from visionflow_hf.modeling.alignment import image_latents
+from visionflow_hf.modeling.feature_spaces import ENERGIES, FeatureSpace, feature_spaces
 from visionflow_hf.modeling.gabor_wavelets import GRID, wavelet_maps
-from visionflow_hf.modeling.ridge import GROUP_PENALTIES, likelihoods, likely_mean
-from visionflow_hf.stimuli import Stimuli
-from visionflow_hf.training import linear_latent
-from visionflow_hf.training.alignment import image_latents
-from visionflow_hf.training.feature_spaces import ENERGIES, FeatureSpace, feature_spaces
-from visionflow_hf.training.linear_latent import (
+from visionflow_hf.modeling.linear_latent import (
     Components,
     Encoding,
     fit_encoding,
     stack,
     trust,
 )
-from visionflow_hf.training.trials import Trials
+from visionflow_hf.modeling.ridge import GROUP_PENALTIES, likelihoods, likely_mean
+from visionflow_hf.modeling.trials import Trials
+from visionflow_hf.stimuli import Stimuli
 
 EVERY_VOXEL = slice(0, 12)
 MODELS = ("colours", "energies", "fields of energies")

@@ -76,10 +76,12 @@ def test_the_python_lines_of_the_docs_on_the_hub_run(reader):
 def test_the_python_lines_of_a_card_on_the_hub_run(reader, hub, tmp_path):
     card = hub.files("your-lab/digits")["README.md"].decode()
     blocks = python_blocks(card)
-    assert blocks.count("your-lab/digits") == 3 and blocks.count("trainer.push_to_hub()") == 1
-    reader(blocks + "\nassert samples and len(samples) == 4")
+    assert blocks.count("your-lab/digits") == 3 and blocks.count('model.push_to_hub("tuned")') == 1
+    reader(blocks.replace("if after < before:", "if True:") + "\nassert samples and len(samples) == 4")
     assert Image.open(tmp_path / "reconstruction.png").size == (16, 16)
-    assert "modeling_visionflow.py" in hub.files("somebody/tuned")
+    files = hub.files("somebody/tuned")
+    assert {"modeling_visionflow.py", "fmri_statistics.safetensors"} <= set(files)
+    assert 'model="somebody/tuned"' in files["README.md"].decode()
 
 
 def test_the_readme_is_short():

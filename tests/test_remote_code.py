@@ -30,6 +30,15 @@ with torch.no_grad():
     both = model(**processor(images=list(arrays["images"]), fmri=arrays["fmri"], subject="subj02"))
 np.savez(output, predicted=predicted, reconstruction=reconstruction, loss=both.loss)
 
+from datasets import Dataset, Image
+
+rows = {"image": list(arrays["images"]) * 2, "fmri": list(arrays["fmri"]) * 2, "stimulus_id": list("abc") * 2}
+rows = Dataset.from_dict({**rows, "subject": ["subj01"] * 3 + ["subj02"] * 3}).cast_column("image", Image())
+sys.modules[type(model.refit_callback()).__module__].STEPS = 5
+fitted = AutoModel.from_pretrained(folder, trust_remote_code=True).refit(rows)
+again = fitted.predict_fmri(**processor(images=list(arrays["images"]), subject="subj02"))
+assert again.isfinite().all() and not torch.equal(again, predicted)
+
 model.save_pretrained(output + ".again")  # the code travels on with what a stranger saves
 processor.save_pretrained(output + ".again")
 again = AutoModel.from_pretrained(output + ".again", trust_remote_code=True)

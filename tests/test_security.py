@@ -15,11 +15,12 @@ from visionflow_hf.cli import main
 
 REMOTE = sorted(path for path in (ROOT / "modeling").glob("*.py") if path.name != "__init__.py")
 LIBRARIES = {"torch", "numpy", "PIL", "transformers"}
-STANDARD = {"base64", "collections", "copy", "dataclasses", "functools", "inspect", "itertools", "math", "types"}
+STANDARD = {"base64", "re", "collections", "copy", "dataclasses", "functools", "inspect", "itertools", "math", "types"}
 READ_BY = {  # modules that open files or addresses, and the files that may import them
-    **{name: {"pipeline_visionflow.py", "processing_visionflow.py", "handler.py"} for name in ("io", "os")},
+    **{name: {"pipeline_visionflow.py", "processing_visionflow.py", "handler.py", "card.py"} for name in ("io", "os")},
     "urllib": {"pipeline_visionflow.py"},
     "safetensors": {"processing_visionflow.py"},
+    "huggingface_hub": {"card.py"},
 }
 OPTIONAL = {"diffusers"}  # only inside a function, in a `try` that catches ImportError
 FORBIDDEN = {
@@ -42,9 +43,13 @@ ALLOWED = {
     ("handler.py", "write_requirements", "file.write"),
     ("handler.py", "image_of", "Image.open"),  # of bytes in a request
     ("handler.py", "png", "image.save"),  # to bytes
+    ("card.py", "card_of_origin", "cached_file"),  # README.md beside the weights that were loaded
+    ("card.py", "card_of_origin", "open"),
+    ("card.py", "write_card", "open"),  # README.md in the folder of `save_pretrained`
+    ("card.py", "write_card", "opened.write"),
     ("modeling_visionflow.py", "from_pretrained", "super().from_pretrained"),
     ("modeling_visionflow.py", "save_pretrained", "super().save_pretrained"),
-    ("modeling_visionflow.py", "fit_subject", "VisionFlowProcessor.from_pretrained"),  # of where the model came from
+    ("modeling_visionflow.py", "_own_processor", "VisionFlowProcessor.from_pretrained"),  # of where the model came from
     ("modeling_visionflow.py", "pipeline", "pipelines[task]"),
     ("configuration_visionflow.py", "__post_init__", "setattr"),  # on the config itself, names written out beside it
 }

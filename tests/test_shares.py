@@ -10,11 +10,12 @@ from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model, save_model
 from visionflow_hf.modeling import VisionFlowConfig
 from visionflow_hf.modeling.image_decoder import LinearDecoder, blend
+from visionflow_hf.modeling.linear_decoder import fit_linear_decoders
 from visionflow_hf.modeling.ridge import fit_ridge
+from visionflow_hf.modeling.trials import Trials
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training import train as train_module
-from visionflow_hf.training.shares import choose_shares, fit_linear_decoders
-from visionflow_hf.training.trials import Trials
+from visionflow_hf.training.shares import choose_shares
 
 HELD_OFF = (1 / 512, 511 / 512)
 

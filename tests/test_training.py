@@ -17,10 +17,10 @@ from visionflow_hf.checkpoints import find_checkpoint
 from visionflow_hf.cli import main, parse
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.errors import UserError
+from visionflow_hf.modeling.augmentation import augment
 from visionflow_hf.modeling.sizes import bridge_width, small_vit
 from visionflow_hf.training import train as train_module
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
-from visionflow_hf.training.augmentation import augment
 from visionflow_hf.training.build import build_model, build_processor
 from visionflow_hf.training_flags import dataclasses_of, told
 

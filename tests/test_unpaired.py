@@ -131,7 +131,7 @@ def test_what_would_leak_or_be_two_images_is_not_merged(corpus, folder, tmp_path
 @pytest.fixture
 def watched(monkeypatch):
     """What the image stage is given and sees of each step, and the stimuli that the fMRI side is fitted to."""
-    seen = {"batches": [], "drawn": set(), "fitted": [], "unpaired": [], "validation": set()}
+    seen = {"batches": [], "drawn": set(), "fitted": [], "alone": [], "unpaired": [], "validation": set()}
     forward, read = VisionFlowModel.forward, ImageBatches.__getitems__
     run, fit = training.run_trainer, training.fit_fmri_side
 
@@ -153,6 +153,7 @@ def watched(monkeypatch):
 
     def watch_fit(model, trials, *more):
         seen["fitted"].append(set(trials.stimuli))
+        seen["alone"].append(set(more[-1]))
         return fit(model, trials, *more)
 
     monkeypatch.setattr(VisionFlowModel, "forward", watch_forward)
@@ -162,14 +163,15 @@ def watched(monkeypatch):
     return seen
 
 
-def test_images_alone_feed_the_image_stage_and_nothing_else(merged, corpus, run, tmp_path, watched):
+def test_images_alone_feed_the_image_stage_the_mlp_and_the_linear_decoders(merged, corpus, run, tmp_path, watched):
     assert main(["train", str(merged), str(tmp_path / "run"), *LONG, *VALIDATED]) == 0
     names = set(read_corpus(merged).splits["train"]["stimulus_id"]) - set(
         open_corpus(corpus).splits["train"]["stimulus_id"]
     )
-    assert watched["batches"] == [4 * 32] * 5  # 32 stimuli, as many images without fMRI, and augmented copies of both
+    assert watched["batches"] == [2 * 32] * 5  # 16 stimuli, 16 images without fMRI, and augmented copies of both
     assert watched["drawn"] == names and len(names) == PICTURES
     assert watched["unpaired"] == [names] and not any(names & fitted for fitted in watched["fitted"])
+    assert watched["alone"] == [names] * len(watched["fitted"])
     ours, theirs = (VisionFlowProcessor.from_pretrained(path) for path in (tmp_path / "run", run))
     for subject in theirs.subjects:
         np.testing.assert_array_equal(ours.fmri_mean[subject], theirs.fmri_mean[subject])
@@ -212,7 +214,7 @@ def test_a_frozen_encoder_reads_them_once(merged, tmp_path, watched):
     ViTModel(config).save_pretrained(tmp_path / "encoder")
     flags = [*SHORT, *VALIDATED, "--encoder", str(tmp_path / "encoder")]
     assert main(["train", str(merged), str(tmp_path / "run"), *flags]) == 0
-    assert watched["batches"] == [2 * 32] * 5  # no augmented copies
+    assert watched["batches"] == [32] * 5  # no augmented copies
 
 
 def test_fmri_alone_counts_for_mean_and_standard_deviation(corpus, tmp_path, watched):

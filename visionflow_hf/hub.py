@@ -22,6 +22,7 @@ from visionflow_hf.errors import UserError, count
 from visionflow_hf.hub_errors import hub_errors
 from visionflow_hf.metrics import LEAST_CEILING
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.modeling.card import NAMED
 from visionflow_hf.modeling.configuration_visionflow import TAGS
 from visionflow_hf.results import (
     SIMULATED,
@@ -154,7 +155,7 @@ def named(card: str, name: str, training: dict) -> str:
     old = training.get("model_id")
     if old is None:
         raise UserError("the card has no `model_id` under `visionflow:` in its metadata: train the model again")
-    for before in ('name, revision = "', 'model="', 'note = "Model '):  # as the template writes them
+    for before in NAMED:
         card = card.replace(f'{before}{old}"', f'{before}{name}"')
     try:
         card = with_metadata(card, ("visionflow", "model_id"), name)

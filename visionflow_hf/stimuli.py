@@ -31,10 +31,9 @@ from visionflow_hf.corpus.files import reading
 from visionflow_hf.errors import UserError
 from visionflow_hf.images import open_image
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.modeling.feature_spaces import BATCH, LARGEST
 from visionflow_hf.processes import cores, place_on_machine
 
-BATCH = 64
-LARGEST = torch.finfo(torch.float16).max
 FILE = 4096  # stimuli a file: what is lost at most where a run is interrupted
 
 

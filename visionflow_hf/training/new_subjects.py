@@ -9,11 +9,11 @@ from datasets import Dataset
 from visionflow_hf.corpus.responses import pairs_of
 from visionflow_hf.errors import UserError
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.modeling.alignment import IMAGES, image_latents
 from visionflow_hf.modeling.subject_fit import fit_maps, known_voxels, latents_of_the_prior
+from visionflow_hf.modeling.trials import Trials
 from visionflow_hf.stimuli import Stimuli
-from visionflow_hf.training.alignment import IMAGES, image_latents
 from visionflow_hf.training.build import build_processor
-from visionflow_hf.training.trials import Trials
 
 logger = logging.getLogger(__name__)
 

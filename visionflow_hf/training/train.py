@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,16 +23,15 @@ from visionflow_hf.errors import UserError
 from visionflow_hf.folders import put_back, refuse_existing, take_name
 from visionflow_hf.hub import hub_name, load_model, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.modeling.augmentation import FEW_STIMULI
+from visionflow_hf.modeling.refit import fit_fmri_side
+from visionflow_hf.modeling.trials import Trials
 from visionflow_hf.stimuli import Stimuli
-from visionflow_hf.training.alignment import align, image_latents
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
-from visionflow_hf.training.augmentation import FEW_STIMULI
 from visionflow_hf.training.build import build_model, build_processor, continue_model, merge_adapters
-from visionflow_hf.training.linear_latent import fit_encoding
 from visionflow_hf.training.new_subjects import fit_new_subjects
-from visionflow_hf.training.shares import MLP_SHARES, MLP_SHARES_OF_FEW, choose_shares, fit_linear_decoders
+from visionflow_hf.training.shares import MLP_SHARES, MLP_SHARES_OF_FEW, choose_shares
 from visionflow_hf.training.trainer import ImageBatches, ImageTrainer
-from visionflow_hf.training.trials import Trials
 from visionflow_hf.training_flags import told
 
 logger = logging.getLogger(__name__)
@@ -171,7 +169,7 @@ def train_on(
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         history += trainer.state.log_history
         if own is fitted and held_out.stimuli and first:
-            fit_fmri_side(model, fitted, stimuli, args, unpaired)
+            fit_fmri_side(model, fitted, stimuli, args.max_steps, args.seed, unpaired)
             few = len(trials.stimuli) < FEW_STIMULI
             shares = choose_shares(model, held_out, stimuli, args.seed, MLP_SHARES_OF_FEW if few else MLP_SHARES)
     merge_adapters(model)
@@ -179,48 +177,13 @@ def train_on(
         return Trained(model, processor, history)
     trainer.save_state()
     if fitted is not trials or not held_out.stimuli:
-        fit_fmri_side(model, trials, stimuli, args, unpaired)
+        fit_fmri_side(model, trials, stimuli, args.max_steps, args.seed, unpaired)
     mlp_share, model.config.linear_share = shares
     model.fmri_to_latent.mlp_share.data.fill_(mlp_share)
     for part in fmri_side:
         part.requires_grad_(True)
     model.linear_logvar.requires_grad_(True)
     return Trained(model, processor, history)
-
-
-def fit_fmri_side(
-    model: VisionFlowModel,
-    trials: Trials,
-    stimuli: Stimuli,
-    args: VisionFlowTrainingArguments,
-    unpaired: Sequence[str] = (),
-) -> None:
-    """Fit all maps between the latent and fMRI to the trials, in closed form but for the MLP from fMRI to latent.
-
-    Args:
-        unpaired: images without fMRI, to which the linear decoders are fitted, too.
-    """
-    model.eval()
-    logger.info(f"fitting the fMRI side: {len(trials.subjects)} subjects, {len(trials.stimuli)} stimuli")
-    names = trials.stimuli
-    learned = image_latents(model, stimuli, names).learned.mean
-    voxel_weights = fit_encoding(model, trials, stimuli, dict(zip(names, learned, strict=True)), args.seed)
-    posterior = image_latents(model, stimuli, names)  # whose linear dimensions are there now
-    place = {stimulus: row for row, stimulus in enumerate(names)}
-    errors = []
-    for name in trials.subjects:
-        own = trials.stimulus_ids(name)
-        rows = [place[stimulus] for stimulus in own]
-        subject = model.config.subjects.index(name)
-        fmri = trials.fmri(name).to(model.device)
-        latents = posterior.learned.mean[rows], posterior.linear.mean[rows]
-        errors.append(model.fmri_to_latent.fit(subject, fmri, *latents, own, voxel_weights[name]))
-        predicted = model.latent_to_fmri.voxel_maps[subject](model.latent_to_fmri.read(*latents))
-        model.latent_to_fmri.set_shared_noise(subject, fmri - predicted)
-    learned_error, linear_error = (torch.stack(parts).mean(0) for parts in zip(*errors, strict=True))
-    model.fmri_to_latent.linear_logvar.data.copy_(linear_error.clamp(min=1e-3).log())
-    align(model, trials, stimuli, args.max_steps, args.seed)
-    fit_linear_decoders(model, [*names, *unpaired], stimuli, torch.cat([learned_error, linear_error]))
 
 
 def run_trainer(

@@ -13,14 +13,14 @@ import torch
 from transformers import Trainer
 from transformers.utils import logging
 
+from visionflow_hf.modeling.augmentation import augment
 from visionflow_hf.stimuli import Stimuli
-from visionflow_hf.training.augmentation import augment
 
 LOSSES = ("loss_image", "loss_kl")
 
 
 class ImageBatches(torch.utils.data.Dataset):
-    """Batches of stimuli and, where there are images without fMRI, as many of these drawn at random.
+    """Batches of stimuli; where there are images without fMRI, half of each batch is drawn from these at random.
 
     Args:
         stimulus_ids: of the stimuli with fMRI.
@@ -48,7 +48,8 @@ class ImageBatches(torch.utils.data.Dataset):
         """`pixel_values`, and `image_features` where the encoder is frozen."""
         names = [self.stimulus_ids[row % len(self.stimulus_ids)] for row in rows]
         if self.unpaired:
-            names += [self.unpaired[row] for row in torch.randint(len(self.unpaired), (len(rows),)).tolist()]
+            drawn = torch.randint(len(self.unpaired), (len(rows) // 2,)).tolist()
+            names[len(rows) - len(drawn) :] = [self.unpaired[row] for row in drawn]
         batch = {"pixel_values": self.stimuli.pixel_values(names)}
         features = self.stimuli.image_features(names, self.with_linear)
         return batch if features is None else batch | {"image_features": features}

@@ -1,3 +1,4 @@
+# Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """Augmented images for the image stage, made from the stimuli."""
 
 import math

@@ -1,13 +1,12 @@
+# Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """The responses of each subject to some stimuli: read once, standardised by the processor, on the CPU."""
 
 from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
-from datasets import Dataset
 
-from visionflow_hf.corpus.responses import responses_of
-from visionflow_hf.modeling import VisionFlowProcessor
+from .processing_visionflow import VisionFlowProcessor
 
 MOST_KEPT = 4 * 2**30  # bytes of responses that stay in memory; those of a larger corpus are read again when needed
 
@@ -16,11 +15,11 @@ class Trials:
     """Trials with an image, subject by subject.
 
     Args:
-        rows: with an image and fMRI each.
+        rows (`datasets.Dataset`): with an image and fMRI each.
         held_out: stimuli whose trials are left out.
     """
 
-    def __init__(self, rows: Dataset, processor: VisionFlowProcessor, held_out: Collection[str] = ()):
+    def __init__(self, rows, processor: VisionFlowProcessor, held_out: Collection[str] = ()):
         self.rows, self.processor, self.held_out = rows, processor, set(held_out)
         self._owners, self._names = np.asarray(rows["subject"]), np.asarray(rows["stimulus_id"], dtype=object)
         voxels = {name: len(mean) for name, mean in processor.fmri_mean.items()}
@@ -53,7 +52,7 @@ class Trials:
             if not self._all_kept:
                 self._read.clear()
             own = self.rows.select(np.flatnonzero(self._owners == subject))
-            self._read[subject] = self.processor(fmri=responses_of(own, subject).fmri, subject=subject)["fmri"]
+            self._read[subject] = self.processor(fmri=responses_of(own), subject=subject)["fmri"]
         fmri = self._read[subject]
         if not self.held_out:
             return fmri
@@ -82,3 +81,10 @@ class Trials:
         kept = [(row, place[name]) for row, name in enumerate(self.stimulus_ids(subject)) if name in place]
         trials, rows = torch.tensor(kept).unbind(1)
         return self.fmri(subject)[trials], rows
+
+
+def responses_of(rows) -> np.ndarray:
+    """The fMRI of rows of one subject, `(rows, voxels)`."""
+    fmri = rows.select_columns("fmri").with_format("arrow")[:]["fmri"].combine_chunks()
+    values = fmri.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return values.reshape(len(rows), -1)

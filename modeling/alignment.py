@@ -1,3 +1,4 @@
+# Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """The alignment stage: the MLP from fMRI to latent learns from simulated trials.
 
     image  ->  q(z | image)                                           as the image encoder sees it
@@ -12,17 +13,18 @@ of what predictions miss in real trials. It is drawn behind the linear maps, whe
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from transformers.utils import logging
 
-from visionflow_hf.modeling import VisionFlowModel
-from visionflow_hf.modeling.latent_gaussian import Gaussian, LatentGaussian
-from visionflow_hf.stimuli import BATCH, Stimuli
-from visionflow_hf.training.augmentation import augment
-from visionflow_hf.training.trials import Trials
+from .augmentation import augment
+from .latent_gaussian import Gaussian, LatentGaussian
+from .ridge import eigh
+from .trials import Trials
 
+BATCH = 64
 IMAGES = 4000  # augmented copies, at most about as many
 STEPS, TRIALS = 2000, 256  # trials a step
 LEARNING_RATE = 1e-3
@@ -30,18 +32,20 @@ SHARED = 0.3  # of the noise variance, that voxels have in common
 MOST_TRIALS = 2000  # of a subject, by which the noise is measured
 
 
-def align(model: VisionFlowModel, trials: Trials, stimuli: Stimuli, max_steps: int, seed: int) -> None:
+def align(model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: Sequence[str] = ()) -> None:
     """Train the MLP of `model.fmri_to_latent` to the mean and variance of z; all else is fitted already and stays.
 
     Args:
-        stimuli: no augmented copies are made where a frozen encoder has made features of them: it would have to run.
+        stimuli: as in `refit.RowImages`; no augmented copies are made where a frozen encoder has made features of them:
+            it would have to run.
         max_steps: the Trainer's; this stage has 2,000 steps, or twice as many as the Trainer where that is less.
+        unpaired: images without fMRI, to which trials are simulated, too.
     """
     torch.manual_seed(seed)
     steps = min(STEPS, 2 * max_steps)
-    bridge = model.eval().fmri_to_latent
+    bridge = model.train(False).fmri_to_latent
     with torch.no_grad():
-        images = image_latents(model, stimuli, trials.stimuli, min(IMAGES, 2 * steps))
+        images = image_latents(model, stimuli, [*trials.stimuli, *unpaired], min(IMAGES, 2 * steps))
         places = {stimulus: row for row, stimulus in enumerate(trials.stimuli)}
         simulated = [SimulatedTrials(model, trials, name, images, places) for name in trials.subjects]
         bridge.hidden.weight.normal_(std=bridge.hidden.in_features**-0.5)
@@ -54,14 +58,15 @@ def align(model: VisionFlowModel, trials: Trials, stimuli: Stimuli, max_steps: i
     optimizer = torch.optim.AdamW([weight.requires_grad_() for weight in weights], lr=LEARNING_RATE, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     bridge.train()
-    for step in tqdm(range(steps), desc="alignment stage", unit="step", leave=False, disable=None):
+    for step in logging.tqdm(range(steps), desc="alignment stage", unit="step", leave=False, disable=None):
         posterior, h, v = simulated[step % len(simulated)].draw(TRIALS)
-        loss = posterior.kl_to(bridge.correct(h, v).learned).mean()
+        with torch.enable_grad():
+            loss = posterior.kl_to(bridge.correct(h, v).learned).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
-    bridge.eval()
+    bridge.train(False)
     for weight, before in zip(weights, learned, strict=True):
         weight.requires_grad_(before)
 
@@ -76,9 +81,7 @@ class SimulatedTrials:
         places: the row in `images` of each stimulus of the trials.
     """
 
-    def __init__(
-        self, model: VisionFlowModel, trials: Trials, name: str, images: LatentGaussian, places: dict[str, int]
-    ):
+    def __init__(self, model, trials: Trials, name: str, images: LatentGaussian, places: dict[str, int]):
         subject = model.config.subjects.index(name)
         voxel_map = model.latent_to_fmri.voxel_maps[subject]
         inward = model.fmri_to_latent.to_learned[subject], model.fmri_to_latent.to_linear[subject]
@@ -95,7 +98,7 @@ class SimulatedTrials:
         maps = torch.cat([one.weight for one in inward]).T
         shared, own = errors @ maps / len(errors) ** 0.5, std[:, None] * maps
         cov = SHARED * shared.T @ shared + (1 - SHARED) * own.T @ own
-        values, vectors = torch.linalg.eigh(cov)
+        values, vectors = eigh(cov)
         self.noise = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # symmetric: no eigenvector's sign in it
 
     def draw(self, count: int) -> tuple[Gaussian, torch.Tensor, torch.Tensor]:
@@ -109,9 +112,7 @@ class SimulatedTrials:
 
 
 @torch.no_grad()
-def image_latents(
-    model: VisionFlowModel, stimuli: Stimuli, stimulus_ids: list[str], augmented: int = 0
-) -> LatentGaussian:
+def image_latents(model, stimuli, stimulus_ids: list[str], augmented: int = 0) -> LatentGaussian:
     """q(z, w | image) of stimuli, then of about as many augmented copies, where the encoder is not frozen."""
     posteriors, copies = [], []
     for start in range(0, len(stimulus_ids), BATCH):

@@ -1,15 +1,16 @@
+# Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """The feature spaces from which voxels are predicted: Gabor energies with colours, and layers of the encoder."""
 
 import math
 
 import torch
 
-from visionflow_hf.modeling import VisionFlowModel
-from visionflow_hf.modeling.gabor_wavelets import wavelet_maps
-from visionflow_hf.modeling.ridge import Ridge, eigh
-from visionflow_hf.stimuli import BATCH, LARGEST, Stimuli
+from .gabor_wavelets import wavelet_maps
+from .ridge import Ridge, eigh
 
 ENERGIES = "energies"
+BATCH = 64
+LARGEST = torch.finfo(torch.float16).max
 LEAST_SCALE = 1e-4  # of a channel's standard deviation, against the largest
 READ_CHANNELS = 128  # of a layer, that fields read: the main components of more
 SOME_STIMULI = 500  # by which these are found
@@ -76,7 +77,7 @@ class FeatureSpace:
         return weights, ridge.intercept[voxels] - torch.einsum("cp,cpv->v", self.mean, weights)
 
 
-def feature_spaces(model: VisionFlowModel, stimuli: Stimuli, stimulus_ids: list[str]) -> list[FeatureSpace]:
+def feature_spaces(model, stimuli, stimulus_ids: list[str]) -> list[FeatureSpace]:
     """The Gabor energies and colours of stimuli, and the maps of the encoder's layers in `config.linear_layers`."""
     layers, widths = model.config.linear_layers, model.config.linear_widths
     energies, maps = [], [[] for _ in layers]

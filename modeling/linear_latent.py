@@ -1,3 +1,4 @@
+# Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """The linear part of the latent: encoding models from feature spaces to voxels, and their main components.
 
     fMRI of a subject  =  t_0 W [z, MLP(z)]  +  sum over models k of t_k model_k
@@ -15,16 +16,16 @@ components of what all models but the first predict, over all subjects, become t
 Source: Kay et al. 2008 for the energies, St-Yves & Naselaris 2018 and Klindt et al. 2017 for the fields.
 """
 
-import logging
 from collections.abc import Iterator
 from functools import partial
 
 import torch
-from scipy.optimize import nnls
+from transformers.utils import logging
 
-from visionflow_hf.modeling import VisionFlowModel
-from visionflow_hf.modeling.gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS
-from visionflow_hf.modeling.ridge import (
+from .augmentation import FEW_STIMULI
+from .feature_spaces import ENERGIES, FeatureSpace, Linear, feature_spaces
+from .gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS
+from .ridge import (
     BLOCK,
     FOLDS,
     WORKING_SET,
@@ -33,13 +34,11 @@ from visionflow_hf.modeling.ridge import (
     group_folds,
     held_out_predictions,
     likely_mean,
+    nnls,
 )
-from visionflow_hf.stimuli import Stimuli
-from visionflow_hf.training.augmentation import FEW_STIMULI
-from visionflow_hf.training.feature_spaces import ENERGIES, FeatureSpace, Linear, feature_spaces
-from visionflow_hf.training.trials import Trials
+from .trials import Trials
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 FEWEST_STIMULI = 6  # the least from which folds within folds can be made
 MOST_STIMULI = 8000  # shared out among the subjects
@@ -138,18 +137,18 @@ def stack(predictions: list[torch.Tensor], targets: torch.Tensor) -> torch.Tenso
     Args:
         predictions: of held-out stimuli by each model, tensors of the shape of `targets`, without their mean.
     """
-    columns = torch.stack([one.flatten() for one in predictions], dim=1).cpu().double().numpy()  # MPS has no float64
-    weights, _ = nnls(columns, targets.flatten().cpu().double().numpy())
-    return torch.tensor(weights, dtype=torch.float32)
+    columns = torch.stack([one.flatten() for one in predictions], dim=1).cpu().double()  # MPS has no float64
+    return nnls(columns.T @ columns, columns.T @ targets.flatten().cpu().double()).float()
 
 
 @torch.no_grad()
 def fit_encoding(
-    model: VisionFlowModel, trials: Trials, stimuli: Stimuli, latent_of: dict[str, torch.Tensor], seed: int
+    model, trials: Trials, stimuli, latent_of: dict[str, torch.Tensor], seed: int
 ) -> dict[str, torch.Tensor]:
     """Fit the maps from the latent to the voxels of all subjects, and the head of the latent's linear dimensions.
 
     Args:
+        stimuli: as in `refit.RowImages`.
         latent_of: for each stimulus the mean of q(z | image), `(latent_dim,)`.
         seed: which stimuli the encoding models are fitted to where there are more than 8,000, and which are held out to
             find their weights.
@@ -300,7 +299,7 @@ class Components:
             self.readouts.append((self.subjects, turn[:, kept:] @ readout, predicted.mean(0)))
         self.subjects += 1
 
-    def put_head(self, model: VisionFlowModel) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def put_head(self, model) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Put the components, each of variance 1 over the stimuli, into the model's linear head; unused ones are zero.
 
         Returns:

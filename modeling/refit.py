@@ -1,0 +1,140 @@
+# Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
+"""The fMRI side of a model, fitted anew to what its image side has become: `VisionFlowModel.refit`.
+
+    image side    encoder, head of z, image decoder, which gradient descent trains
+    fMRI side     head of w, maps between latent and voxels, noise, MLP from fMRI to latent, linear decoder
+
+Gradient descent on few trials makes the fMRI side worse, and what it makes of the image side no longer fits. So all of
+the fMRI side is fitted when gradient descent has ended: ridges, but for the MLP, which learns from simulated trials.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from .alignment import STEPS, align, image_latents
+from .linear_decoder import fit_linear_decoders
+from .linear_latent import fit_encoding
+from .processing_visionflow import VisionFlowProcessor
+from .trials import Trials
+
+logger = logging.get_logger(__name__)
+
+COLUMNS = ("image", "fmri", "subject", "stimulus_id")
+ROWS = 1000  # read at once
+
+
+class RowImages:
+    """The distinct stimuli of some rows, by `stimulus_id`. Their images are decoded when they are asked for.
+
+    Args:
+        rows (`datasets.Dataset`): with an image each.
+    """
+
+    def __init__(self, rows, processor: VisionFlowProcessor):
+        self.rows, self.processor = rows, processor
+        self.first: dict[str, int] = {}
+        for row, stimulus in enumerate(rows["stimulus_id"]):
+            self.first.setdefault(stimulus, row)
+
+    def pixel_values(self, stimulus_ids: Sequence[str]) -> torch.Tensor:
+        """`(stimuli, channels, height, width)` on a 0..1 scale, from the first row that shows each."""
+        images = self.rows.select([self.first[name] for name in stimulus_ids])["image"]
+        return self.processor(images=images)["pixel_values"]
+
+    def image_features(self, stimulus_ids: Sequence[str], with_linear: bool = True) -> None:
+        """What a frozen encoder made of each, `(stimuli, features)`; None, since this one may learn."""
+
+
+@torch.no_grad()
+def refit(model, rows, processor: VisionFlowProcessor, seed: int) -> None:
+    """Fit the fMRI side of `model` to rows, as `VisionFlowModel.refit` says."""
+    missing = [name for name in COLUMNS if name not in rows.column_names]
+    if missing:
+        raise ValueError(f"the rows have no column {', '.join(missing)}: {', '.join(COLUMNS)} are expected")
+    if model.dtype != torch.float32:
+        raise ValueError(f"the weights are of {model.dtype}: call model.float() first, the fits need torch.float32")
+    processor.check_subjects(model.config)
+    rows = pairs_of(rows)
+    subjects = set(rows["subject"])
+    if subjects != set(processor.subjects):
+        raise ValueError(
+            f"the rows with an image and fMRI are of {', '.join(sorted(subjects)) or 'no subject'}: "
+            f"those of {', '.join(processor.subjects) or 'no subject'} are expected, all that the model knows"
+        )
+    trials = Trials(rows, processor)
+    for name in trials.subjects:
+        if len(set(trials.stimulus_ids(name))) < 2:
+            raise ValueError(f"{name} has 1 distinct stimulus: at least 2 are needed")
+    training, device = model.training, model.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        fit_fmri_side(model, trials, RowImages(rows, processor), STEPS, seed)
+    model.train(training)
+
+
+def fit_fmri_side(model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: Sequence[str] = ()) -> None:
+    """Fit all maps between the latent and fMRI to the trials, in closed form but for the MLP from fMRI to latent.
+
+    Args:
+        stimuli: as in `RowImages`.
+        max_steps: as in `align`.
+        seed: of the MLP, and of what is drawn where there is too much.
+        unpaired: images without fMRI, from which the MLP and the linear decoders learn, too.
+    """
+    model.train(False)
+    logger.info(f"fitting the fMRI side: {len(trials.subjects)} subjects, {len(trials.stimuli)} stimuli")
+    names = trials.stimuli
+    learned = image_latents(model, stimuli, names).learned.mean
+    voxel_weights = fit_encoding(model, trials, stimuli, dict(zip(names, learned, strict=True)), seed)
+    posterior = image_latents(model, stimuli, names)  # whose linear dimensions are there now
+    place = {stimulus: row for row, stimulus in enumerate(names)}
+    errors = []
+    for name in trials.subjects:
+        own = trials.stimulus_ids(name)
+        rows = [place[stimulus] for stimulus in own]
+        subject = model.config.subjects.index(name)
+        fmri = trials.fmri(name).to(model.device)
+        latents = posterior.learned.mean[rows], posterior.linear.mean[rows]
+        errors.append(model.fmri_to_latent.fit(subject, fmri, *latents, own, voxel_weights[name]))
+        voxel_map = model.latent_to_fmri.voxel_maps[subject]
+        predicted = voxel_map(model.latent_to_fmri.read(*latents))
+        model.latent_to_fmri.set_shared_noise(subject, fmri - predicted)
+    learned_error, linear_error = (torch.stack(parts).mean(0) for parts in zip(*errors, strict=True))
+    model.fmri_to_latent.linear_logvar.data.copy_(linear_error.clamp(min=1e-3).log())
+    align(model, trials, stimuli, max_steps, seed, unpaired)
+    fit_linear_decoders(model, [*names, *unpaired], stimuli, torch.cat([learned_error, linear_error]))
+
+
+def pairs_of(rows):
+    """The rows that have an image and fMRI."""
+    kept = []
+    for batch in rows.select_columns(["image", "fmri"]).with_format("arrow").iter(ROWS):
+        kept += (batch["image"].is_valid().to_numpy() & batch["fmri"].is_valid().to_numpy()).tolist()
+    return rows if all(kept) else rows.select(np.flatnonzero(kept))
+
+
+class RefitCallback(TrainerCallback):
+    """Refits the model to the train rows before each evaluation and each checkpoint, and when training ends.
+
+    Trainer needs `remove_unused_columns=False` and the model's processor as its `processing_class`.
+    """
+
+    def __init__(self):
+        self.fitted = -1  # the step after which the model was refitted
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_evaluate or control.should_save:
+            self._refit(state, **kwargs)
+
+    on_epoch_end = on_step_end
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._refit(state, **kwargs)
+
+    def _refit(self, state, model, processing_class, train_dataloader, **kwargs):
+        if self.fitted != state.global_step:
+            model.refit(train_dataloader.dataset, processing_class)
+            self.fitted = state.global_step
