@@ -30,10 +30,16 @@ with torch.no_grad():
     both = model(**processor(images=list(arrays["images"]), fmri=arrays["fmri"], subject="subj02"))
 np.savez(output, predicted=predicted, reconstruction=reconstruction, loss=both.loss)
 
+regions = model.roi_voxels("subj02")
+by_region = model.predict_fmri(**processor(images=list(arrays["images"]), subject="subj02"), rois=list(regions))
+for name, voxels in regions.items():
+    assert torch.equal(by_region[name], predicted[:, voxels])
+
 model.save_pretrained(output + ".again")  # the code travels on with what a stranger saves
 processor.save_pretrained(output + ".again")
 again = AutoModel.from_pretrained(output + ".again", trust_remote_code=True)
 assert torch.equal(again.predict_fmri(**processor(images=list(arrays["images"]), subject="subj02")), predicted)
+assert list(again.roi_voxels("subj02")) == list(regions)
 """
 
 

@@ -302,6 +302,7 @@ def losses(histories: list[list[dict]], absent: dict[str, str]) -> list[dict]:
 def facts(metrics: dict, predictions: dict[str, np.ndarray], voxels: VoxelScores) -> dict[str, str]:
     """What was measured and how, by name; includes all plain values at the top of metrics.json."""
     named = {"split": "Split", "n_stimuli": "Stimuli", "n_trials": "Trials", "n_folds": "Folds", "seed": "Seed"}
+    named["split_by"] = "Held out by"
     named["unit"] = "Unit of the fMRI"
     subjects = subjects_of(predictions)
     found = {
