@@ -155,7 +155,8 @@ def test_the_report_has_regions_and_a_brain_map(trained):
         assert found == {name: names.count(name) for name in NAMES.values()}
     page = (trained / "report" / "report.html").read_text()
     for subject in ("01", "02"):
-        assert f'alt="Voxel r of {subject} in ' in page
+        for shown in ("three views", "slices"):
+            assert f'alt="Voxel r of {subject} in {shown}"' in page
 
 
 @pytest.mark.nightly

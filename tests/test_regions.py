@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from PIL import Image
 from transformers import pipeline
 
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.schema import Volume, join_tables, voxel_table
+from visionflow_hf.evaluation.brain import draw_slices
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import VisionFlowModel
 from visionflow_hf.modeling.voxel_table import VoxelTable
@@ -176,6 +178,19 @@ def test_regions_alone_are_encoded(in_brain, pictures, places, tmp_path):
     assert both["voxel"].tolist() == list(range(15)) and both["roi"].tolist() == ["V1"] * 10 + ["V4,V1"] + ["V4"] * 4
     values = nibabel.load(tmp_path / "v4.nii.gz").get_fdata()
     assert np.flatnonzero(values.any(-1)).tolist() == places["subj01"][10:15].tolist()
+
+
+def test_slices_show_each_voxel_in_its_place():
+    places = np.array([[3, 2, 5], [4, 2, 5], [3, 3, 7], [5, 4, 9]])
+    figure = draw_slices(places, np.array([0.1, 0.5, -0.3, 0.4]))
+    shown = {
+        axis.get_title(): np.argwhere(~np.ma.getmaskarray(axis.images[0].get_array())).tolist()
+        for axis in figure.axes
+        if axis.images
+    }
+    plt.close(figure)
+    assert shown["slice 5"] == [[0, 0], [0, 1]] and shown["slice 7"] == [[1, 0]] and shown["slice 9"] == [[2, 2]]
+    assert shown["slice 6"] == shown["slice 8"] == []
 
 
 def test_places_beyond_the_volume_are_told(in_brain, pictures, tmp_path, refused):

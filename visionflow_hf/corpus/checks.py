@@ -98,7 +98,7 @@ def check_voxels(table: pd.DataFrame, voxels: dict[str, int]) -> list[str]:
         for subject, expected in voxels.items()
         if rows[subject] != expected
     ]
-    return problems + [
+    return problems or [
         f"voxels.parquet does not number the voxels of {subject} from 0: make the corpus again"
         for subject, own in numbers.items()
         if set(own) != set(range(len(own)))
