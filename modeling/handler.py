@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-REQUIREMENTS = "transformers>=5.20,<6\naccelerate>=1.10\nnumpy>=1.26\npillow>=10.3\n"
-PARAMETERS = ("subject", "num_samples")
+REQUIREMENTS = "transformers>=5.20,<6\naccelerate>=1.10\nnumpy>=1.26\npyarrow>=21\npillow>=10.3\n"
+PARAMETERS = ("subject", "num_samples", "rois")
 
 
 class EndpointHandler:
@@ -30,11 +30,12 @@ class EndpointHandler:
         """
         Args:
             data: `inputs`, an image (base64 of its file, or a `PIL.Image`) or a response (numbers in the raw unit), or
-                a list of either; and `parameters`, a dict with `subject` and, for samples, `num_samples`.
+                a list of either; and `parameters`, a dict with `subject` and, for samples, `num_samples`; for images
+                also `rois`, a list of regions.
 
         Returns:
-            `{"fmri": numbers}` for images, `{"image": base64 of a PNG file}` for responses; nested lists of these where
-            several are given or sampled.
+            `{"fmri": numbers}` for images, with `rois` `{"fmri": {region: numbers}}`; `{"image": base64 of a PNG file}`
+            for responses; nested lists of these where several are given or sampled.
 
         Raises:
             ValueError: inputs or parameters of another kind, or what the pipelines refuse.
@@ -42,18 +43,20 @@ class EndpointHandler:
         inputs, parameters = data.get("inputs"), data.get("parameters") or {}
         unknown = sorted(set(parameters) - set(PARAMETERS))
         if unknown:
-            raise ValueError(f"unknown parameters {', '.join(unknown)}: {' and '.join(PARAMETERS)} are known")
+            raise ValueError(f"unknown parameters {', '.join(unknown)}: {', '.join(PARAMETERS)} are known")
         several = isinstance(inputs, list)
         if isinstance(inputs[0] if several and inputs else inputs, (str, Image.Image)):
             images = [image_of(one) for one in inputs] if several else image_of(inputs)
             fmri = self.encode(images, **parameters)
-            return {"fmri": [one.tolist() for one in fmri] if several else fmri.tolist()}
+            return {"fmri": [numbers(one) for one in fmri] if several else numbers(fmri)}
         try:
             fmri = np.array(inputs, dtype=np.float32)
         except (TypeError, ValueError) as error:
             raise ValueError("inputs are neither images (base64) nor responses of one length (numbers)") from error
         if fmri.ndim not in (1, 2):
             raise ValueError(f"inputs have shape {fmri.shape}: (voxels,) or (responses, voxels) is expected")
+        if "rois" in parameters:
+            raise ValueError("rois choose responses to images: leave them out where inputs are responses")
         return {"image": png(self.decode(fmri, **parameters))}
 
 
@@ -61,6 +64,11 @@ def write_requirements(folder: str) -> None:
     """requirements.txt, which an endpoint installs, beside this file in a model folder."""
     with open(os.path.join(folder, "requirements.txt"), "w") as file:
         file.write(REQUIREMENTS)
+
+
+def numbers(fmri):
+    """Responses as lists, of regions as a dict of lists."""
+    return {name: own.tolist() for name, own in fmri.items()} if isinstance(fmri, dict) else fmri.tolist()
 
 
 def image_of(given) -> Image.Image:

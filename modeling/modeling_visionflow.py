@@ -33,9 +33,11 @@ from .refinement import refined
 from .refit import RefitCallback, refit
 from .subject_fit import enough, fit_maps, known_voxels, latents_of, latents_of_the_prior
 from .vision_encoder import average_pool, layer_maps, pooled_features
+from .voxel_table import VOXELS, VoxelTable
 
 NARROW = -3.0  # logarithm of the variance with which posteriors begin
 LINEAR_CELLS = 7  # cells a side over which the maps of `linear_layers` are averaged
+OF_THE_HUB = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
 OF_THE_PROCESSOR = ("fmri_mean", "fmri_std")  # in its batches for `predict_fmri`; no other method needs them
 
 
@@ -108,6 +110,10 @@ class VisionFlowModel(PreTrainedModel):
 
     The batch of a `VisionFlowProcessor` can be passed to every method, as in `model.predict_fmri(**batch)`: each uses
     what it needs.
+
+    Attributes:
+        voxels (`VoxelTable`, *optional*): regions, places and noise ceilings of the voxels, from voxels.parquet of the
+            model folder, where `save_pretrained` writes it. None where nothing is known.
     """
 
     config_class = VisionFlowConfig
@@ -122,6 +128,7 @@ class VisionFlowModel(PreTrainedModel):
 
     def __init__(self, config: VisionFlowConfig):
         super().__init__(config)
+        self.voxels = None
         self.encoder = AutoModel.from_config(config.vision_config)
         features = sum(config.feature_widths) * (1 + config.feature_grid**2)
         self.posterior_head = nn.Linear(features, 2 * config.latent_dim)
@@ -168,13 +175,22 @@ class VisionFlowModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool | None = True, **kwargs):
-        """As in `PreTrainedModel`, but from safetensors only: a pickle can run code, and is refused with an OSError."""
+        """As in `PreTrainedModel`, but from safetensors only: a pickle can run code, and is refused with an OSError.
+
+        The voxel table is read as well, where there is one.
+        """
         if not use_safetensors:
             raise ValueError("use_safetensors is off: VisionFlow reads safetensors only, since a pickle can run code")
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if isinstance(model.image_decoder, AutoencoderKLDecoder):
             model.image_decoder.from_autoencoder.requires_grad_(False)  # loading has made new parameters
+        if pretrained_model_name_or_path is not None:
+            options = {name: kwargs[name] for name in OF_THE_HUB if kwargs.get(name) is not None}
+            if (commit := getattr(model.config, "_commit_hash", None)) is not None:
+                options["revision"] = commit  # that of the weights
+            model.voxels = VoxelTable.of_model(pretrained_model_name_or_path, **options)
+            model._check_voxels()
         return loaded
 
     def save_pretrained(self, save_directory, *, save_original_format: bool = False, **kwargs):
@@ -191,6 +207,8 @@ class VisionFlowModel(PreTrainedModel):
         if kwargs.get("is_main_process", True):
             write_requirements(save_directory)
             write_card(self.config, save_directory)
+            if self.voxels is not None:
+                self.voxels.write(save_directory)
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         write_card(self.config, working_dir, repo_id)  # in place of the draft that `push_to_hub` has put there
@@ -316,8 +334,9 @@ class VisionFlowModel(PreTrainedModel):
         image_features: torch.Tensor | None = None,
         num_samples: int | None = None,
         generator: torch.Generator | None = None,
+        rois: list[str] | None = None,
         **kwargs,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
         """Encoding: the response of each row's subject to its image.
 
         Samples are responses of single trials: the prediction and, voxel by voxel, Gaussian noise as wide as the errors
@@ -329,16 +348,27 @@ class VisionFlowModel(PreTrainedModel):
             generator (`torch.Generator`, *optional*): their randomness, on the CPU.
             fmri_mean, fmri_std (`torch.Tensor` of shape `(batch, max_voxels)`, *optional*):
                 Mean and standard deviation of each voxel over the train split, from the processor.
+            rois (`list[str]`, *optional*): names of regions, of which alone the responses are returned. All rows are
+                then of one subject; `roi_voxels` knows its regions.
             kwargs: other parts of the processor's batch, which are not used.
             The others as in `forward`.
 
         Returns:
             `(batch, max_voxels)` in the data's own unit, max_voxels being that of `fmri_mean`; without `fmri_mean` and
             `fmri_std` standardised, as wide as the subject with the most voxels needs. A row is zero beyond its
-            subject's own voxels. `(batch, num_samples, max_voxels)` with samples.
+            subject's own voxels. `(batch, num_samples, max_voxels)` with samples. With `rois` a dict by region: each
+            value has the voxels of that region alone as its last axis.
+
+        Raises:
+            ValueError: an unknown region, or rows of several subjects with `rois`.
         """
         posterior = self.encode_image(pixel_values, image_features)
         subject_ids = self._subject_ids(subject_ids, posterior.learned.mean)
+        if rois is not None:
+            places = set(subject_ids.tolist())
+            if len(places) != 1:
+                raise ValueError(f"rows of {len(places)} subjects: with rois, those of one at a time are predicted")
+            chosen = self.roi_voxels(self.config.subjects[places.pop()], rois)
         fmri = self.latent_to_fmri(posterior.learned.mean, posterior.linear.mean, subject_ids)[:, None]
         if num_samples is not None:
             noise = torch.randn(fmri.shape[0], num_samples, fmri.shape[2], generator=generator)
@@ -346,7 +376,35 @@ class VisionFlowModel(PreTrainedModel):
         if fmri_mean is not None:
             mean, std = fmri_mean.to(fmri.device)[:, None], fmri_std.to(fmri.device)[:, None]
             fmri = (fmri[..., : mean.shape[2]] * std + mean).to(fmri.dtype)
-        return fmri.squeeze(1) if num_samples is None else fmri
+        fmri = fmri.squeeze(1) if num_samples is None else fmri
+        return fmri if rois is None else {name: fmri[..., voxels] for name, voxels in chosen.items()}
+
+    def roi_voxels(self, subject: str, rois: list[str] | None = None) -> dict[str, torch.Tensor]:
+        """Which of a subject's voxels lie in which region.
+
+        Args:
+            subject (`str`): as in `config.subjects`.
+            rois (`list[str]`, *optional*): names of regions; by default all that are known, in the order of the voxels.
+
+        Returns:
+            For each region the numbers of its voxels, int64 of shape `(voxels of the region,)`, on the model's device.
+
+        Raises:
+            ValueError: an unknown subject or region, or a model that knows no regions of the subject.
+        """
+        if subject not in self.config.subjects:
+            raise ValueError(f"unknown subject {subject}: this model knows {', '.join(self.config.subjects) or 'none'}")
+        known = {} if self.voxels is None else self.voxels.rois(subject)
+        if not known:
+            raise ValueError(
+                f"this model knows no regions of {subject}'s voxels: leave out rois, or train it on a corpus whose "
+                f"{VOXELS} has them"
+            )
+        names = list(known) if rois is None else [rois] if isinstance(rois, str) else list(rois)
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"unknown region {', '.join(unknown)} of {subject}: it has {', '.join(sorted(known))}")
+        return {name: torch.from_numpy(known[name]).to(self.device) for name in names}
 
     @with_gradients_of_inputs
     def reconstruct_image(
@@ -464,6 +522,8 @@ class VisionFlowModel(PreTrainedModel):
         place = self.config.subjects.index(name)
         self.fmri_to_latent.remove_subject(place)
         self.latent_to_fmri.remove_subject(place)
+        if self.voxels is not None:
+            self.voxels = self.voxels.without(name)
         self.config.subjects = [other for other in self.config.subjects if other != name]
         self.config.num_voxels = [count for at, count in enumerate(self.config.num_voxels) if at != place]
 
@@ -736,6 +796,13 @@ class VisionFlowModel(PreTrainedModel):
     def feature_sizes(self) -> list[int]:
         """How many of the features of `extract_image_features` the posterior's head reads, and the linear head."""
         return [self.posterior_head.in_features, sum(self.config.linear_widths) * LINEAR_CELLS**2]
+
+    def _check_voxels(self) -> None:
+        """Raise an OSError where the voxel table has another number of voxels than the model."""
+        for name, voxels in zip(self.config.subjects, self.config.num_voxels, strict=True):
+            rows = voxels if self.voxels is None else len(self.voxels.rows.get(name, range(voxels)))
+            if rows != voxels:
+                raise OSError(f"{VOXELS} has {rows} voxels of {name}, the model has {voxels}: copy both from one place")
 
     def _own_dtype(self) -> torch.dtype:
         """The weights' dtype; `self.dtype` has no parameters to look at in a replica of `nn.DataParallel`."""

@@ -90,11 +90,13 @@ class ImageToFmriPipeline(VisionFlowPipeline):
             subject (`str`): whose response; needed where the model knows several subjects and a row names none.
             num_samples (`int`, *optional*): samples of a single trial's response, in place of its mean.
             generator (`torch.Generator`, *optional*): randomness of the samples, on the CPU.
+            rois (`list[str]`, *optional*): names of regions, of which alone the responses are returned.
             batch_size (`int`, *optional*): images at once.
 
         Returns:
-            For each image an array of shape `(voxels,)`, `(num_samples, voxels)` with samples, float32 in the raw unit.
-            A list of them where several images are given, an iterator for a `KeyDataset` or a generator.
+            For each image an array of shape `(voxels,)`, `(num_samples, voxels)` with samples, float32 in the raw unit;
+            with `rois` a dict of such arrays by region. A list of them where several images are given, an iterator for
+            a `KeyDataset` or a generator.
         """
         return super().__call__(images, **kwargs)
 
@@ -123,10 +125,17 @@ class ImageToFmriPipeline(VisionFlowPipeline):
         fmri = self.model.predict_fmri(**inputs, num_samples=num_samples, generator=generator)
         return {"fmri": fmri, "subject_ids": inputs["subject_ids"]}
 
-    def postprocess(self, outputs, num_samples=None):
+    def _sanitize_parameters(self, rois=None, **kwargs):
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        return preprocess, forward, postprocess if rois is None else postprocess | {"rois": rois}
+
+    def postprocess(self, outputs, num_samples=None, rois=None):
         subject = self.processor.subjects[int(outputs["subject_ids"][0])]
         voxels = len(self.processor.fmri_mean[subject])  # a batch is as wide as its largest subject
-        return outputs["fmri"][0, ..., :voxels].float().cpu().numpy()
+        fmri = outputs["fmri"][0, ..., :voxels].float().cpu().numpy()
+        if rois is None:
+            return fmri
+        return {name: fmri[..., own.cpu().numpy()] for name, own in self.model.roi_voxels(subject, rois).items()}
 
 
 class ImageFeaturesPipeline(ImageToFmriPipeline):

@@ -115,7 +115,7 @@ def pushed(hub, run, tmp_path_factory) -> str:
 def test_what_is_pushed(hub, run, pushed):
     files = hub.files("lab/digits")
     expected = {*CODE, "config.json", "processor_config.json", "model.safetensors", "README.md", ".gitattributes"}
-    expected |= {"fmri_statistics.safetensors", "requirements.txt"}
+    expected |= {"fmri_statistics.safetensors", "requirements.txt", "voxels.parquet"}
     assert set(files) == expected  # no checkpoint, no state of the Trainer
     for name in expected - {"README.md", ".gitattributes"}:
         assert files[name] == (run / name).read_bytes()

@@ -104,7 +104,9 @@ def test_encode_refuses_what_does_not_fit(run, pictures, tmp_path, refused):
     refused(lambda: encoded(pictures[0], subject="ann"), "unknown subject ann: this model knows subj01, subj02")
     refused(lambda: encoded(pictures[0], output=tmp_path / "no" / "fmri.npz"), "no is no folder")
     refused(lambda: encoded(pictures[0], output=tmp_path), "is a folder: --output names a file")
-    refused(lambda: encoded(pictures[0], output=tmp_path / ("long" * 99)), "cannot be written: File name too long")
+    refused(
+        lambda: encoded(pictures[0], output=tmp_path / f"{'long' * 99}.npz"), "cannot be written: File name too long"
+    )
     assert not list(tmp_path.glob("*.npz*"))
 
 

@@ -38,11 +38,16 @@ sys.modules[type(model.refit_callback()).__module__].STEPS = 5
 fitted = AutoModel.from_pretrained(folder, trust_remote_code=True).refit(rows)
 again = fitted.predict_fmri(**processor(images=list(arrays["images"]), subject="subj02"))
 assert again.isfinite().all() and not torch.equal(again, predicted)
+regions = model.roi_voxels("subj02")
+by_region = model.predict_fmri(**processor(images=list(arrays["images"]), subject="subj02"), rois=list(regions))
+for name, voxels in regions.items():
+    assert torch.equal(by_region[name], predicted[:, voxels])
 
 model.save_pretrained(output + ".again")  # the code travels on with what a stranger saves
 processor.save_pretrained(output + ".again")
 again = AutoModel.from_pretrained(output + ".again", trust_remote_code=True)
 assert torch.equal(again.predict_fmri(**processor(images=list(arrays["images"]), subject="subj02")), predicted)
+assert list(again.roi_voxels("subj02")) == list(regions)
 """
 
 

@@ -15,14 +15,27 @@ from visionflow_hf.cli import main
 
 REMOTE = sorted(path for path in (ROOT / "modeling").glob("*.py") if path.name != "__init__.py")
 LIBRARIES = {"torch", "numpy", "PIL", "transformers"}
-STANDARD = {"base64", "re", "collections", "copy", "dataclasses", "functools", "inspect", "itertools", "math", "types"}
+STANDARD = {
+    "base64",
+    "collections",
+    "copy",
+    "dataclasses",
+    "functools",
+    "inspect",
+    "itertools",
+    "json",
+    "math",
+    "re",
+    "types",
+}
 READ_BY = {  # modules that open files or addresses, and the files that may import them
-    **{name: {"pipeline_visionflow.py", "processing_visionflow.py", "handler.py", "card.py"} for name in ("io", "os")},
+    "io": {"pipeline_visionflow.py", "processing_visionflow.py", "handler.py", "card.py"},
+    "os": {"pipeline_visionflow.py", "processing_visionflow.py", "handler.py", "card.py", "voxel_table.py"},
     "urllib": {"pipeline_visionflow.py"},
     "safetensors": {"processing_visionflow.py"},
     "huggingface_hub": {"card.py"},
 }
-OPTIONAL = {"diffusers"}  # only inside a function, in a `try` that catches ImportError
+OPTIONAL = {"diffusers", "pyarrow"}  # only inside a function, in a `try` that catches ImportError
 FORBIDDEN = {
     *("open", "exec", "eval", "compile", "__import__", "import_module", "breakpoint", "input", "globals", "vars"),
     *("load", "loads", "loadtxt", "fromfile", "memmap", "urlopen", "urlretrieve", "hf_hub_download", "cached_file"),
@@ -47,6 +60,9 @@ ALLOWED = {
     ("card.py", "card_of_origin", "open"),
     ("card.py", "write_card", "open"),  # README.md in the folder of `save_pretrained`
     ("card.py", "write_card", "opened.write"),
+    ("voxel_table.py", "of_model", "cached_file"),  # voxels.parquet beside the weights
+    ("voxel_table.py", "volume", "json.loads"),  # of that file's metadata
+    ("modeling_visionflow.py", "save_pretrained", "self.voxels.write"),  # voxels.parquet in the folder to save in
     ("modeling_visionflow.py", "from_pretrained", "super().from_pretrained"),
     ("modeling_visionflow.py", "save_pretrained", "super().save_pretrained"),
     ("modeling_visionflow.py", "_own_processor", "VisionFlowProcessor.from_pretrained"),  # of where the model came from

@@ -19,6 +19,8 @@ from threading import current_thread, main_thread
 from visionflow_hf import __version__
 from visionflow_hf.errors import UserError
 
+COLUMNS = ("image", "subject", "session", "run", "repeat", "split", "category")  # of `prepare table`, by their flags
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does: what it has begun is cleaned up."""
@@ -307,6 +309,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
         "run": "of the runs (default: run, if it is there)",
         "stimulus": "of the stimuli's names (default: stimulus_id, if it is there, else the images' paths)",
         "repeat": "that numbers the repeats (default: repeat, if it is there, else the order of the trials)",
+        "category": "of the stimuli's categories (default: category, if it is there)",
         "split": "with train, test or validation (default: split, if it is there, else it is drawn)",
     }.items():
         one.add_argument(f"--{column}-column", metavar="NAME", help=f"column {help}")
@@ -359,12 +362,18 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     add_perceptual_flag(one)
     add_device(one)
 
-    help = "Train and evaluate in cross-validation, in folds by stimulus."
+    help = "Train and evaluate in cross-validation."
     one = command("crossvalidate", crossvalidate, help, **training_flags("crossvalidate", argv))
     one.add_argument("corpus", metavar="CORPUS", help="folder of the corpus")
     add_out(one, "report")
     add_training_flags(one)
-    add_number(one, "--folds", 10, "number of folds")
+    one.add_argument(
+        "--folds",
+        type=int,
+        metavar="N",
+        help="number of folds (default: 10, or as many as there are categories or sessions, where these are fewer)",
+    )
+    add_split_by(one, "hold out stimuli, or whole categories or sessions")
     one.add_argument(
         "--num-proc",
         type=int,
@@ -377,7 +386,13 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     add_model(one)
     one.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     one.add_argument("--subject", required=True, metavar="NAME", help="subject whose responses are predicted")
-    one.add_argument("--output", required=True, metavar="FILE.npz", help="file for the responses (images, voxels)")
+    one.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help=".npz file for the responses (images, voxels), or .nii.gz for a brain image (x, y, z, images)",
+    )
+    one.add_argument("--rois", nargs="+", metavar="NAME", help="regions whose voxels are predicted (default: all)")
     add_device(one)
 
     one = command("decode", decode, "Reconstruct images from fMRI responses.")
@@ -494,8 +509,14 @@ def add_prepare_flags(one: Parser) -> None:
         "--average-repeats", action="store_true", dest="average", help="one row per stimulus, the mean of its trials"
     )
     one.set_defaults(average=False)
+    add_split_by(one, "draw the test split by stimulus, or by whole categories or sessions")
     add_number(one, "--seed", 0, "seed that draws the test split")
     add_overwrite(one, "corpus")
+
+
+def add_split_by(one: Parser, help: str) -> None:
+    choices = ("stimulus", "category", "session")
+    one.add_argument("--split-by", choices=choices, default="stimulus", help=f"{help} (default: %(default)s)")
 
 
 def add_leakage_flag(one: Parser) -> None:
@@ -530,7 +551,7 @@ def prepare_table(source: str, out: str, **flags) -> None:
     from visionflow_hf.corpus.assemble import prepare
     from visionflow_hf.corpus.table import read_table
 
-    given = {name: flags.pop(f"{name}_column") for name in ("image", "subject", "session", "run", "repeat", "split")}
+    given = {name: flags.pop(f"{name}_column") for name in COLUMNS}
     given["stimulus_id"] = flags.pop("stimulus_column")
     prepare(read_table, source, out, columns={name: column for name, column in given.items() if column}, **flags)
     print(f"wrote {out}")
@@ -580,10 +601,10 @@ def evaluate(run: str, corpus: str, out: str, **flags) -> None:
     print(f"wrote {out}")
 
 
-def encode(run: str, images: list[str], subject: str, output: str, device: str | None) -> None:
+def encode(run: str, images: list[str], output: str, **flags) -> None:
     from visionflow_hf import inference
 
-    inference.encode(run, images, subject, output, device)
+    inference.encode(run, images, output=output, **flags)
     print(f"wrote {output}")
 
 
@@ -632,14 +653,16 @@ def train(corpus: str, run: str, streaming: bool, allow_leakage: bool, **flags) 
         print(f"wrote {run}")
 
 
-def crossvalidate(corpus: str, out: str, folds: int, num_proc: int | None, perceptual: bool, **flags) -> None:
+def crossvalidate(
+    corpus: str, out: str, folds: int | None, num_proc: int | None, perceptual: bool, split_by: str, **flags
+) -> None:
     from visionflow_hf.training_flags import dataclasses_of
 
     model_args, training_args = dataclasses_of(flags)
     from visionflow_hf import crossvalidate
 
     keep_freed_memory()
-    more = {"overwrite": training_args.overwrite, "perceptual": perceptual}
+    more = {"overwrite": training_args.overwrite, "perceptual": perceptual, "split_by": split_by}
     crossvalidate.crossvalidate(corpus, out, model_args, training_args, folds, num_proc, **more)
     print(f"wrote {out}")
 

@@ -1,4 +1,7 @@
-"""`visionflow crossvalidate`: every stimulus is held out once and predicted by a model trained without it."""
+"""`visionflow crossvalidate`: every stimulus is held out once and predicted by a model trained without it.
+
+Stimuli are held out by themselves, or with their whole category or session.
+"""
 
 import os
 import tempfile
@@ -10,18 +13,23 @@ import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from tqdm import tqdm
 
+from visionflow_hf.corpus.categories import SIDE, clusters, small_copies
 from visionflow_hf.corpus.leakage import renamed, second_names, together
-from visionflow_hf.corpus.responses import pairs_of, unpaired_of, without
-from visionflow_hf.corpus.schema import Corpus, open_corpus
-from visionflow_hf.corpus.splits import stimulus_folds
+from visionflow_hf.corpus.responses import images_of, pairs_of, unpaired_of, without
+from visionflow_hf.corpus.schema import SPLIT_BY, Corpus, open_corpus
+from visionflow_hf.corpus.splits import category_folds, session_folds, stimulus_folds
+from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.perceptual import require_networks
 from visionflow_hf.evaluation.predictions import OF_VOXELS, concatenate, owner, predict
 from visionflow_hf.evaluation.report import MARKER, write_report
 from visionflow_hf.folders import refuse_existing
 from visionflow_hf.processes import cores, run
+from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training.arguments import SCRATCH, ModelArguments, VisionFlowTrainingArguments
-from visionflow_hf.training.build import encoder_name
+from visionflow_hf.training.build import build_model, build_processor, encoder_name
 from visionflow_hf.training.train import train_on
+
+FOLDS = 10
 
 
 def crossvalidate(
@@ -29,24 +37,29 @@ def crossvalidate(
     out: str | os.PathLike,
     model_args: ModelArguments,
     training_args: VisionFlowTrainingArguments,
-    folds: int = 10,
+    folds: int | None = None,
     num_proc: int | None = 1,
     overwrite: bool = False,
     perceptual: bool = False,
+    split_by: str = SPLIT_BY[0],
 ) -> dict:
     """Train one model per fold on all other stimuli, and write one report over all stimuli to the folder `out`.
 
-    Folds are drawn by stimulus over the rows of all splits, so that a stimulus may be in two splits of the corpus. Rows
+    Folds are drawn over the rows of all splits, so that a stimulus may be in two splits of the corpus. Rows
     without an image or without fMRI are used for training in every fold that does not hold out their stimulus.
 
     Before they are pooled, responses and predictions are expressed in the mean and standard deviation of their fold's
     train rows: in raw units the differences between the folds' means alone would push voxel r below zero.
 
     Args:
-        folds: number of folds, 2 to the number of stimuli.
+        folds: number of folds, 2 to the number of stimuli, categories or sessions. None: 10, or as many as there are
+            categories or sessions.
         num_proc: folds trained side by side, each in a new process. None: one per core where only CPUs are used and
             the encoder is trained from scratch, and therefore small; else one.
         perceptual: as in `evaluate`.
+        split_by: `category` holds out whole categories: those of the corpus's column `category`, or clusters of the
+            embeddings of a pretrained encoder, or else of images that look alike. `session` holds out the sessions of
+            the column `session`, see `session_folds`.
 
     Returns:
         What metrics.json holds.
@@ -69,16 +82,72 @@ def crossvalidate(
         small = encoder_name([size, size], model_args) == SCRATCH
         num_proc = cores() if small and training_args.device.type == "cpu" else 1
     seed = training_args.seed
+    chosen, told = split_folds(rows, split_by, folds, seed, model_args, training_args)
     tasks = [
-        partial(run_fold, opened, rows, unpaired, *parts, f"fold {fold + 1} of {folds}", model_args, training_args)
-        for fold, parts in enumerate(stimulus_folds(rows["stimulus_id"], folds, seed))
+        partial(
+            run_fold, opened, rows, unpaired, *parts, f"fold {fold + 1} of {len(chosen)}", model_args, training_args
+        )
+        for fold, parts in enumerate(chosen)
     ]
     parts, histories = [], []
-    for part, history in tqdm(run(tasks, num_proc), total=folds, desc="folds", disable=num_proc == 1 or None):
+    for part, history in tqdm(run(tasks, num_proc), total=len(chosen), desc="folds", disable=num_proc == 1 or None):
         parts.append(part | {"fold": np.full(len(part["stimulus_id"]), len(parts))})
         histories.append(history)
-    header = {"split": f"{folds} folds by stimulus", "n_folds": folds, "seed": seed, "unit": opened.unit}
+    header = {"split": f"{len(chosen)} folds by {split_by}", "n_folds": len(chosen), "split_by": told}
+    header |= {"seed": seed, "unit": opened.unit}
     return write_report(out, concatenate(parts), histories, header, overwrite, perceptual)
+
+
+def split_folds(
+    rows: Dataset,
+    split_by: str,
+    folds: int | None,
+    seed: int,
+    model_args: ModelArguments,
+    training_args: VisionFlowTrainingArguments,
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
+    """Train rows and held-out rows of each fold, and what is held out, in words."""
+    stimulus_ids = rows["stimulus_id"][:]
+    if split_by == "stimulus":
+        return list(stimulus_folds(stimulus_ids, FOLDS if folds is None else folds, seed)), split_by
+    if split_by == "session":
+        sessions = column_of(rows, "session")
+        if sessions is None:
+            raise UserError("the rows have no session: `prepare table` writes the column session, --split-by needs it")
+        folds = folds or min(FOLDS, len(set(sessions)))
+        return list(session_folds(sessions, stimulus_ids, folds, seed)), f"session, {len(set(sessions))} in all"
+    categories, what = column_of(rows, "category"), "categories of the corpus"
+    if categories is None:
+        names = list(dict.fromkeys(stimulus_ids))
+        features, what = features_of(rows, names, model_args, training_args)
+        of_stimulus = dict(zip(names, clusters(features, seed), strict=True))
+    else:
+        of_stimulus = dict(zip(reversed(stimulus_ids), reversed(categories), strict=True))  # its first row counts
+    categories = [of_stimulus[name] for name in stimulus_ids]
+    number = len(set(categories))
+    return list(category_folds(categories, folds or min(FOLDS, number), seed)), f"category, {number} {what}"
+
+
+def column_of(rows: Dataset, name: str) -> list[str] | None:
+    """A column that a corpus may have; None where it, or a value of it, is absent."""
+    values = rows[name][:] if name in rows.column_names else [None]
+    return None if None in values else [str(value) for value in values]
+
+
+def features_of(
+    rows: Dataset, names: list[str], model_args: ModelArguments, training_args: VisionFlowTrainingArguments
+) -> tuple[np.ndarray, str]:
+    """The features (stimuli, features) by which stimuli are alike, and their name."""
+    processor = build_processor(rows, model_args.image_size)
+    encoder = encoder_name(processor.image_size, model_args)
+    if encoder == SCRATCH or model_args.from_model is not None:
+        return small_copies(images_of(rows, names)), f"clusters of images that look alike ({SIDE} x {SIDE} px)"
+    model = build_model(processor, model_args, rows).to(training_args.device)
+    stimuli = Stimuli(processor, [rows], model, training_args.stimulus_cache)
+    width = model.config.feature_widths[-1]  # of the class token, or the mean token, of the last layer
+    start = sum(model.config.feature_widths[:-1]) * (1 + model.config.feature_grid**2)
+    embedded = stimuli.image_features(names, with_linear=False)[:, start : start + width].float().cpu().numpy()
+    return embedded / np.linalg.norm(embedded, axis=1, keepdims=True), f"clusters of embeddings by {encoder}"
 
 
 def run_fold(

@@ -40,6 +40,7 @@ TEMPLATE = card_template("model_card.md")
 RESULTS = ".eval_results"  # a file for each benchmark of the Hub
 PUSHED = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "processor_config.json"),
+    "voxels.parquet",
     *("*.py", "requirements.txt", f"{RESULTS}/*.yaml"),
 )
 

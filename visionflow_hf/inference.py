@@ -1,16 +1,19 @@
 """`visionflow encode`, `decode` and `identify`: files in, files out."""
 
 import csv
+import gzip
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 
 from visionflow_hf.corpus.files import existing, pictures_in, reading
+from visionflow_hf.corpus.nifti import import_nibabel, is_nifti, write_volumes
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.predictions import decode_fmri, encode_images, to_array
@@ -31,19 +34,43 @@ def encode(
     subject: str,
     output: str | os.PathLike,
     device: str | None = None,
+    rois: Sequence[str] | None = None,
 ) -> None:
-    """Predict the fMRI of image files and write an .npz with `fmri` (images, voxels), `image` (paths) and `subject`.
+    """Predict the fMRI of image files and write it to a file.
+
+    An .npz has `fmri` (images, voxels), `image` (paths), `subject`, and with `rois` also `voxel` (voxels,), the number
+    of each voxel among the subject's, and `roi` (voxels,), the names of its regions, with commas. A .nii or .nii.gz has
+    float32 (x, y, z, images) on the grid that the mask of the corpus had, 0 where there is no voxel.
 
     Args:
         device: such as `cpu` or `cuda`; None for a GPU where there is one.
+        rois: names of regions, whose voxels alone are written.
+
+    Raises:
+        UserError: an unknown subject or region, a volume that is not known, or a file that cannot be read or written.
     """
     output = writable(output)
+    in_brain = is_nifti(output)
+    if not in_brain and output.suffix != ".npz":
+        raise UserError(f"{output.name} is no .npz, .nii or .nii.gz: --output says by its ending what is written")
+    if in_brain:
+        import_nibabel("writing")
     pictures = [open_image(path) for path in images]
     model, processor = load_model(run, device)
     known_subject(subject, processor.subjects)
-    fmri, _ = encode_images(model, processor, pictures, subject)
-    with writing(output), temporary(output) as partial, partial.open("wb") as stream:
-        np.savez_compressed(stream, fmri=fmri, image=[str(path) for path in images], subject=subject)
+    arrays = {"image": [str(path) for path in images], "subject": subject}
+    chosen = np.arange(len(processor.fmri_mean[subject]))
+    if rois is not None:
+        chosen, arrays["roi"] = voxels_in(model, subject, rois)
+        arrays["voxel"] = chosen
+    volume = volume_of(model, subject, run) if in_brain else None
+    fmri = encode_images(model, processor, pictures, subject)[0][:, chosen]
+    with writing(output), temporary(output) as partial, open_binary(partial, output) as stream:
+        if volume is None:
+            np.savez_compressed(stream, fmri=fmri, **arrays)
+        else:
+            shape, affine, places = volume
+            write_volumes(stream, fmri, shape, affine, places[chosen])
 
 
 def decode(
@@ -149,6 +176,45 @@ def likelihoods(
         predicted = model.latent_to_fmri(learned, linear, ids)[:, : measured.shape[1]]
         found.append(model.latent_to_fmri.log_likelihood(measured, predicted, place).cpu().numpy())
     return np.concatenate(found, axis=1)
+
+
+def voxels_in(model: VisionFlowModel, subject: str, rois: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """The numbers of the voxels in any of the regions, in their order, and the names of each one's regions."""
+    try:
+        regions = model.roi_voxels(subject, rois)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    names: dict[int, list[str]] = {}
+    for name, voxels in regions.items():
+        for voxel in voxels.tolist():
+            names.setdefault(voxel, []).append(name)
+    chosen = sorted(names)
+    return np.array(chosen), [",".join(names[voxel]) for voxel in chosen]
+
+
+def volume_of(model: VisionFlowModel, subject: str, run: str | os.PathLike) -> tuple:
+    """Shape, affine and places of the voxels, see `VoxelTable.volume`."""
+    try:
+        volume = None if model.voxels is None else model.voxels.volume(subject)
+    except ValueError as error:
+        raise UserError(f"{run}: {error}") from error
+    if volume is None:
+        raise UserError(
+            f"{run} does not know where the voxels of {subject} lie in a volume: write an .npz, or train on a corpus "
+            "that was prepared with a mask"
+        )
+    return volume
+
+
+@contextmanager
+def open_binary(file: Path, name: Path) -> Iterator[BinaryIO]:
+    """Open `file` to write what is to be called `name`, compressed where that ends in .gz."""
+    with file.open("wb") as stream:
+        if name.suffix.lower() != ".gz":
+            yield stream
+            return
+        with gzip.GzipFile(name.stem, "wb", compresslevel=6, fileobj=stream, mtime=0) as packed:
+            yield packed
 
 
 def writable(output: str | os.PathLike) -> Path:

@@ -13,7 +13,7 @@ from visionflow_hf.corpus.array_proposal import listed, proposed
 from visionflow_hf.corpus.assemble import write_source
 from visionflow_hf.corpus.repeats import ncsnr_of_ceiling, number_repeats
 from visionflow_hf.corpus.responses import check_responses
-from visionflow_hf.corpus.schema import MARKER, pixel_hash, voxel_table, write_corpus
+from visionflow_hf.corpus.schema import MARKER, SPLIT_BY, pixel_hash, voxel_table, write_corpus
 from visionflow_hf.corpus.source import Source, Subject
 from visionflow_hf.corpus.voxel_arrays import VoxelKeys, voxel_columns
 from visionflow_hf.errors import UserError, count
@@ -51,6 +51,7 @@ def prepare_arrays(
     noise_ceiling: str | None = None,
     test_fraction: float | None = None,
     average: bool = False,
+    split_by: str = SPLIT_BY[0],
     seed: int = 0,
     overwrite: bool = False,
     report: Callable[[str], None] = print,
@@ -71,6 +72,7 @@ def prepare_arrays(
         test_fraction: share of the stimuli to draw as test, from all trials; None keeps a test split that is given,
             and draws a tenth otherwise.
         average: keep one row a stimulus, the mean of its trials.
+        split_by: as in `write_source`.
         report: called with one line for each thing that a user of the corpus should know.
 
     Raises:
@@ -144,6 +146,7 @@ def prepare_arrays(
         seed=seed,
         overwrite=overwrite,
         report=report,
+        split_by=split_by,
     )
 
 

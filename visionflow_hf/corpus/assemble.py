@@ -14,13 +14,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from visionflow_hf.corpus.categories import SIDE, clusters, small_copies
 from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_groups, number_repeats
-from visionflow_hf.corpus.schema import MARKER, SPLITS, voxel_table, write_splits
+from visionflow_hf.corpus.schema import MARKER, OPTIONAL, SPLIT_BY, SPLITS, join_tables, voxel_table, write_splits
 from visionflow_hf.corpus.scratch import Picture, StoredResponses, gather_images, gather_responses
 from visionflow_hf.corpus.source import Source, Subject
-from visionflow_hf.corpus.splits import draw_test
+from visionflow_hf.corpus.splits import draw_groups, draw_test
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import new_folder, refuse_existing
+from visionflow_hf.images import open_image
+
+TEST_FRACTION = 0.1
 
 
 def prepare(
@@ -34,6 +38,7 @@ def prepare(
     average: bool = False,
     seed: int = 0,
     num_proc: int = 1,
+    split_by: str = SPLIT_BY[0],
     **own,
 ) -> None:
     """Write the corpus `out` from the folder `source`; the arguments are the flags of `visionflow prepare`.
@@ -45,7 +50,7 @@ def prepare(
     """
     refuse_existing(out, overwrite, MARKER)
     found = read(Path(source), report=report, **own)
-    write_source(found, out, test_fraction, average, seed, overwrite, num_proc, report)
+    write_source(found, out, test_fraction, average, seed, overwrite, num_proc, report, split_by)
 
 
 def write_source(
@@ -57,6 +62,7 @@ def write_source(
     overwrite: bool = False,
     num_proc: int = 1,
     report: Callable[[str], None] = print,
+    split_by: str = SPLIT_BY[0],
 ) -> None:
     """Write the corpus `out`, whole or not at all.
 
@@ -66,6 +72,9 @@ def write_source(
         average: keep one row a stimulus and subject, the mean of its trials.
         num_proc: number of processes that read in parallel.
         report: called with one line for each thing that a user of the corpus should know.
+        split_by: `category` draws whole categories of stimuli as test, which are clusters of images that look alike
+            where the source has none; `session` draws whole sessions, and leaves out the trials of their stimuli in
+            other sessions.
 
     Raises:
         UserError: the source or the flags do not fit; nothing is written then.
@@ -79,7 +88,16 @@ def write_source(
         refuse_full_disk(source, folder)
         pictures = gather_images(source, scratch, num_proc)
         responses = gather_responses(source, scratch, num_proc)
-        splits = assign_splits(source, pictures, test_fraction, seed, report)
+        left_out: dict[str, set[int]] = {}
+        if split_by == "category":
+            splits, held_out = splits_by_category(source, pictures, test_fraction or TEST_FRACTION, seed)
+        elif split_by == "session":
+            splits, held_out, left_out = splits_by_session(source, pictures, test_fraction or TEST_FRACTION, seed)
+            report(f"{sum(map(len, left_out.values()))} trials of test stimuli in other sessions left out")
+        else:
+            splits, held_out = assign_splits(source, pictures, test_fraction, seed, report), split_by
+        if split_by != SPLIT_BY[0]:
+            report(f"test holds out {held_out}")
         tables = []
         for subject, stored in zip(source.subjects, responses, strict=True):
             parts = {splits[stimulus] for stimulus in subject.stimuli}
@@ -91,12 +109,14 @@ def write_source(
             tables.append(table_of(subject, stored, average, report))
         total = sum(len(set(one.stimuli) if average else one.stimuli) for one in source.subjects)
         with tqdm(total=total, desc="writing", unit=" rows", disable=None, leave=False) as bar:
-            rows = partial(corpus_rows, source, pictures, responses, splits, average, bar)
+            rows = partial(corpus_rows, source, pictures, responses, splits, left_out, average, bar)
             write_splits(
                 folder,
                 {name: partial(rows, name) for name in SPLITS if name in splits.values()},
-                pd.concat(tables, ignore_index=True),
+                join_tables(tables),
                 source.unit,
+                known_columns(source),
+                held_out,
             )
         shutil.rmtree(scratch)
 
@@ -121,7 +141,7 @@ def assign_splits(
     """The split of each stimulus: one for all subjects, all repeats and all names of the same pixels."""
     stimuli = list(dict.fromkeys(name for subject in source.subjects for name in subject.stimuli))
     if test_fraction is None and any(subject.splits is None for subject in source.subjects):
-        test_fraction = 0.1
+        test_fraction = TEST_FRACTION
     if test_fraction is not None:
         test = draw_test((pictures[name].pixels for name in stimuli), test_fraction, seed, report)
         return {name: "test" if pictures[name].pixels in test else "train" for name in stimuli}
@@ -141,6 +161,57 @@ def assign_splits(
         if name not in splits.values():
             raise UserError(f"the source has no trial in {name}: draw the splits with --test-fraction 0.1")
     return splits
+
+
+def splits_by_category(
+    source: Source, pictures: dict[str, Picture], fraction: float, seed: int
+) -> tuple[dict[str, str], str]:
+    """The split of each stimulus, whole categories in test; and what test holds out, in words."""
+    first = {picture.pixels: name for name, picture in reversed(pictures.items())}  # one name for the same pixels
+    if source.categories is not None:
+        own = {pixels: source.categories[name] for pixels, name in first.items()}
+        what = "categories of the source"
+    else:
+        copies = small_copies(open_image(pictures[name].read(), f"the image of {name}") for name in first.values())
+        own = dict(zip(first, clusters(copies, seed), strict=True))
+        what = f"clusters of images that look alike ({SIDE} x {SIDE} px)"
+    held = draw_groups(list(own.values()), fraction, seed, "category")
+    splits = {name: "test" if own[picture.pixels] in held else "train" for name, picture in pictures.items()}
+    return splits, f"{len(held)} of {len(set(own.values()))} {what}"
+
+
+def splits_by_session(
+    source: Source, pictures: dict[str, Picture], fraction: float, seed: int
+) -> tuple[dict[str, str], str, dict[str, set[int]]]:
+    """The split of each stimulus, what test holds out, and the trials of each subject that are in no split."""
+    without = [subject.name for subject in source.subjects if subject.sessions is None]
+    if without:
+        raise UserError(f"the session of each trial of {', '.join(without)} is not known: --split-by session needs it")
+    held = draw_groups([one for subject in source.subjects for one in subject.sessions], fraction, seed, "session")
+    trials = [
+        (pictures[name].pixels, session in held)
+        for subject in source.subjects
+        for name, session in zip(subject.stimuli, subject.sessions, strict=True)
+    ]
+    tested = {pixels for pixels, there in trials if there}
+    if len(tested) == len({pixels for pixels, _ in trials}):
+        raise UserError("each stimulus is shown in the sessions that are held out: train would be empty")
+    splits = {name: "test" if picture.pixels in tested else "train" for name, picture in pictures.items()}
+    left_out = {
+        subject.name: {
+            trial
+            for trial, (name, session) in enumerate(zip(subject.stimuli, subject.sessions, strict=True))
+            if splits[name] == "test" and session not in held
+        }
+        for subject in source.subjects
+    }
+    return splits, f"session {', '.join(sorted(held))}", left_out
+
+
+def known_columns(source: Source) -> list[str]:
+    """Those of `OPTIONAL` that the source knows of all trials."""
+    there = source.categories is not None, all(subject.sessions is not None for subject in source.subjects)
+    return [name for name, known in zip(OPTIONAL, there, strict=True) if known]
 
 
 def constant_voxels(subject: Subject, stored: StoredResponses, splits: dict[str, str]) -> np.ndarray:
@@ -180,23 +251,35 @@ def corpus_rows(
     pictures: dict[str, Picture],
     responses: list[StoredResponses],
     splits: dict[str, str],
+    left_out: dict[str, set[int]],
     average: bool,
     bar: tqdm,
     split: str,
 ) -> Iterator[dict]:
+    columns = known_columns(source)
     for subject, stored in zip(source.subjects, responses, strict=True):
+        absent = left_out.get(subject.name, set())
         if average:
-            rows = [(name, 0, trials) for name, trials in trials_of(subject).items()]
+            rows = [
+                (name, 0, [trial for trial in trials if trial not in absent])
+                for name, trials in trials_of(subject).items()
+            ]
         else:
             numbers = number_repeats(subject.stimuli)
             rows = [
-                (name, number, [row]) for row, (name, number) in enumerate(zip(subject.stimuli, numbers, strict=True))
+                (name, number, [row] if row not in absent else [])
+                for row, (name, number) in enumerate(zip(subject.stimuli, numbers, strict=True))
             ]
         for name, number, trials in rows:
-            if splits[name] != split:
+            if splits[name] != split or not trials:
                 continue
             bar.update()
-            yield {
+            more: dict = {}
+            if "category" in columns:
+                more["category"] = source.categories[name]
+            if "session" in columns:
+                more["session"] = ", ".join(dict.fromkeys(subject.sessions[trial] for trial in trials))
+            yield more | {
                 "image": {"bytes": pictures[name].read(), "path": None},
                 "fmri": stored.read(trials).mean(0, dtype=np.float64).astype(np.float32),
                 "subject": subject.name,

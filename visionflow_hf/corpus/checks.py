@@ -86,14 +86,22 @@ def check_voxels(table: pd.DataFrame, voxels: dict[str, int]) -> list[str]:
     wrong = [names for names in table["roi"] if isinstance(names, str) or not hasattr(names, "__iter__")]
     if any(names is not None for names in wrong):
         return ["voxels.parquet has a roi that is no list of names: make the corpus again"]
+    if not isinstance(table.attrs.get("grids", {}), dict):
+        return ["grids in the metadata of voxels.parquet are no volumes by subject: make the corpus again"]
     ceiling = table["noise_ceiling"]
     if not pd.api.types.is_numeric_dtype(ceiling) and ceiling.notna().any():
         return [f"noise_ceiling of voxels.parquet has the type {ceiling.dtype}: numbers or null are expected"]
-    rows = {subject: int((table["subject"] == subject).sum()) for subject in voxels}
-    return [
+    numbers = {subject: table.loc[table["subject"] == subject, "voxel"].tolist() for subject in voxels}
+    rows = {subject: len(own) for subject, own in numbers.items()}
+    problems = [
         f"voxels.parquet has {rows[subject]} voxels of {subject}, the responses have {expected}: make the corpus again"
         for subject, expected in voxels.items()
         if rows[subject] != expected
+    ]
+    return problems or [
+        f"voxels.parquet does not number the voxels of {subject} from 0: make the corpus again"
+        for subject, own in numbers.items()
+        if set(own) != set(range(len(own)))
     ]
 
 

@@ -98,10 +98,15 @@ def load_parquet(folder: Path) -> DatasetDict:
     return corpus
 
 
+def about_corpus(folder: Path) -> dict:
+    """The metadata of the card in a folder."""
+    card = folder / "README.md"
+    return DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
+
+
 def describe(corpus: DatasetDict, folder: Path) -> None:
     """Set the description of each split to the unit and its license to that of the data, from the card's metadata."""
-    card = folder / "README.md"
-    about = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
+    about = about_corpus(folder)
     license = about.get("license", "unknown")
     for split in corpus.values():
         split.info.description = about.get("visionflow", {}).get("unit", "")

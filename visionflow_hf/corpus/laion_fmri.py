@@ -17,6 +17,7 @@ import pandas as pd
 
 from visionflow_hf.corpus.files import existing, find_files, hdf5_dataset, open_hdf5, reading
 from visionflow_hf.corpus.nifti import open_nifti, read_volume, read_volumes
+from visionflow_hf.corpus.schema import Volume
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, refuse_absent
 from visionflow_hf.corpus.zscore import zscored
 from visionflow_hf.errors import UserError, count
@@ -141,6 +142,7 @@ def read_subject(
         voxels={
             "roi": [[region for region, mask in regions.items() if mask[tuple(voxel)]] for voxel in voxels],
             **dict(zip("xyz", voxels.T, strict=True)),
+            "volume": Volume(grid, open_nifti(files[0]).affine, np.flatnonzero(values)),
         },
     )
 

@@ -4,13 +4,12 @@ import os
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from visionflow_hf.corpus.leakage import Picture, leakage, replaced, together
 from visionflow_hf.corpus.responses import presence
-from visionflow_hf.corpus.schema import FEATURES, MARKER, SPLITS, Corpus, read_corpus, save_corpus
+from visionflow_hf.corpus.schema import FEATURES, MARKER, SPLITS, Corpus, join_tables, read_corpus, save_corpus
 from visionflow_hf.corpus.splits import draw_test
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import new_folder, refuse_existing
@@ -70,7 +69,7 @@ def merge(
             "--test-fraction 0.1, or remove it from one corpus"
         )
     voxels = second.voxels[~second.voxels["subject"].isin(list(first.subjects))]
-    voxels = pd.concat([table for table in (first.voxels, voxels) if len(table)] or [first.voxels], ignore_index=True)
+    voxels = join_tables([first.voxels, voxels])
     unit = one_unit(first, second, report)
     with new_folder(out, overwrite, marker=MARKER) as folder:
         save_corpus(folder, splits, voxels, unit)

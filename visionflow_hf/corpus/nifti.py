@@ -1,8 +1,9 @@
-"""NIfTI files: opened by nibabel, which is in the extra `brain`, and read some volumes at a time."""
+"""NIfTI files: opened by nibabel, which is in the extra `brain`, and read and written some volumes at a time."""
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -16,12 +17,17 @@ def is_nifti(file: Path) -> bool:
     return file.name.lower().endswith((".nii", ".nii.gz"))
 
 
-def open_nifti(file: Path):
-    """The header of a NIfTI file, by nibabel."""
+def import_nibabel(purpose: str):
     try:
         import nibabel
     except ImportError as error:
-        raise UserError("reading NIfTI needs nibabel: pip install 'visionflow-hf[brain]'") from error
+        raise UserError(f"{purpose} NIfTI needs nibabel: pip install 'visionflow-hf[brain]'") from error
+    return nibabel
+
+
+def open_nifti(file: Path):
+    """The header of a NIfTI file, by nibabel."""
+    nibabel = import_nibabel("reading")
     with reading(existing(file)):
         try:
             image = nibabel.load(file)
@@ -59,3 +65,38 @@ def read_volumes(file: Path) -> Iterator[tuple[int, np.ndarray]]:
             if len(data) < length:
                 raise UserError(f"{file} ends within trial {start + 1} to {stop} of {volumes}: is it whole?")
             yield start, np.frombuffer(data, dtype=kind).reshape(stop - start, depth, height, width)
+
+
+def write_volumes(
+    stream: BinaryIO,
+    responses: Sequence[np.ndarray],
+    shape: tuple[int, ...],
+    affine: np.ndarray | None,
+    voxels: np.ndarray,
+) -> None:
+    """Write a NIfTI file, uncompressed: float32 of shape (x, y, z, responses), 0 where there is no voxel.
+
+    Args:
+        responses: each of shape (voxels,).
+        shape: (x, y, z).
+        affine: from the place of a voxel to mm, array of shape (4, 4), or None where that is not known.
+        voxels: their places in the grid, flattened in C order.
+    """
+    nibabel = import_nibabel("writing")
+    header = nibabel.Nifti1Header()
+    try:
+        header.set_data_shape((*shape, len(responses)))
+    except nibabel.spatialimages.HeaderDataError as error:
+        raise UserError(f"NIfTI has no room for {len(responses)} volumes of {shape}: at most 32767 a side") from error
+    header.set_data_dtype(np.float32)
+    header["magic"], header["vox_offset"] = b"n+1", header.single_vox_offset
+    if affine is not None:
+        header.set_zooms((*nibabel.affines.voxel_sizes(affine), 1))
+        header.set_sform(affine, code="aligned")
+        header.set_xyzt_units("mm")
+    stream.write(header.binaryblock)
+    stream.write(bytes(header.single_vox_offset - len(header.binaryblock)))
+    for response in responses:
+        volume = np.zeros(np.prod(shape), dtype=np.float32)
+        volume[voxels] = response
+        stream.write(volume.reshape(shape).tobytes(order="F"))

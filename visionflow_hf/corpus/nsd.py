@@ -19,6 +19,7 @@ from visionflow_hf.corpus.array_files import read_arrays
 from visionflow_hf.corpus.files import blocks, hdf5_dataset, open_hdf5
 from visionflow_hf.corpus.nifti import open_nifti, read_volume, read_volumes
 from visionflow_hf.corpus.nsd_labels import LABELS, name_regions
+from visionflow_hf.corpus.schema import Volume
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, refuse_absent
 from visionflow_hf.corpus.zscore import zscored
 from visionflow_hf.errors import UserError, count
@@ -129,6 +130,7 @@ def read_subject(
             raise UserError(f"{file} is beyond the {len(ordering)} trials of masterordering")
     places = np.concatenate([np.arange((session - 1) * length, session * length) for session in sessions])
     shown = design["subjectim"][number - 1, ordering[places] - 1]
+    numbers = np.repeat([f"{session:02d}" for session in sessions], length)
     shared = set(design["sharedix"].tolist())
     ceiling = folder / "ncsnr.nii.gz"
     if not ceiling.is_file():
@@ -145,8 +147,10 @@ def read_subject(
         voxels={
             "roi": name_voxels(regions, mask, name, report),
             **dict(zip("xyz", voxels.T, strict=True)),
+            "volume": Volume(mask.shape, open_nifti(regions / "nsdgeneral.nii.gz").affine, np.flatnonzero(mask)),
         },
         ncsnr=masked(ceiling, mask).astype(np.float64) if ceiling.is_file() else None,
+        sessions=numbers.tolist(),
     )
 
 

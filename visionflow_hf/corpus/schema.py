@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pandas as pd
 from datasets import DatasetDict, Features, Image, List, Value, load_from_disk
 
 from visionflow_hf.corpus.checks import check_rows, check_trainable, check_voxels
-from visionflow_hf.corpus.from_hub import fetch_corpus, is_parquet, load_parquet, stream_corpus
+from visionflow_hf.corpus.from_hub import about_corpus, fetch_corpus, is_parquet, load_parquet, stream_corpus
 from visionflow_hf.corpus.leakage import Pictures, in_words, leakage, look, refusal, renamed, second_names
 from visionflow_hf.corpus.shards import write_split
 from visionflow_hf.errors import UserError, count
@@ -30,6 +30,8 @@ FEATURES = Features(
         "repeat": Value("int32"),
     }
 )
+OPTIONAL = ("category", "session")  # further columns of text, where the source has them
+SPLIT_BY = ("stimulus", "category", "session")
 SPLITS = ("train", "validation", "test")
 KINDS = {  # what columns of other types than `FEATURES` may have
     "fmri": lambda kind: isinstance(kind.feature, Value) and kind.feature.dtype.startswith(("float", "int", "uint")),
@@ -50,6 +52,7 @@ class Corpus:
         subjects: number of voxels of each subject, sorted by name.
         pictures: what the images of the stimuli are known by, see `visionflow_hf.corpus.leakage`.
         leakage: the stimuli that are in two splits, in words; empty where there are none.
+        split_by: what test holds out: `stimulus`, or whole categories or sessions, in words.
     """
 
     splits: DatasetDict
@@ -57,6 +60,7 @@ class Corpus:
     subjects: dict[str, int]
     pictures: Pictures
     leakage: str = ""
+    split_by: str = SPLIT_BY[0]
 
     @property
     def unit(self) -> str:
@@ -78,10 +82,27 @@ def pixel_hash(image: np.ndarray) -> str:
     return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
 
 
-def voxel_table(subject: str, num_voxels: int, **columns) -> pd.DataFrame:
+@dataclass
+class Volume:
+    """The grid of a scan, in which the voxels lie.
+
+    Attributes:
+        shape: (x, y, z).
+        affine: from the place of a voxel to mm, array of shape (4, 4), or None where that is not known.
+        places: of the voxels in the grid, flattened in C order, array of shape (voxels,).
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray | None
+    places: np.ndarray
+
+
+def voxel_table(subject: str, num_voxels: int, volume: Volume | None = None, **columns) -> pd.DataFrame:
     """The part of `voxels.parquet` that belongs to one subject.
 
     Args:
+        volume: where the voxels lie in the scan. The table then has the column `place`, and shape and affine of the
+            grid under `grids` in its `attrs`, which Parquet keeps.
         columns: what is known of `roi` (list of names a voxel), `noise_ceiling` (share of the variance of one corpus
             row, be it a trial or an average, that the stimulus explains), the coordinates `x`, `y`, `z`, and `vertex`
             (index in its hemisphere of fsaverage, which `roi` names as lh or rh), each of shape (voxels,). What is not
@@ -92,7 +113,19 @@ def voxel_table(subject: str, num_voxels: int, **columns) -> pd.DataFrame:
     for name in ("noise_ceiling", "x", "y", "z"):
         table[name] = np.asarray(columns.get(name, np.full(num_voxels, np.nan)), dtype=np.float64)
     table["vertex"] = pd.array(columns.get("vertex", [None] * num_voxels), dtype="Int32")
+    table["place"] = pd.array([None] * num_voxels if volume is None else volume.places, dtype="Int64")
+    if volume is not None:
+        affine = None if volume.affine is None else np.asarray(volume.affine, dtype=np.float64).tolist()
+        table.attrs["grids"] = {subject: {"shape": [int(length) for length in volume.shape], "affine": affine}}
     return table
+
+
+def join_tables(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """The voxel tables of several subjects, one above the other."""
+    whole = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+    grids = {name: grid for table in tables for name, grid in table.attrs.get("grids", {}).items()}
+    whole.attrs = {"grids": grids} if grids else {}
+    return whole
 
 
 def write_corpus(
@@ -114,13 +147,26 @@ def write_corpus(
         write_splits(folder, rows, voxels, unit)
 
 
-def write_splits(folder: Path, rows: dict[str, Callable[[], Iterator[dict]]], voxels: pd.DataFrame, unit: str) -> None:
-    """What `write_corpus` writes, into a folder that is there already."""
+def write_splits(
+    folder: Path,
+    rows: dict[str, Callable[[], Iterator[dict]]],
+    voxels: pd.DataFrame,
+    unit: str,
+    more: Sequence[str] = (),
+    split_by: str = SPLIT_BY[0],
+) -> None:
+    """What `write_corpus` writes, into a folder that is there already.
+
+    Args:
+        more: those of `OPTIONAL` that the rows have.
+        split_by: as in `Corpus`.
+    """
+    features = Features({**FEATURES, **{name: Value("string") for name in more}})
     names = [name for name in SPLITS if name in rows]
     for name in names:
-        write_split(folder / name, name, rows[name](), FEATURES, unit)
+        write_split(folder / name, name, rows[name](), features, unit)
     voxels.to_parquet(folder / "voxels.parquet", index=False)
-    (folder / MARKER).write_text(json.dumps({"splits": names}))
+    (folder / MARKER).write_text(json.dumps({"splits": names, "split_by": split_by}))
 
 
 def save_corpus(folder: Path, splits: DatasetDict, voxels: pd.DataFrame, unit: str) -> None:
@@ -169,7 +215,16 @@ def read_corpus(path: str | os.PathLike, allow_leakage: bool = False, streaming:
             logger.warning(f"{count(in_words(twins), 'image')} of {name} with two names: each is one stimulus")
             splits[name] = renamed(split, twins)
             pictures[name] = {stimulus: shown for stimulus, shown in pictures[name].items() if stimulus not in twins}
-    return Corpus(splits, voxels, subjects, pictures, shared)
+    return Corpus(splits, voxels, subjects, pictures, shared, split_by(folder))
+
+
+def split_by(folder: Path) -> str:
+    """What the corpus says of its splits, in the file of its splits or in its card."""
+    if (folder / MARKER).is_file():
+        about = json.loads((folder / MARKER).read_text())
+    else:
+        about = about_corpus(folder).get("visionflow", {})
+    return str(about.get("split_by", SPLIT_BY[0]))
 
 
 def refuse(path: str | os.PathLike, problems: list[str]) -> None:

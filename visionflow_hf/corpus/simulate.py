@@ -16,12 +16,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
-from visionflow_hf.corpus.schema import MARKER, voxel_table, write_corpus
+from visionflow_hf.corpus.schema import MARKER, join_tables, voxel_table, write_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import refuse_existing
@@ -133,7 +132,7 @@ def simulate(
     write_corpus(
         out,
         {split: lambda split=split: rows(split) for split in ("train", "test")},
-        pd.concat(tables, ignore_index=True),
+        join_tables(tables),
         unit=unit,
         overwrite=overwrite,
     )

@@ -23,8 +23,9 @@ class Subject:
         splits: the split that the source puts each trial in, or None where it leaves that open.
         num_voxels: length of a response.
         parts: functions that yield the responses in blocks; all of them together cover every trial and voxel.
-        voxels: columns of `voxel_table`: `roi`, `x`, `y`, `z`, `vertex`.
+        voxels: what `voxel_table` takes: `roi`, `x`, `y`, `z`, `vertex`, `volume`.
         ncsnr: noise-ceiling signal-to-noise ratio of one trial, array of shape (voxels,), where the source has it.
+        sessions: the session of each trial, where the source has it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Subject:
     parts: list[Callable[[], Iterator[Block]]]
     voxels: dict = field(default_factory=dict)
     ncsnr: np.ndarray | None = None
+    sessions: list[str] | None = None
 
 
 @dataclass
@@ -44,11 +46,13 @@ class Source:
         images: functions that yield (stimulus, image), the image as uint8 pixels or as an encoded file; all of them
             together yield every stimulus at least once.
         unit: what one unit of the responses means, in a phrase.
+        categories: the category of each stimulus, where the source has it.
     """
 
     subjects: list[Subject]
     images: list[Callable[[], Iterator[tuple[str, np.ndarray | bytes]]]]
     unit: str
+    categories: dict[str, str] | None = None
 
 
 def choose_subjects(there: Sequence[str], asked: Sequence[str] | None, expected: str | os.PathLike) -> list[str]:

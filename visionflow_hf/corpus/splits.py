@@ -59,6 +59,73 @@ def check_drawn(stimuli: Iterable[str], fraction: float) -> list[str]:
     return distinct
 
 
+def draw_groups(groups: Sequence[str], fraction: float, seed: int, what: str) -> set[str]:
+    """Draw whole groups, such as categories, until they have about `fraction` of the members.
+
+    Args:
+        groups: the group of each member.
+        what: what a group is.
+
+    Raises:
+        UserError: a fraction beyond 0 and 1, or a single group.
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"the held-out fraction is {fraction}: give one between 0 and 1")
+    names, sizes = np.unique(np.asarray(groups), return_counts=True)
+    if len(names) < 2:
+        raise UserError(f"all belongs to one {what}: --split-by {what} needs at least 2")
+    order = np.random.default_rng(seed).permutation(len(names))
+    held = np.cumsum(sizes[order])
+    number = 1 + int(np.abs(held[:-1] - fraction * held[-1]).argmin())
+    return set(names[order[:number]].tolist())
+
+
+def category_folds(categories: Sequence[str], folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (train rows, held-out rows) of each fold; whole categories are held out.
+
+    Args:
+        categories: of each row, the same for all rows of a stimulus.
+    """
+    for held in group_folds(categories, folds, seed, "category"):
+        in_test = np.isin(np.asarray(categories), held)
+        yield np.flatnonzero(~in_test), np.flatnonzero(in_test)
+
+
+def session_folds(
+    sessions: Sequence[str], stimulus_ids: Sequence[str], folds: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (train rows, held-out rows) of each fold; whole sessions are held out, of all subjects.
+
+    A stimulus is held out once, with the session of its first row. Its rows in other sessions are then neither in train
+    nor held out.
+
+    Raises:
+        UserError: no row is left to train on.
+    """
+    sessions, stimulus_ids = np.asarray(sessions), np.asarray(stimulus_ids)
+    _, first, of_row = np.unique(stimulus_ids, return_index=True, return_inverse=True)
+    for held in group_folds(sessions, folds, seed, "session"):
+        there, tested = np.isin(sessions, held), np.isin(sessions[first], held)[of_row]
+        train = np.flatnonzero(~there & ~tested)
+        if not len(train):
+            raise UserError(
+                f"the stimuli of session {', '.join(held)} are those of all other sessions: no row is left to train on"
+            )
+        if (there & tested).any():
+            yield train, np.flatnonzero(there & tested)
+
+
+def group_folds(groups: Sequence[str], folds: int, seed: int, what: str) -> Iterator[list[str]]:
+    """The groups that each fold holds out."""
+    distinct = np.unique(np.asarray(groups))
+    if len(distinct) < 2 or not 2 <= folds <= len(distinct):
+        raise UserError(
+            f"{folds} folds by {what}, of which there are {len(distinct)}: at least 2 folds, each with one, are needed"
+        )
+    for _, held in KFold(folds, shuffle=True, random_state=seed).split(distinct):
+        yield distinct[held].tolist()
+
+
 def stimulus_folds(stimulus_ids: Sequence[str], folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (train rows, held-out rows) of each fold.
 

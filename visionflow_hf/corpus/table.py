@@ -17,7 +17,7 @@ import pandas as pd
 from visionflow_hf.corpus.betas import Betas, open_betas
 from visionflow_hf.corpus.bids import BETAS, read_bids
 from visionflow_hf.corpus.files import reading
-from visionflow_hf.corpus.schema import SPLITS
+from visionflow_hf.corpus.schema import SPLITS, Volume
 from visionflow_hf.corpus.source import Source, Subject, image_parts
 from visionflow_hf.corpus.texts import fill, read_texts, texts_of
 from visionflow_hf.corpus.voxels import (
@@ -33,7 +33,7 @@ from visionflow_hf.corpus.zscore import Piece, read_pieces, together, varying
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.images import SUFFIXES
 
-OPTIONAL = ("session", "run", "stimulus_id", "repeat", "split")  # columns that a table need not have
+OPTIONAL = ("session", "run", "stimulus_id", "repeat", "split", "category")  # columns that a table need not have
 
 
 @dataclass
@@ -108,7 +108,11 @@ def read_table(
     unit = f"as in {Path(betas[0]).name if betas else BETAS}"
     if zscore:
         unit = f"standard deviation of the voxel within the {zscore}"
-    return Source(subjects, image_parts(subjects, shown), unit)
+    categories = None
+    if "category" in trials:
+        texts = texts_of(trials, "category", source)
+        categories = dict(zip(trials["stimulus_id"], texts, strict=True))
+    return Source(subjects, image_parts(subjects, shown), unit, categories)
 
 
 def take_columns(table: pd.DataFrame, source: Path, subject: str | None, columns: dict[str, str]) -> pd.DataFrame:
@@ -303,15 +307,17 @@ def read_subject(
     num_voxels = first.grid[0] if voxels is None else len(voxels)
     if files.rois and places is None:
         raise UserError(f"--rois needs --mask, which says where the voxels of {first.file} lie")
-    columns = {} if places is None else coordinates(space, places)
+    columns: dict = {}
+    if places is not None:
+        columns = coordinates(space, places) | {"volume": Volume(space.shape, space.affine, places)}
     if files.rois:
         columns["roi"] = read_regions(files.rois, files.regions, space, places, report)
     ncsnr = None
     if files.noise_ceiling is not None:
         ncsnr = read_ceiling(files.noise_ceiling, None if places is None else space, places, num_voxels, report)
-    stimuli, splits = (
+    stimuli, splits, sessions = (
         None if column not in rows else rows.sort_values("trial")[column].tolist()
-        for column in ("stimulus_id", "split")
+        for column in ("stimulus_id", "split", "session")
     )
     return Subject(
         name,
@@ -321,4 +327,5 @@ def read_subject(
         parts=[partial(read_pieces, some, voxels, zscore) for some in together(pieces)],
         voxels=columns,
         ncsnr=ncsnr,
+        sessions=sessions,
     )

@@ -106,7 +106,7 @@ def corpus_card(corpus: Corpus, name: str, license: str, source: str | None, cit
             pretty_name=name.split("/")[-1],
             tags=["visionflow", "fmri", "visual-cortex"],
             configs=configs,
-            visionflow={"unit": corpus.unit},
+            visionflow={"unit": corpus.unit, "split_by": corpus.split_by},
         ),
         template_path=str(card_template("corpus_card.md")),
         name=name,

@@ -13,6 +13,7 @@ import numpy as np
 
 from visionflow_hf.corpus.array_files import field_keys, read_arrays
 from visionflow_hf.corpus.repeats import shares
+from visionflow_hf.corpus.schema import Volume
 from visionflow_hf.errors import UserError, count
 
 
@@ -36,17 +37,15 @@ class VoxelKeys:
     noise_ceiling: str | None = None
 
 
-def voxel_columns(
-    file: str | os.PathLike, keys: VoxelKeys, num_voxels: int, report: Callable[[str], None]
-) -> dict[str, list | np.ndarray]:
-    """Columns of `voxel_table`: `roi`, `x`, `y`, `z`, `noise_ceiling`, as far as there are keys.
+def voxel_columns(file: str | os.PathLike, keys: VoxelKeys, num_voxels: int, report: Callable[[str], None]) -> dict:
+    """What `voxel_table` takes: `roi`, `x`, `y`, `z`, `volume`, `noise_ceiling`, as far as there are keys.
 
     Raises:
         UserError: an array does not have the expected form.
     """
     if keys.xyz and keys.mask_volume:
         raise UserError("--xyz and --mask-volume both tell where the voxels lie: give one of them")
-    columns: dict[str, list | np.ndarray] = {}
+    columns: dict = {}
     inside = None
     if keys.mask_volume:
         inside = volume_of(read_arrays(file, [keys.mask_volume])[keys.mask_volume], keys.mask_volume) > 0
@@ -67,6 +66,7 @@ def voxel_columns(
             )
         places = np.unravel_index(np.flatnonzero(inside.ravel(order_of(file))), inside.shape, order_of(file))
         columns |= dict(zip("xyz", places, strict=True))
+        columns["volume"] = Volume(inside.shape, None, np.ravel_multi_index(places, inside.shape))
     if keys.xyz:
         places = coordinates(read_arrays(file, [keys.xyz])[keys.xyz], keys.xyz, num_voxels)
         columns |= dict(zip("xyz", places, strict=True))

@@ -15,6 +15,7 @@ VIEWS = ("lateral", "medial", "ventral")
 MNI_BOX = np.array([[-90, 90], [-126, 91], [-72, 109]])  # mm, what the template's outline is drawn for
 PLANES = ("yz", "xz", "xy")
 MOST_MARKERS = 20000
+SLICES = 8
 SHADES = "viridis"
 
 
@@ -106,6 +107,27 @@ def draw_volume(places: np.ndarray, r: np.ndarray) -> Figure:
         axis.scatter(*places[order][:, columns].T, s=size, c=r[order].clip(min=0), cmap=SHADES, vmin=0, vmax=top, lw=0)
         axis.set(xlabel=across, ylabel=up)
         axis.set_aspect("equal", adjustable="datalim")
+    _shade_bar(figure, axes, top)
+    return figure
+
+
+def draw_slices(places: np.ndarray, r: np.ndarray) -> Figure:
+    """Slices of the scan's volume along its last axis, evenly from the first to the last that has a voxel.
+
+    Args:
+        places: of the voxels in the volume, whole numbers, array of shape (voxels, 3).
+        r: array of shape (voxels,).
+    """
+    low, top = places.min(0), max(0.1, np.nanmax(r))
+    box = np.full(places.max(0) - low + 1, np.nan)
+    box[tuple((places - low).T)] = r.clip(min=0)
+    depths = np.unique(np.linspace(0, box.shape[2] - 1, SLICES).round().astype(int))
+    figure, axes = plt.subplots(2, SLICES // 2, figsize=(7.2, 4), layout="constrained")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, depth in zip(axes.flat, depths, strict=False):  # a flat volume has fewer
+        axis.imshow(box[:, :, depth].T, origin="lower", cmap=SHADES, vmin=0, vmax=top, interpolation="nearest")
+        axis.set_title(f"slice {low[2] + depth}", fontsize=9)
     _shade_bar(figure, axes, top)
     return figure
 

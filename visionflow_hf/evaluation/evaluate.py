@@ -54,7 +54,9 @@ def evaluate(
     predictions = predict(model, processor, opened, train, asked)
     state = Path(run) / "trainer_state.json"
     histories = [json.loads(state.read_text())["log_history"]] if state.is_file() else []
-    header = {"split": split, "unit": opened.unit} | ({"leakage": opened.leakage} if opened.leakage else {})
+    header = {"split": split, "split_by": opened.split_by, "unit": opened.unit} | (
+        {"leakage": opened.leakage} if opened.leakage else {}
+    )
     metrics = write_report(out, predictions, histories, header, overwrite, perceptual)
     add_result(run, result_of(metrics, corpus, opened.license))
     return metrics

@@ -180,12 +180,27 @@ def regions(metrics: dict, absent: dict[str, str]) -> dict | None:
         absent["Regions"] = "the corpus has no regions of interest"
         return None
     known = len({name for by_name in rois.values() for name in by_name})
+    blocks = {name: [own[name] for own in rois.values() if name in own] for name in pictures.regions_of(rois)}
+    first = next(iter(blocks.values()))[0]
+    methods = [name for name, part in first.items() if isinstance(part, dict) and "voxel_r_mean" in part]
     return {
         "svg": svg(pictures.draw_regions(rois), "regions"),
         "known": known,
         "drawn": len(pictures.regions_of(rois)),
         "subjects": len(rois),
+        "methods": methods,
+        "table": {
+            name: [sum(block["n_voxels"] for block in own), *(mean_of(own, method) for method in methods)]
+            for name, own in blocks.items()
+        },
     }
+
+
+def mean_of(blocks: list[dict], method: str) -> float | None:
+    """Mean voxel r of a region over subjects."""
+    values = [(block.get(method) or {}).get("voxel_r_mean") for block in blocks]
+    values = [value for value in values if value is not None]
+    return float(np.mean(values)) if values else None
 
 
 def brains(predictions: dict[str, np.ndarray], voxels: VoxelScores, absent: dict[str, str]) -> list[dict]:
@@ -221,6 +236,13 @@ def brains(predictions: dict[str, np.ndarray], voxels: VoxelScores, absent: dict
             else "The coordinates are not millimetres in MNI space, so no outline is drawn."
         )
         maps.append({"picture": png(brain.draw_volume(xyz, r), f"Voxel r of {subject} in three views"), "what": what})
+        if f"place/{subject}" in predictions:
+            what = (
+                f"{subject}: the same in slices of the scan along its last axis, counted from 0. The first axis runs "
+                "to the right, the second one up."
+            )
+            slices = brain.draw_slices(predictions[f"place/{subject}"], r)
+            maps.append({"picture": png(slices, f"Voxel r of {subject} in slices"), "what": what})
     if not maps:
         absent["Brain maps"] = "no voxel has both a known r and a known place"
     if len(places) > MOST_BRAINS:
@@ -302,6 +324,7 @@ def losses(histories: list[list[dict]], absent: dict[str, str]) -> list[dict]:
 def facts(metrics: dict, predictions: dict[str, np.ndarray], voxels: VoxelScores) -> dict[str, str]:
     """What was measured and how, by name; includes all plain values at the top of metrics.json."""
     named = {"split": "Split", "n_stimuli": "Stimuli", "n_trials": "Trials", "n_folds": "Folds", "seed": "Seed"}
+    named["split_by"] = "Held out by"
     named["unit"] = "Unit of the fMRI"
     subjects = subjects_of(predictions)
     found = {

@@ -14,6 +14,7 @@ its repeats; `S` stands for the name of a subject.
     noise_ceiling/S                                         (voxels of S,), of a single corpus row, NaN where unknown
     roi/S                                                   (voxels of S,), the names of a voxel's ROIs, with commas
     xyz/S                                                   (voxels of S, 3), if the corpus has coordinates
+    place/S                                                 (voxels of S, 3), in the volume of the scan, if known
     vertex/S                                                (voxels of S,), of a hemisphere of fsaverage, if known
     log_likelihood/S                                        (rows of S, images), of the response of each row for the
                                                             images of the rows of S, of the same fold; NaN beyond
@@ -45,7 +46,7 @@ from visionflow_hf.modeling.ridge import fit_ridge
 from visionflow_hf.stimuli import Stimuli
 
 BATCH = 64
-OF_VOXELS = ("noise_ceiling", "roi", "xyz", "vertex", "fmri_mean", "fmri_std")
+OF_VOXELS = ("noise_ceiling", "roi", "xyz", "place", "vertex", "fmri_mean", "fmri_std")
 OWNED = re.compile(rf"((?:\w+/)?(?:fmri_predicted|fmri)|log_likelihood|{'|'.join(OF_VOXELS)})/(.+)", re.DOTALL)
 
 
@@ -121,6 +122,9 @@ def _predict_subject(
     }
     if voxels[["x", "y", "z"]].notna().all(axis=None):
         part[f"xyz/{subject}"] = voxels[["x", "y", "z"]].to_numpy(dtype=np.float32)
+    places = places_of(corpus, subject)
+    if places is not None:
+        part[f"place/{subject}"] = places
     if "vertex" in voxels and voxels["vertex"].notna().all():
         part[f"vertex/{subject}"] = voxels["vertex"].to_numpy(dtype=np.int32)
     for name, baseline in baselines.items():
@@ -190,6 +194,18 @@ def embeddings_of(stimuli: Stimuli, model: VisionFlowModel, stimulus_ids: list[s
         parts.append(model.embed_image(None, features.to(model.device)).float())
     place = {stimulus: row for row, stimulus in enumerate(distinct)}
     return torch.cat(parts)[[place[stimulus] for stimulus in stimulus_ids]]
+
+
+def places_of(corpus: Corpus, subject: str) -> np.ndarray | None:
+    """The place of each voxel in the subject's volume, array of shape (voxels, 3); None where it is not known."""
+    grid = corpus.voxels.attrs.get("grids", {}).get(subject)
+    voxels = corpus.voxels_of(subject)
+    if grid is None or "place" not in voxels or voxels["place"].isna().any():
+        return None
+    try:
+        return np.stack(np.unravel_index(voxels["place"].to_numpy(dtype=np.int64), grid["shape"]), axis=1)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"the places of {subject} in voxels.parquet are not within its volume: {error}") from error
 
 
 def layers_of(stimuli: Stimuli, model: VisionFlowModel, stimulus_ids: list[str]) -> Iterator[torch.Tensor]:

@@ -1,6 +1,7 @@
 """`visionflow train`: read the corpus, build the model, train its image side, fit its fMRI side, save it."""
 
 import copy
+import io
 import logging
 import math
 import os
@@ -17,7 +18,7 @@ from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
 from visionflow_hf.checkpoints import find_checkpoint
 from visionflow_hf.corpus.responses import images_alone, pairs_of
-from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.corpus.schema import Corpus, join_tables, open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import put_back, refuse_existing, take_name
@@ -26,6 +27,7 @@ from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.augmentation import FEW_STIMULI
 from visionflow_hf.modeling.refit import fit_fmri_side
 from visionflow_hf.modeling.trials import Trials
+from visionflow_hf.modeling.voxel_table import VoxelTable
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor, continue_model, merge_adapters
@@ -86,6 +88,7 @@ def train(
         PartialState().destroy_process_group()  # the first process goes on alone
         if not first:
             return trained
+        trained.model.voxels = voxels_known(trained.model, opened)
         save_model(
             trained.model, trained.processor, folder, description(trained, corpus, opened, model_args, training_args)
         )
@@ -309,6 +312,16 @@ def description(
         "steps": sum(entry["step"] for entry in trained.history if "train_runtime" in entry),
         "seed": training_args.seed,
     }
+
+
+def voxels_known(model: VisionFlowModel, opened: Corpus) -> VoxelTable:
+    """The voxel tables of the model's subjects: of the corpus, and of a model that it continues."""
+    own = opened.voxels[opened.voxels["subject"].isin(model.config.subjects)]
+    tables = [own]
+    if model.voxels is not None:
+        before = model.voxels.table.to_pandas()
+        tables.append(before[~before["subject"].isin(list(opened.subjects))])
+    return VoxelTable.read(io.BytesIO(join_tables(tables).to_parquet(index=False)))
 
 
 def in_progress(run: Path) -> Path:

@@ -1,0 +1,132 @@
+# Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
+"""What is known of a model's voxels: regions, places and noise ceilings, in voxels.parquet beside the weights."""
+
+import json
+import os
+
+import numpy as np
+from transformers.utils import cached_file, logging
+
+logger = logging.get_logger(__name__)
+logger.addFilter(lambda record: record.levelno >= logging.get_verbosity())  # of transformers, under any name
+
+VOXELS = "voxels.parquet"
+NEEDED = ("subject", "voxel", "roi")
+ATTRIBUTES = b"PANDAS_ATTRS"  # the key of the file's metadata under which pandas keeps `DataFrame.attrs`
+
+
+class VoxelTable:
+    """
+    The voxel table of a corpus, for the subjects of a model.
+
+    Args:
+        table (`pyarrow.Table`): a row a voxel. Columns: `subject`, `voxel` (place in the subject's responses), `roi`
+            (list of region names), and where known `noise_ceiling`, `x`, `y`, `z`, `vertex` and `place` (in the
+            subject's volume, flattened in C order). `grids` in its metadata has the volume of each subject.
+
+    Raises:
+        ValueError: a column is missing or of another type, or voxels are not numbered from 0.
+    """
+
+    def __init__(self, table):
+        missing = [name for name in NEEDED if name not in table.column_names]
+        if missing:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+        self.table = table
+        names, numbers = (np.array(table[name].to_pylist(), dtype=object) for name in ("subject", "voxel"))
+        self.rows = {name: np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())}
+        for name, rows in self.rows.items():
+            own = numbers[rows].tolist()
+            if set(own) != set(range(len(own))):
+                raise ValueError(f"the voxels of {name} are not numbered from 0 to {len(own) - 1}")
+            self.rows[name] = rows[np.argsort(own)]
+        self.regions = {}
+
+    @classmethod
+    def read(cls, file) -> "VoxelTable":
+        """The table in a Parquet file, a path or a stream.
+
+        Raises:
+            ImportError: pyarrow is not installed.
+            ValueError, OSError: the file cannot be read, or is no voxel table.
+        """
+        try:
+            from pyarrow.parquet import read_table
+        except ImportError as error:
+            raise ImportError(f"reading {VOXELS} needs pyarrow: pip install pyarrow") from error
+        return cls(read_table(file))
+
+    @classmethod
+    def of_model(cls, name: str | os.PathLike, **options) -> "VoxelTable | None":
+        """The table beside a model, in a folder or on the Hub; None where there is none, or no pyarrow to read it.
+
+        Args:
+            options: `revision`, `token` and so on, as `cached_file` takes them.
+
+        Raises:
+            OSError: the file is damaged.
+        """
+        absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        file = cached_file(name, VOXELS, **absent, **options)
+        if file is None:
+            return None
+        try:
+            return cls.read(file)
+        except ImportError as error:
+            logger.warning(f"{error}. Without it the regions are not known, and a copy of the model will lack them")
+        except (ValueError, TypeError, OSError) as error:
+            raise OSError(f"{VOXELS} of {name} is damaged ({error}): copy it again, or train again") from error
+        return None
+
+    def write(self, folder: str | os.PathLike) -> None:
+        """voxels.parquet in a folder."""
+        try:
+            from pyarrow.parquet import write_table
+        except ImportError as error:
+            raise ImportError(f"writing {VOXELS} needs pyarrow: pip install pyarrow") from error
+        write_table(self.table, os.path.join(folder, VOXELS))
+
+    def of(self, subject: str):
+        """The voxels of a subject in the order of its responses, a `pyarrow.Table`; no rows where it is not known."""
+        return self.table.take(self.rows.get(subject, np.zeros(0, dtype=np.int64)))
+
+    def rois(self, subject: str) -> dict[str, np.ndarray]:
+        """For each region the numbers of its voxels, int64 array; empty where no region is known."""
+        if subject not in self.regions:
+            found = {}
+            for voxel, names in enumerate(self.of(subject)["roi"].to_pylist()):
+                for name in dict.fromkeys(names or ()):
+                    found.setdefault(str(name), []).append(voxel)
+            self.regions[subject] = {name: np.array(voxels) for name, voxels in found.items()}
+        return self.regions[subject]
+
+    def volume(self, subject: str) -> tuple[tuple[int, int, int], np.ndarray | None, np.ndarray] | None:
+        """Where the voxels of a subject lie in a volume; None where that is not known.
+
+        Returns:
+            The volume's shape (x, y, z); its affine to mm, `(4, 4)`, or None where that is not known; and the place of
+            each voxel in it, flattened in C order, `(voxels,)`.
+
+        Raises:
+            ValueError: the table is damaged.
+        """
+        if subject not in self.rows or "place" not in self.table.column_names:
+            return None
+        try:
+            grids = json.loads((self.table.schema.metadata or {}).get(ATTRIBUTES, b"{}")).get("grids", {})
+            if subject not in grids:
+                return None
+            width, height, depth = (int(length) for length in grids[subject]["shape"])
+            affine = grids[subject]["affine"]
+            affine = None if affine is None else np.array(affine, dtype=np.float64).reshape(4, 4)
+            places = np.array(self.of(subject)["place"].to_pylist(), dtype=np.int64)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{VOXELS} does not tell where the voxels of {subject} lie: it is damaged") from error
+        if len(np.unique(places)) < len(places) or places.min() < 0 or places.max() >= width * height * depth:
+            raise ValueError(f"the places of {subject} in {VOXELS} are not within its volume: it is damaged")
+        return (width, height, depth), affine, places
+
+    def without(self, subject: str) -> "VoxelTable":
+        """The table of the other subjects."""
+        kept = [rows for name, rows in self.rows.items() if name != subject]
+        return VoxelTable(self.table.take(np.sort(np.concatenate([*kept, np.zeros(0, dtype=np.int64)]))))
