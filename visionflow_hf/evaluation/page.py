@@ -8,7 +8,6 @@ import base64
 import io
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
+from visionflow_hf import __version__
 from visionflow_hf.evaluation import brain, pictures
 from visionflow_hf.evaluation.figures import DIRECTIONS, columns_of, figure, in_words, interval, p_value, rows_of
 from visionflow_hf.evaluation.predictions import methods
@@ -317,7 +317,7 @@ def facts(metrics: dict, predictions: dict[str, np.ndarray], voxels: VoxelScores
         "Subjects": ", ".join(f"{subject} ({len(voxels.ceiling[subject])} voxels)" for subject in subjects),
         "Images": f"{width} x {height} px, {colour}",
         "Latent dimensions": predictions["latent/image"].shape[1],
-        "Version": f"visionflow-hf {version('visionflow-hf')}",
+        "Version": f"visionflow-hf {__version__}",
         "Date": date.today().isoformat(),
     }
 
