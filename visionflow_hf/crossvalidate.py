@@ -5,6 +5,7 @@ import tempfile
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from multiprocessing import parent_process
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
@@ -78,6 +79,7 @@ def crossvalidate(
         parts.append(part | {"fold": np.full(len(part["stimulus_id"]), len(parts))})
         histories.append(history)
     header = {"split": f"{folds} folds by stimulus", "n_folds": folds, "seed": seed, "unit": opened.unit}
+    header["about"] = {"corpus": Path(corpus).resolve().name}
     return write_report(out, concatenate(parts), histories, header, overwrite, perceptual)
 
 
