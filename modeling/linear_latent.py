@@ -106,7 +106,10 @@ class Encoding:
     def _pooled(self, channels: slice, places: torch.Tensor) -> torch.Tensor:
         """What each field reads of the channels, `(fields, stimuli, channels)`."""
         used = places.any(0)
-        read = [channel[self.rows][:, used].float() @ places[:, used].T for channel in self.space.read[channels]]
+        everywhere = bool(used.all())  # an index would copy all
+        places = places if everywhere else places[:, used]
+        shown = (channel[self.rows] for channel in self.space.read[channels])
+        read = [(one if everywhere else one[:, used]).float() @ places.T for one in shown]
         return torch.stack(read, dim=2).transpose(0, 1)
 
 

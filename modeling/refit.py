@@ -104,6 +104,7 @@ def fit_fmri_side(model, trials: Trials, stimuli, max_steps: int, seed: int, unp
         model.latent_to_fmri.set_shared_noise(subject, fmri - predicted)
     learned_error, linear_error = (torch.stack(parts).mean(0) for parts in zip(*errors, strict=True))
     model.fmri_to_latent.linear_logvar.data.copy_(linear_error.clamp(min=1e-3).log())
+    logger.info("training the MLP from fMRI to latent on simulated trials")
     align(model, trials, stimuli, max_steps, seed, unpaired)
     fit_linear_decoders(model, [*names, *unpaired], stimuli, torch.cat([learned_error, linear_error]))
 

@@ -3,10 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+echo "Installing into .venv (minutes the first time, seconds later)."
 . scripts/install.sh --editable .
 
-visionflow simulate demo/corpus --overwrite
-visionflow train demo/corpus demo/model --overwrite
-visionflow evaluate demo/model demo/corpus demo/report --overwrite
-
-echo "Figures, stimuli and their reconstructions: demo/report/report.html"
+python scripts/demo.py

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_loopback"
-KINDS = {"models": "", "datasets": "datasets/"}  # name in the API: prefix of the files' addresses
+KINDS = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}  # name in the API: prefix of the files' addresses
 
 
 @dataclass
@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(400, "BlobMismatch")
             self.server.blobs[match[1]] = self.body
             return reply({})
-        if match := re.fullmatch(r"(datasets/)?(\S+?/\S+?)\.git/info/lfs/objects/batch", path):
+        if match := re.fullmatch(r"(datasets/|spaces/)?(\S+?/\S+?)\.git/info/lfs/objects/batch", path):
             return self.blobs_wanted()
         for kind, prefix in KINDS.items():
             if match := re.fullmatch(rf"api/{kind}/([^/]+/[^/]+)(?:/([\w-]+)(?:/(.+))?)?", path):

@@ -19,8 +19,8 @@ from visionflow_hf.evaluation.scores import score
 PHONE, DESKTOP = 360, 1200
 BITE = "<script>window.bitten = 1</script>"
 SECTIONS = {
-    "figures": "Figures",
     "reconstructions": "Reconstructions",
+    "figures": "Figures",
     "voxels": "Voxels",
     "regions": "Regions",
     "brain": "Brain maps",
@@ -244,6 +244,39 @@ def test_neighbours_are_of_the_same_subject_and_fold(browser, tmp_path):
         assert not own or int(rank.split()[0]) == near.index(row) + 1
 
 
+def test_all_reconstructions_are_there_on_request(browser, tmp_path):
+    predictions = arrays()
+    browser.open(write(tmp_path, predictions, figures(predictions)), PHONE)
+    listed = "[...document.querySelectorAll('details.all li')]"
+    assert browser.evaluate(f"{listed}.some(li => li.checkVisibility())") is False
+    browser.evaluate("document.querySelector('details.all summary').click()")
+    assert browser.evaluate(f"{listed}.every(li => li.checkVisibility())")
+    shown = browser.evaluate(f"{listed}.map(li => [li.title, li.innerText.trim(), li.querySelectorAll('img').length])")
+    quality = pixel_correlations(predictions)
+    order = np.argsort(-quality)
+    names = [f"{predictions['stimulus_id'][row]}, {predictions['subject'][row]}" for row in order]
+    assert shown == [[name, f"{quality[row]:.2f}", 2] for name, row in zip(names, order, strict=True)]
+    assert browser.evaluate("document.documentElement.scrollWidth") <= PHONE
+
+
+@pytest.mark.parametrize("width", [320, PHONE, DESKTOP])
+def test_no_table_is_cut_off(browser, tmp_path, width):
+    predictions = placed(arrays())
+    browser.open(write(tmp_path, predictions, figures(predictions)), width)
+    assert browser.evaluate("[...document.querySelectorAll('.wide')].every(e => e.scrollWidth <= e.clientWidth)")
+
+
+def test_the_page_says_what_it_is_about(tmp_path):
+    predictions = arrays(subjects=("subj01",))
+    about = {"corpus": "digits", "model": "small", "training steps": 750, "seed": 3}
+    tests = {"against_ridge": {"decoding.pixcorr": {"difference": 0.0312, "wins": 12, "n": 14, "p": 0.0004}}}
+    above = {"voxels_above_chance": {"subj01": {"are": 60, "model": 41, "ridge": 30}}}
+    text = text_of(write(tmp_path, predictions, figures(predictions, about=about, **tests, **above)))
+    assert "Corpus: digits; Model: small; Training steps: 750; Seed: 3." in text
+    assert "Pixel correlation: +0.031 on average; the model is better for 12 of 14 stimuli, p < .001." in text
+    assert "subj01: 41 of 60, by ridge 30." in text
+
+
 def test_names_that_bite_are_text(browser, tmp_path):
     subject, region = f"{BITE}$a_b$", f'$\\no_$"><img src=x onerror="window.bitten = 1">{BITE}\x01'
     predictions = placed(arrays(subjects=(subject, "b & b")), names=(region, "V2"), vertices=False)
@@ -257,7 +290,9 @@ def test_names_that_bite_are_text(browser, tmp_path):
     assert browser.evaluate("[...document.images].every(i => i.src.startsWith('data:') && !i.onerror)")
     assert browser.evaluate("document.title").endswith(BITE)
     shown = sections(browser)
-    assert subject in shown["made"] and subject in shown["brain"] and "b & b" in shown["subjects"]
+    assert subject in shown["made"] and subject in shown["brain"]
+    heads = browser.evaluate("document.querySelector('#subjects thead').textContent")
+    assert subject in heads and "b & b" in heads
     assert region[:10] in browser.evaluate("document.querySelector('#regions svg').textContent")
     assert BITE in browser.evaluate("document.querySelector('.warn').innerText")
     assert browser.evaluate("document.documentElement.scrollWidth") <= PHONE
@@ -295,7 +330,7 @@ def test_what_has_no_data_is_named_with_the_reason(browser, tmp_path, monkeypatc
     browser.open(write(tmp_path, predictions, metrics, histories=[]), PHONE)
     assert browser.errors == []
     shown = sections(browser)
-    assert list(shown) == ["figures", "reconstructions", "voxels", "neighbours", "made"]
+    assert list(shown) == ["reconstructions", "figures", "voxels", "neighbours", "made"]
     for line in (
         "Brain maps: they need nilearn: pip install 'visionflow-hf[brain]'.",
         "Regions: the corpus has no regions of interest.",
@@ -384,7 +419,7 @@ def test_a_large_test_set_makes_a_small_page(browser, tmp_path):
     file = write(
         tmp_path, placed(predictions, names=[f"region {number}" for number in range(60)]), figures(predictions)
     )
-    assert file.stat().st_size < 3e6
+    assert file.stat().st_size < 4e6
     browser.open(file, PHONE)
     assert browser.errors == [] and browser.evaluate("document.documentElement.scrollWidth") <= PHONE
 

@@ -423,10 +423,23 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one.add_argument("--output", required=True, metavar="FILE.csv", help="file for the ranked images")
     add_device(one)
 
+    one = command("app", app, "Show a model in the browser: encoding, decoding, and walks between images.")
+    add_model(one)
+    one.add_argument(
+        "--corpus", metavar="CORPUS", help="folder of a corpus, or ORG/NAME on the Hub, whose test split is shown"
+    )
+    one.add_argument("--port", type=int, metavar="N", help="port of the page (default: the first free one from 7860)")
+    add_device(one)
+
     one = command("push", push, "Push a model to the Hugging Face Hub.")
     one.add_argument("run", metavar="RUN", help="model folder")
     add_repository(one)
     one.add_argument("--tag", metavar="NAME", help="tag of the commit, such as v1 (default: none)")
+
+    one = command("push-space", push_space, "Push the app of a model to the Hugging Face Hub, as a Space.")
+    add_model(one)
+    add_repository(one)
+    one.add_argument("--corpus", metavar="ORG/NAME", help="corpus on the Hub whose test split is shown")
 
     one = command("push-corpus", push_corpus, "Push a corpus to the Hugging Face Hub.")
     one.add_argument("corpus", metavar="CORPUS", help="folder of the corpus")
@@ -626,6 +639,18 @@ def push(run: str, name: str, private: bool, tag: str | None) -> None:
     from visionflow_hf import hub
 
     print(f"pushed {hub.push(run, name, private, tag)}")
+
+
+def app(run: str, corpus: str | None, port: int | None, device: str | None) -> None:
+    from visionflow_hf import app
+
+    app.launch(run, corpus, device, port)
+
+
+def push_space(run: str, name: str, private: bool, corpus: str | None) -> None:
+    from visionflow_hf import space
+
+    print(f"pushed {space.push_space(run, name, private, corpus)}")
 
 
 def push_corpus(corpus: str, name: str, **flags) -> None:

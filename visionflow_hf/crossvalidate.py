@@ -8,6 +8,7 @@ import tempfile
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from multiprocessing import parent_process
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
@@ -94,7 +95,7 @@ def crossvalidate(
         parts.append(part | {"fold": np.full(len(part["stimulus_id"]), len(parts))})
         histories.append(history)
     header = {"split": f"{len(chosen)} folds by {split_by}", "n_folds": len(chosen), "split_by": told}
-    header |= {"seed": seed, "unit": opened.unit}
+    header |= {"seed": seed, "unit": opened.unit, "about": {"corpus": Path(corpus).resolve().name}}
     return write_report(out, concatenate(parts), histories, header, overwrite, perceptual)
 
 

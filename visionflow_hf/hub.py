@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from huggingface_hub import (
 )
 from safetensors import SafetensorError
 
+from visionflow_hf import __version__
 from visionflow_hf.cards import card_template, results_of, with_metadata, with_results
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.hub_errors import hub_errors
@@ -79,7 +79,7 @@ def make_card(model_id: str, config: VisionFlowConfig, training: dict) -> ModelC
             visionflow=training,
         ),
         template_path=str(TEMPLATE),
-        version=version("visionflow-hf"),
+        version=__version__,
         subjects=config.subjects,
         voxel_counts=dict(zip(config.subjects, config.num_voxels, strict=True)),
         image_size=config.image_size,
@@ -222,6 +222,20 @@ def chosen_device(name: str | None) -> torch.device:
         raise UserError(f"device {name} cannot be used ({reason}): give cpu, or leave --device out") from error
 
 
+def model_files(run: str | os.PathLike) -> dict[str, Path]:
+    """The files of a model folder that go to the Hub, by their place in it, but for the card.
+
+    Raises:
+        UserError: no whole model folder.
+    """
+    run = Path(run)
+    needed = ("config.json", "processor_config.json", "fmri_statistics.safetensors", "README.md")
+    missing = [file for file in needed if not (run / file).is_file()]
+    if missing or not any(run.glob("model*.safetensors")):
+        raise UserError(f"{run} is no model folder ({', '.join(missing) or 'no weights'} missing): give a finished RUN")
+    return {file.relative_to(run).as_posix(): file for pattern in PUSHED for file in sorted(run.glob(pattern))}
+
+
 def push(run: str | os.PathLike, name: str, private: bool = False, tag: str | None = None) -> str:
     """Push a model folder to the Hub as one commit, with its card under the new name; returns the commit's address.
 
@@ -237,10 +251,7 @@ def push(run: str | os.PathLike, name: str, private: bool = False, tag: str | No
     """
     run = Path(run)
     card = run / "README.md"
-    needed = ("config.json", "processor_config.json", "fmri_statistics.safetensors", card.name)
-    missing = [file for file in needed if not (run / file).is_file()]
-    if missing or not any(run.glob("model*.safetensors")):
-        raise UserError(f"{run} is no model folder ({', '.join(missing) or 'no weights'} missing): give a finished RUN")
+    files = model_files(run)
     training = training_of(card)
     if training is None:
         raise UserError(
@@ -251,7 +262,6 @@ def push(run: str | os.PathLike, name: str, private: bool = False, tag: str | No
         name = api.create_repo(name, private=private or None, exist_ok=True).repo_id
         if tag is not None and tag in {one.name for one in api.list_repo_refs(name).tags}:
             raise UserError(f"{name} has a tag {tag} already: give another")
-        files = {file.relative_to(run).as_posix(): file for pattern in PUSHED for file in sorted(run.glob(pattern))}
         operations = [CommitOperationAdd(file, source) for file, source in files.items()]
         operations.append(CommitOperationAdd("README.md", named(card.read_bytes().decode(), name, training).encode()))
         commit = api.create_commit(name, operations, commit_message=f"VisionFlow model {name}")

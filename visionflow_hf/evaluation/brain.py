@@ -1,4 +1,4 @@
-"""Brain maps of a report: the model's r of each voxel on the cortical surface or in three views.
+"""Brain maps: a value of each voxel, such as the model's r, on the cortical surface or in three views.
 
 Drawn by nilearn (the extra `brain`), which contains the surface fsaverage5 and the outline of the MNI template.
 """
@@ -39,15 +39,19 @@ def on_surface(predictions: dict[str, np.ndarray], voxels: VoxelScores) -> tuple
     return np.divide(total, seen, out=np.full_like(total, np.nan), where=seen > 0), subjects
 
 
-def draw_surface(values: np.ndarray) -> Figure:
-    """The inflated fsaverage5, three views of each hemisphere; `values` as returned by `on_surface`."""
+def draw_surface(values: np.ndarray, label: str = "voxel r, model", signed: bool = False) -> Figure:
+    """The inflated fsaverage5, three views of each hemisphere; `values` as returned by `on_surface`.
+
+    Args:
+        signed: show negative values, too; they are drawn as 0 otherwise.
+    """
     from nilearn import datasets, plotting
 
     mesh = datasets.fetch_surf_fsaverage("fsaverage5")  # ships with nilearn
     figure, axes = plt.subplots(
         2, len(VIEWS), figsize=(7.2, 4.4), subplot_kw={"projection": "3d"}, gridspec_kw={"wspace": 0, "hspace": 0}
     )
-    top = max(0.1, np.nanmax(values))
+    low, top = span(values[np.isfinite(values)], signed)
     for row, side, shown in zip(axes, HEMISPHERES.values(), values, strict=True):
         for axis, view in zip(row, VIEWS, strict=True):
             plotting.plot_surf_stat_map(
@@ -57,14 +61,14 @@ def draw_surface(values: np.ndarray) -> Figure:
                 view=view,
                 bg_map=mesh[f"sulc_{side}"],
                 cmap=SHADES,
-                vmin=0,
+                vmin=low,
                 vmax=top,
                 colorbar=False,
                 axes=axis,
                 figure=figure,
             )
             axis.set_title(f"{side}, {view}", fontsize=9, y=0.92)
-    _shade_bar(figure, axes, top)
+    _shade_bar(figure, axes, low, top, label)
     return figure
 
 
@@ -74,27 +78,28 @@ def in_mni_box(places: np.ndarray) -> bool:
     return bool((low >= MNI_BOX[:, 0]).all() and (high <= MNI_BOX[:, 1]).all() and low[0] < 0 < high[0])
 
 
-def draw_volume(places: np.ndarray, r: np.ndarray) -> Figure:
-    """Voxels as dots in three views, the best predicted in front; with the MNI outline if `in_mni_box`.
+def draw_volume(places: np.ndarray, values: np.ndarray, label: str = "voxel r, model", signed: bool = False) -> Figure:
+    """Voxels as dots in three views, the highest values in front; with the MNI outline if `in_mni_box`.
 
     Args:
         places: coordinates x, y, z, array of shape (voxels, 3).
-        r: array of shape (voxels,).
+        values: array of shape (voxels,).
+        signed: show negative values, too; they are drawn as 0 otherwise.
     """
-    known = np.flatnonzero(np.isfinite(r) & np.isfinite(places).all(1))
-    order = known[np.argsort(r[known])][-MOST_MARKERS:]
-    top = max(0.1, r[order].max())
+    known = np.flatnonzero(np.isfinite(values) & np.isfinite(places).all(1))
+    order = known[np.argsort(values[known])][-MOST_MARKERS:]
+    low, top = span(values[order], signed)
     size = float(np.clip(20000 / len(order), 2, 30))
     if in_mni_box(places[known]):
         from nilearn import plotting
 
         figure = plt.figure(figsize=(7.2, 2.9))
         plotting.plot_markers(
-            r[order].clip(min=0),
+            values[order].clip(min=low),
             places[order],
             node_size=size,
             node_cmap=SHADES,
-            node_vmin=0,
+            node_vmin=low,
             node_vmax=top,
             display_mode="ortho",
             figure=figure,
@@ -104,10 +109,10 @@ def draw_volume(places: np.ndarray, r: np.ndarray) -> Figure:
     figure, axes = plt.subplots(1, len(PLANES), figsize=(7.2, 2.7), layout="constrained")
     for axis, (across, up) in zip(axes, PLANES, strict=True):
         columns = ["xyz".index(across), "xyz".index(up)]
-        axis.scatter(*places[order][:, columns].T, s=size, c=r[order].clip(min=0), cmap=SHADES, vmin=0, vmax=top, lw=0)
+        axis.scatter(*places[order][:, columns].T, s=size, c=values[order], cmap=SHADES, vmin=low, vmax=top, lw=0)
         axis.set(xlabel=across, ylabel=up)
         axis.set_aspect("equal", adjustable="datalim")
-    _shade_bar(figure, axes, top)
+    _shade_bar(figure, axes, low, top, label)
     return figure
 
 
@@ -128,10 +133,17 @@ def draw_slices(places: np.ndarray, r: np.ndarray) -> Figure:
     for axis, depth in zip(axes.flat, depths, strict=False):  # a flat volume has fewer
         axis.imshow(box[:, :, depth].T, origin="lower", cmap=SHADES, vmin=0, vmax=top, interpolation="nearest")
         axis.set_title(f"slice {low[2] + depth}", fontsize=9)
-    _shade_bar(figure, axes, top)
+    _shade_bar(figure, axes, 0, top, "voxel r, model")
     return figure
 
 
-def _shade_bar(figure: Figure, axes: np.ndarray, top: float) -> None:
-    shades = plt.cm.ScalarMappable(plt.Normalize(0, top), SHADES)
-    figure.colorbar(shades, ax=axes, label="voxel r, model", shrink=0.7, pad=0.02).outline.set_visible(False)
+def span(values: np.ndarray, signed: bool) -> tuple[float, float]:
+    """The values of the first and the last shade: 0 and the largest, or as far below 0 as above."""
+    if not signed:
+        return 0.0, max(0.1, values.max())
+    return -(most := max(0.1, np.abs(values).max())), most
+
+
+def _shade_bar(figure: Figure, axes: np.ndarray, low: float, top: float, label: str) -> None:
+    shades = plt.cm.ScalarMappable(plt.Normalize(low, top), SHADES)
+    figure.colorbar(shades, ax=axes, label=label, shrink=0.7, pad=0.02).outline.set_visible(False)

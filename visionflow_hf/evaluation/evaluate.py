@@ -11,7 +11,7 @@ from visionflow_hf.evaluation.perceptual import require_networks
 from visionflow_hf.evaluation.predictions import predict
 from visionflow_hf.evaluation.report import MARKER, write_report
 from visionflow_hf.folders import refuse_existing
-from visionflow_hf.hub import add_result, load_model
+from visionflow_hf.hub import add_result, load_model, training_of
 from visionflow_hf.results import result_of
 
 
@@ -54,9 +54,24 @@ def evaluate(
     predictions = predict(model, processor, opened, train, asked)
     state = Path(run) / "trainer_state.json"
     histories = [json.loads(state.read_text())["log_history"]] if state.is_file() else []
-    header = {"split": split, "split_by": opened.split_by, "unit": opened.unit} | (
+    header = {"split": split, "split_by": opened.split_by, "unit": opened.unit, "about": about_model(run, corpus)} | (
         {"leakage": opened.leakage} if opened.leakage else {}
     )
     metrics = write_report(out, predictions, histories, header, overwrite, perceptual)
     add_result(run, result_of(metrics, corpus, opened.license))
     return metrics
+
+
+def about_model(run: str | os.PathLike, corpus: str | os.PathLike) -> dict[str, str | int]:
+    """What a report says of the model and the corpus: their names, and of a model folder what its card says."""
+    names = [Path(one).resolve().name if Path(one).exists() else str(one) for one in (corpus, run)]
+    training = training_of(Path(run) / "README.md") or {}
+    known = {
+        "encoder": "encoder",
+        "n_stimuli": "train stimuli",
+        "n_trials": "train trials",
+        "steps": "training steps",
+        "seed": "seed",
+    }
+    about = dict(zip(("corpus", "model"), names, strict=True))
+    return about | {name: training[key] for key, name in known.items() if key in training}

@@ -48,6 +48,29 @@ MEANING = {
 }
 
 
+WORDS = {
+    "nearest": "nearest neighbour",
+    "pixcorr": "pixel correlation",
+    "ssim": "structural similarity",
+    "mse": "mean squared error",
+    "two_way": "two-way identification",
+    "top1": "own stimulus first",
+    "top5": "own stimulus among five",
+    "top1_of_300": "own stimulus first among 300",
+    "voxel_r_mean": "voxel correlation, mean",
+    "voxel_r_median": "voxel correlation, median",
+    "r2_median": "explained variance R², median",
+    "ceiling_normalised": "share of the noise ceiling",
+    "pattern_r": "pattern correlation",
+    "cosine": "cosine of the latents",
+    **{
+        f"retrieval_{what}_{place}": f"retrieval of the {word}: {first}"
+        for what, word in {"image": "image", "fmri": "response"}.items()
+        for place, first in {"top1": "first", "top5": "among five", "top1_of_300": "first among 300"}.items()
+    },
+}
+
+
 @dataclass
 class Row:
     """One figure and its value for each method.
@@ -106,8 +129,10 @@ def columns_of(rows: list[Row]) -> list[str]:
 
 
 def in_words(name: str) -> str:
-    """The name of a method or figure as text."""
-    return {"nearest": "nearest neighbour"}.get(name, name.replace("_", " "))
+    """The name of a method or figure as text; of an identification with the way in which images are ranked."""
+    way, _, figure = name.rpartition(" ")
+    words = WORDS.get(figure, figure.replace("_", " "))
+    return f"{words}, by {way}" if way else words
 
 
 def figure(value: float | None) -> str:

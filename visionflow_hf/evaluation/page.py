@@ -8,7 +8,6 @@ import base64
 import io
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
+from visionflow_hf import __version__
 from visionflow_hf.evaluation import brain, pictures
 from visionflow_hf.evaluation.figures import DIRECTIONS, columns_of, figure, in_words, interval, p_value, rows_of
 from visionflow_hf.evaluation.predictions import methods
@@ -31,6 +31,7 @@ SHOWN = 4  # stimuli in each of best, median and worst
 RESPONSES, NEIGHBOURS = 6, 5
 MOST_SIDE, SHARP_SIDE = 128, 64  # px: larger pictures shrink to the one, and up to the other every pixel is kept
 MOST_BRAINS = 4
+MOST_OF_ALL, SMALL_SIDE = 500, 48  # of all reconstructions: how many, and px of a large picture
 HEADLINES = {
     "decoding": ("pixcorr", "ssim", "two_way"),
     "encoding": ("voxel_r_mean",),
@@ -96,6 +97,12 @@ def page(
             "single_trial": single_trial(metrics, absent),
             "neighbours": neighbours(predictions, quality),
             "losses": losses(histories, absent),
+            "all": all_reconstructions(predictions, quality),
+            "about": metrics.get("about", {}),
+            "against_ridge": {
+                in_words(name.rpartition(".")[2]): test for name, test in metrics.get("against_ridge", {}).items()
+            },
+            "above_chance": metrics.get("voxels_above_chance", {}),
             "facts": facts(metrics, predictions, voxels),
             "absent": absent,
             "leakage": metrics.get("leakage"),
@@ -153,6 +160,24 @@ def reconstructions(predictions: dict[str, np.ndarray], quality: np.ndarray) -> 
             for group, chosen in groups.items()
         },
     }
+
+
+def all_reconstructions(predictions: dict[str, np.ndarray], quality: np.ndarray) -> list[tuple[str, float, list]]:
+    """Of every response, from the best to the worst, its name, pixel correlation, image and reconstruction.
+
+    Of more than `MOST_OF_ALL` those at even steps of the ranking.
+    """
+    order = np.argsort(-quality, kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(MOST_OF_ALL, len(order))).round().astype(int)]
+    lines = {"stimulus": "image", "reconstruction": "reconstruction"}
+    return [
+        (
+            row_name(predictions, row),
+            float(quality[row]),
+            [picture(predictions[name][row], label, SMALL_SIDE) for label, name in lines.items()],
+        )
+        for row in chosen
+    ]
 
 
 def row_name(predictions: dict[str, np.ndarray], row: int) -> str:
@@ -340,16 +365,16 @@ def facts(metrics: dict, predictions: dict[str, np.ndarray], voxels: VoxelScores
         "Subjects": ", ".join(f"{subject} ({len(voxels.ceiling[subject])} voxels)" for subject in subjects),
         "Images": f"{width} x {height} px, {colour}",
         "Latent dimensions": predictions["latent/image"].shape[1],
-        "Version": f"visionflow-hf {version('visionflow-hf')}",
+        "Version": f"visionflow-hf {__version__}",
         "Date": date.today().isoformat(),
     }
 
 
-def picture(pixels: np.ndarray, alt: str) -> Picture:
-    """uint8 pixels of shape (height, width[, 3]) as a data URL; a large image is reduced."""
+def picture(pixels: np.ndarray, alt: str, most: int = MOST_SIDE) -> Picture:
+    """uint8 pixels of shape (height, width[, 3]) as a data URL; an image of more than `most` px a side is reduced."""
     image = Image.fromarray(pixels)
     small = max(image.size) <= SHARP_SIDE
-    image.thumbnail((MOST_SIDE, MOST_SIDE))
+    image.thumbnail((most, most))
     written = io.BytesIO()
     image.save(written, **({"format": "PNG", "optimize": True} if small else {"format": "JPEG", "quality": 85}))
     return Picture(data_url(written, "image/png" if small else "image/jpeg"), alt, small)

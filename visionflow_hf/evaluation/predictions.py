@@ -67,6 +67,16 @@ def predict(
         UserError: the model does not know a subject, or knows it with another number of voxels, or a subject has no
             trial in `train`.
     """
+    check_subjects(processor, corpus, train, test)
+    size = common_size(images_of(test, list(dict.fromkeys(test["stimulus_id"])))) or tuple(processor.image_size[::-1])
+    stimuli = Stimuli(processor, [train, test], model, cache) if model.config.linear_layers else None
+    subjects = tqdm(sorted(set(test["subject"])), desc="predicting", unit="subject")
+    given = model, processor, corpus, train, test, size, stimuli
+    return concatenate([_predict_subject(*given, subject) for subject in subjects])
+
+
+def check_subjects(processor: VisionFlowProcessor, corpus: Corpus, train: Dataset, test: Dataset) -> None:
+    """Raise `UserError` where a model cannot be compared with baselines on `test`, see `predict`."""
     for subject in sorted(set(test["subject"])):
         if subject not in processor.subjects:
             raise UserError(f"unknown subject {subject}: this model knows {', '.join(processor.subjects)}")
@@ -75,11 +85,6 @@ def predict(
             raise UserError(f"{subject} has {corpus.subjects[subject]} voxels in the corpus and {known} in the model")
         if subject not in train["subject"]:
             raise UserError(f"{subject} has no trial in train, and the baselines need some: remove {subject} from test")
-    size = common_size(images_of(test, list(dict.fromkeys(test["stimulus_id"])))) or tuple(processor.image_size[::-1])
-    stimuli = Stimuli(processor, [train, test], model, cache) if model.config.linear_layers else None
-    subjects = tqdm(sorted(set(test["subject"])), desc="predicting", unit="subject")
-    given = model, processor, corpus, train, test, size, stimuli
-    return concatenate([_predict_subject(*given, subject) for subject in subjects])
 
 
 def _predict_subject(

@@ -13,6 +13,7 @@ from visionflow_hf.evaluation.page import page
 from visionflow_hf.evaluation.pictures import STYLE, draw_losses, draw_reconstructions, draw_voxels, losses_in, save
 from visionflow_hf.evaluation.quality import VoxelScores, pixel_correlations
 from visionflow_hf.evaluation.scores import score
+from visionflow_hf.evaluation.significance import against_ridge, voxels_above_chance
 from visionflow_hf.folders import new_folder
 from visionflow_hf.results import SIMULATED, is_simulated
 
@@ -31,18 +32,21 @@ def write_report(
 
     Args:
         histories: Trainer log histories for the loss curves; without any, the picture is left out.
-        header: further entries at the top of metrics.json, such as the split.
+        header: further entries at the top of metrics.json, such as the split; under `about` what is known of corpus,
+            model and training.
         perceptual: add the figures of `visionflow_hf.evaluation.perceptual`.
     """
     trials = int(predictions["trials"].sum())
+    quality = pixel_correlations(predictions)
+    voxels = VoxelScores.of(predictions)
     metrics = {
         **header,
         "n_stimuli": len(np.unique(predictions["stimulus_id"])),
         "n_trials": trials,
         **score(predictions, perceptual=perceptual),
+        "against_ridge": against_ridge(predictions),
+        "voxels_above_chance": voxels_above_chance(voxels, predictions),
     }
-    quality = pixel_correlations(predictions)
-    voxels = VoxelScores.of(predictions)
     with new_folder(out, overwrite, marker=MARKER) as folder, plt.rc_context(STYLE):
         np.savez(folder / "predictions.npz", **predictions)  # noise does not compress, and trying takes longest
         save(draw_reconstructions(predictions, quality), folder / "reconstructions.png")

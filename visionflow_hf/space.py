@@ -1,0 +1,77 @@
+"""`visionflow push-space`: the app of a model as a Space on the Hub."""
+
+import os
+from importlib.metadata import requires
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, SpaceCardData
+
+from visionflow_hf import modeling
+from visionflow_hf.app import MODEL_FOLDER
+from visionflow_hf.errors import UserError
+from visionflow_hf.hub import hub_name, model_files
+from visionflow_hf.hub_errors import hub_errors
+
+PACKAGE = Path(__file__).parent
+CARD = """---
+{metadata}
+---
+# VisionFlow
+
+Images and the fMRI responses that they evoke, both ways: encode an image, decode a response, walk between two images.
+"""
+
+
+def push_space(run: str | os.PathLike, name: str, private: bool = False, corpus: str | None = None) -> str:
+    """Push the app as one commit, with this package, whose page it is; returns the commit's address.
+
+    Args:
+        run: model folder, which goes into the Space, or ORG/NAME on the Hub, which the Space loads.
+        name: ORG/NAME of the Space; it is made where there is none.
+        private: make a new Space private.
+        corpus: ORG/NAME on the Hub; its test split is shown.
+
+    Raises:
+        UserError: no whole model folder, a corpus that is on this disk alone, a name that is none, no right to write
+            there, or no connection.
+    """
+    if corpus is not None and not hub_name(corpus):
+        raise UserError(f"--corpus {corpus} is no ORG/NAME on the Hub: push it first with `visionflow push-corpus`")
+    model = hub_name(run)
+    files = {} if model else {f"{MODEL_FOLDER}/{place}": file for place, file in model_files(run).items()}
+    files |= {"app.py": PACKAGE / "app.py"} | package_files()
+    card = CARD.format(
+        metadata=SpaceCardData(
+            title="VisionFlow",
+            sdk="gradio",
+            app_file="app.py",
+            license="apache-2.0",
+            models=[model] if model else None,
+            datasets=[corpus] if corpus else None,
+        ).to_yaml()
+    )
+    texts = {"README.md": card, "requirements.txt": "\n".join(requirements()) + "\n"}
+    api = HfApi()
+    with hub_errors(name):
+        name = api.create_repo(
+            name, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True
+        ).repo_id
+        operations = [CommitOperationAdd(place, file) for place, file in files.items()]
+        operations += [CommitOperationAdd(place, text.encode()) for place, text in texts.items()]
+        return api.create_commit(
+            name, operations, repo_type="space", commit_message=f"VisionFlow app {name}"
+        ).commit_url
+
+
+def package_files() -> dict[str, Path]:
+    """The Python files of this package by their place in it; those of `modeling` lie elsewhere in a checkout."""
+    code = Path(modeling.__file__).parent
+    files = {file.relative_to(PACKAGE.parent): file for file in PACKAGE.rglob("*.py")}
+    files |= {Path(PACKAGE.name, "modeling", file.name): file for file in code.glob("*.py")}
+    return {place.as_posix(): file for place, file in sorted(files.items())}
+
+
+def requirements() -> list[str]:
+    """What the package and its app need."""
+    lines = [line.partition("; extra == ") for line in requires("visionflow-hf")]
+    return [needed for needed, _, extra in lines if extra.strip("'\"") in ("", "app")]
