@@ -5,6 +5,7 @@ import tempfile
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from multiprocessing import parent_process
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
@@ -17,7 +18,7 @@ from visionflow_hf.corpus.splits import stimulus_folds
 from visionflow_hf.evaluation.perceptual import require_networks
 from visionflow_hf.evaluation.predictions import OF_VOXELS, concatenate, owner, predict
 from visionflow_hf.evaluation.report import MARKER, write_report
-from visionflow_hf.folders import refuse_existing
+from visionflow_hf.folders import new_folder, refuse_existing
 from visionflow_hf.processes import cores, run
 from visionflow_hf.training.arguments import SCRATCH, ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import encoder_name
@@ -78,7 +79,8 @@ def crossvalidate(
         parts.append(part | {"fold": np.full(len(part["stimulus_id"]), len(parts))})
         histories.append(history)
     header = {"split": f"{folds} folds by stimulus", "n_folds": folds, "seed": seed, "unit": opened.unit}
-    return write_report(out, concatenate(parts), histories, header, overwrite, perceptual)
+    with new_folder(out, overwrite, marker=MARKER) as folder:
+        return write_report(folder, concatenate(parts), histories, header, perceptual)
 
 
 def run_fold(
@@ -99,7 +101,9 @@ def run_fold(
     with quiet, tempfile.TemporaryDirectory(prefix="visionflow-fold-") as run_folder:
         splits = DatasetDict(train=concatenate_datasets([train, *more]))
         trained = train_on(splits, run_folder, model_args, training_args)
-        part = predict(trained.model, trained.processor, opened, train, test, training_args.stimulus_cache)
+        scratch = Path(run_folder, "scratch")
+        part = predict(trained.model, trained.processor, opened, train, test, scratch, training_args.stimulus_cache)
+        part = {name: np.asarray(values) for name, values in part.items()}
     return standardised(part, trained.processor), trained.history
 
 
