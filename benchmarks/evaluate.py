@@ -71,7 +71,8 @@ def measure(predictions: Path, out: Path) -> None:
     with np.load(predictions) as file:
         arrays = dict(file)
     start = time.perf_counter()
-    write_report(out, arrays, [], {"split": "test"}, overwrite=True)
+    out.mkdir(exist_ok=True)
+    write_report(out, arrays, [], {"split": "test"})
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "peak_mib": peak}))

@@ -23,7 +23,7 @@ from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.perceptual import require_networks
 from visionflow_hf.evaluation.predictions import OF_VOXELS, concatenate, owner, predict
 from visionflow_hf.evaluation.report import MARKER, write_report
-from visionflow_hf.folders import refuse_existing
+from visionflow_hf.folders import new_folder, refuse_existing
 from visionflow_hf.processes import cores, run
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training.arguments import SCRATCH, ModelArguments, VisionFlowTrainingArguments
@@ -96,7 +96,8 @@ def crossvalidate(
         histories.append(history)
     header = {"split": f"{len(chosen)} folds by {split_by}", "n_folds": len(chosen), "split_by": told}
     header |= {"seed": seed, "unit": opened.unit, "about": {"corpus": Path(corpus).resolve().name}}
-    return write_report(out, concatenate(parts), histories, header, overwrite, perceptual)
+    with new_folder(out, overwrite, marker=MARKER) as folder:
+        return write_report(folder, concatenate(parts), histories, header, perceptual)
 
 
 def split_folds(
@@ -169,7 +170,9 @@ def run_fold(
     with quiet, tempfile.TemporaryDirectory(prefix="visionflow-fold-") as run_folder:
         splits = DatasetDict(train=concatenate_datasets([train, *more]))
         trained = train_on(splits, run_folder, model_args, training_args)
-        part = predict(trained.model, trained.processor, opened, train, test, training_args.stimulus_cache)
+        scratch = Path(run_folder, "scratch")
+        part = predict(trained.model, trained.processor, opened, train, test, scratch, training_args.stimulus_cache)
+        part = {name: np.asarray(values) for name, values in part.items()}
     return standardised(part, trained.processor), trained.history
 
 

@@ -62,7 +62,7 @@ def mean_squared_error(images: np.ndarray, reconstructions: np.ndarray) -> np.nd
 def cross_correlation(real: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """r_ij = Pearson r of real item i (rows) and predicted item j (columns), each flattened."""
     correlation = np.empty((len(real), len(predicted)))
-    for rows in _blocks(real, 8 * BLOCK):
+    for rows in _blocks(real, 32 * BLOCK):
         unit = _unit_rows(real[rows])
         for columns in _blocks(predicted):
             correlation[rows, columns] = unit @ _unit_rows(predicted[columns]).T

@@ -160,16 +160,15 @@ class Stimuli:
         parts = [self.features.take(keys, part) for part in ("posterior", "linear")[: 1 + with_linear]]
         return torch.cat([torch.from_numpy(part).float() for part in parts], dim=1)
 
-    def layers(self, stimulus_ids: Sequence[str], widths: Sequence[int]) -> Iterator[torch.Tensor]:
-        """What the linear dimensions read of each layer, `(stimuli, width)` one after the other, which bounds memory.
+    def uint8_pixels(self, stimulus_ids: Sequence[str], lines: slice = slice(None)) -> np.ndarray:
+        """Some lines of the images, uint8 array of shape (stimuli, some, width, channels)."""
+        return self.pixels.take([self.keys[name] for name in stimulus_ids], columns=lines)
 
-        Args:
-            widths: how many features each layer has.
-        """
-        keys, start = [self.keys[name] for name in stimulus_ids], 0
-        for width in widths:
-            yield torch.from_numpy(self.features.take(keys, "linear", slice(start, start + width))).float()
-            start += width
+    def linear_features(self, stimulus_ids: Sequence[str], columns: slice) -> torch.Tensor:
+        """Some of what the linear dimensions read, `(stimuli, some)`; layer after layer."""
+        return torch.from_numpy(
+            self.features.take([self.keys[name] for name in stimulus_ids], "linear", columns)
+        ).float()
 
     @torch.no_grad()
     def _encode(self, model: VisionFlowModel, keys: Sequence[bytes]) -> Iterator[np.ndarray]:

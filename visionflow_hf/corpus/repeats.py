@@ -14,6 +14,8 @@ import numpy as np
 
 from visionflow_hf.errors import UserError
 
+COLUMNS = 1000  # that are averaged at once in float64
+
 
 def number_repeats(keys: Sequence) -> list[int]:
     """How often each key came before: [a, b, a, a] gives [0, 0, 1, 2]."""
@@ -29,7 +31,7 @@ def average_repeats(values: np.ndarray, stimulus_ids: Sequence[str]) -> tuple[np
     """Mean over the trials of each stimulus.
 
     Args:
-        values: array of shape (trials, ...).
+        values: array of shape (trials, columns, ...).
 
     Returns:
         The means, array of shape (stimuli, ...), their stimuli in order of appearance, and the number of trials of
@@ -39,10 +41,13 @@ def average_repeats(values: np.ndarray, stimulus_ids: Sequence[str]) -> tuple[np
     position = {stimulus: index for index, stimulus in enumerate(distinct)}
     rows = np.array([position[stimulus] for stimulus in stimulus_ids], dtype=np.int64)
     counts = np.bincount(rows, minlength=len(distinct))
-    sums = np.zeros((len(distinct), *values.shape[1:]), dtype=np.float64)
-    np.add.at(sums, rows, values)
-    means = sums / counts.reshape(-1, *[1] * (values.ndim - 1))
-    return means.astype(values.dtype), distinct, counts
+    means = np.empty((len(distinct), *values.shape[1:]), dtype=values.dtype)
+    for column in range(0, values.shape[1], COLUMNS):
+        part = values[:, column : column + COLUMNS]
+        sums = np.zeros((len(distinct), *part.shape[1:]), dtype=np.float64)
+        np.add.at(sums, rows, part)
+        means[:, column : column + COLUMNS] = sums / counts.reshape(-1, *[1] * (values.ndim - 1))
+    return means, distinct, counts
 
 
 def ncsnr(fmri: np.ndarray, stimulus_ids: Sequence[str]) -> np.ndarray | None:

@@ -67,23 +67,33 @@ def chosen(split: Dataset, rows: np.ndarray) -> Dataset:
 def responses_of(split: Dataset, subject: str) -> Responses:
     """All trials of `subject` in the order of the split, with or without an image."""
     rows = np.flatnonzero(np.asarray(split["subject"]) == subject)
-    table = split.select_columns(["fmri", "stimulus_id"]).select(rows).with_format("arrow")[:]
-    table = table.filter(table["fmri"].is_valid())
-    fmri = table["fmri"].combine_chunks()
-    values = fmri.flatten().to_numpy(zero_copy_only=False)
-    return Responses(
-        values.reshape(len(table), len(values) // max(len(table), 1)).astype(np.float32),
-        table["stimulus_id"].to_pylist(),
-    )
+    values, stimulus_ids, filled = np.empty((0, 0), dtype=np.float32), [], 0
+    for batch in split.select_columns(["fmri", "stimulus_id"]).select(rows).with_format("arrow").iter(1000):
+        batch = batch.filter(batch["fmri"].is_valid())
+        part = batch["fmri"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        part = part.reshape(len(batch), len(part) // max(len(batch), 1))
+        if len(part):
+            if not filled:
+                values = np.empty((len(rows), part.shape[1]), dtype=np.float32)
+            values[filled : filled + len(part)] = part
+            filled += len(part)
+            stimulus_ids += batch["stimulus_id"].to_pylist()
+    return Responses(values[:filled], stimulus_ids)
 
 
 def images_of(split: Dataset, stimulus_ids: Sequence[str]) -> list[Image.Image]:
     """The image of each stimulus, from the first row that shows it, as `visionflow_hf.images.open_image` gives it."""
+    return list(each_image_of(split, stimulus_ids))
+
+
+def each_image_of(split: Dataset, stimulus_ids: Sequence[str]) -> Iterator[Image.Image]:
+    """The same, one after the other."""
     first: dict[str, int] = {}
     for row, stimulus in enumerate(split["stimulus_id"]):
         first.setdefault(stimulus, row)
     files = image_files(split.select([first[stimulus] for stimulus in stimulus_ids]))
-    return [open_image(file, f"the image of {name}") for file, name in zip(files, stimulus_ids, strict=True)]
+    for file, name in zip(files, stimulus_ids, strict=True):
+        yield open_image(file, f"the image of {name}")
 
 
 def image_files(split: Dataset) -> Iterator[bytes | str]:

@@ -1,9 +1,11 @@
 """Baselines: ridge regression between voxels and pixels, from an encoder's layer to voxels, and the nearest stimulus.
 
-They are fitted for one subject on the trials of train. Their fMRI is in the unit of the corpus.
+They are fitted for one subject on the trials of train, at the model's image size, and predict the rows that they are
+asked for. Their fMRI is in the unit of the corpus. Memory holds the responses, a few tables of `(samples, samples)`,
+and blocks of pixels, of the encoder's features and of predictions.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,121 +13,214 @@ import torch
 from visionflow_hf.corpus.responses import Responses
 from visionflow_hf.metrics import cross_correlation
 from visionflow_hf.modeling import VisionFlowProcessor
-from visionflow_hf.modeling.ridge import Ridge, fit_ridge
+from visionflow_hf.modeling.ridge import choose_penalty, eigh, evenly
+from visionflow_hf.stimuli import Stimuli
 
 LEAST_SCALE = 1e-4  # of a feature
+NUMBERS = 2**24  # of a block, 64 MiB in float32
+ROWS = 1000  # that are predicted or compared at once
+
+Blocks = Iterator[tuple[torch.Tensor, torch.Tensor]]  # columns of the features: of train, and of what is asked for
 
 
-class RidgeBaseline:
-    """Ridge regression from voxels to pixels and from pixels to voxels.
+class SharesRidge:
+    """predicted = shares targets        shares = 1/n + A (C'C + penalty)^-1 C'
 
-    Ridge is linear regression with an L2 penalty on the weights. The penalty, one for all targets, is the one with the
-    least squared error on held-out stimuli of train.
+    C being the principal component scores of the n train samples' features, `(samples, components)`, and A those of
+    the asked samples. It is ridge regression with one penalty for all targets, so that each prediction is a weighted
+    mean of the train targets: neither features, nor weights, nor targets need to lie in memory as a whole.
+
+    Args:
+        blocks: see `principal_scores`.
+        width: number of features.
+        judged (`torch.Tensor` of shape `(samples, targets)`): by which the penalty is chosen, as in `fit_ridge`.
+        stimulus_ids: the stimulus of each sample; its repeats are held out together.
+
+    Attributes:
+        shares (`torch.Tensor` of shape `(asked, samples)`)
+        error (`float`): mean squared error on held-out stimuli of train.
+    """
+
+    def __init__(self, blocks: Blocks, width: int, judged: torch.Tensor, stimulus_ids: Sequence[str]):
+        train, asked, values = principal_scores(blocks, width, len(judged))
+        self.penalty, errors = choose_penalty(train, judged, stimulus_ids)
+        self.error = float(errors.mean())
+        self.shares = (asked / (values + self.penalty)) @ train.T
+        self.shares += 1 / len(train)
+
+
+def principal_scores(blocks: Blocks, width: int, samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """C of train and A of the asked samples, both centred by train, and the diagonal of C'C.
+
+        X = C V'        from the eigenvectors V of X'X; where there are more features than samples, from those of X X'
+
+    Args:
+        blocks: columns of the features, of train `(samples, some)` and of the asked samples `(asked, some)`.
+        width: how many columns there are in all.
+    """
+    if width <= samples:
+        train, asked = (torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True))
+        centre = train.mean(0)
+        train, asked = train - centre, asked - centre
+        values, vectors = eigh(train.T @ train)
+        return train @ vectors, asked @ vectors, values.clamp(min=0)
+    products = across = None
+    for train, asked in blocks:
+        centre = train.mean(0)
+        train, asked = train - centre, asked - centre
+        if products is None:
+            products, across = train.new_zeros(samples, samples), train.new_zeros(len(asked), samples)
+        products.addmm_(train, train.T)
+        across.addmm_(asked, train.T)
+    values, vectors = eigh(products)
+    del products
+    first = int((values <= torch.finfo(values.dtype).eps * values[-1]).sum())  # below are rounding errors
+    values, vectors = values[first:], vectors[:, first:]
+    return vectors * values.sqrt(), across @ vectors / values.sqrt(), values
+
+
+class Known:
+    """What the baselines of one subject are fitted on: its train trials, and the pixels and features of their stimuli.
 
     Args:
         seen: the responses of train.
-        images: uint8 array of shape (stimuli, height, width[, 3]), the images of `stimulus_ids`.
+        stimuli: pixels and features of the stimuli of train and of what is asked for.
         device: where to fit and predict.
     """
 
     def __init__(
         self,
         seen: Responses,
-        stimulus_ids: list[str],
-        images: np.ndarray,
+        stimuli: Stimuli,
         processor: VisionFlowProcessor,
         subject: str,
         device: torch.device | str = "cpu",
     ):
+        self.seen, self.stimuli, self.device = seen, stimuli, device
         self.mean, self.std = processor.fmri_mean[subject], processor.fmri_std[subject]
-        self.shape, self.device = images.shape[1:], device
-        position = {stimulus: row for row, stimulus in enumerate(stimulus_ids)}
-        pixels = self._pixels(images)[[position[stimulus] for stimulus in seen.stimulus_ids]]
-        fmri = self._tensor((seen.fmri - self.mean) / self.std)
-        self.to_pixels = fit_ridge(fmri, pixels, seen.stimulus_ids)
-        self.to_fmri = fit_ridge(pixels, fmri, seen.stimulus_ids)
 
-    def reconstruct(self, fmri: np.ndarray) -> np.ndarray:
-        """uint8 array of shape (rows, height, width[, 3]) from responses (rows, voxels)."""
-        pixels = self._predict(self.to_pixels, self._tensor((fmri - self.mean) / self.std))
-        return np.rint(pixels.reshape(-1, *self.shape).clip(0, 1) * 255).astype(np.uint8)
+    def standardised(self, fmri: np.ndarray, voxels: slice = slice(None)) -> np.ndarray:
+        return ((fmri[:, voxels] - self.mean[voxels]) / self.std[voxels]).astype(np.float32)
 
-    def predict_fmri(self, images: np.ndarray) -> np.ndarray:
-        """Responses (rows, voxels) to uint8 images of shape (rows, height, width[, 3])."""
-        return self._predict(self.to_fmri, self._pixels(images)) * self.std + self.mean
+    def fmri(self, fmri: np.ndarray, voxels: slice = slice(None)) -> torch.Tensor:
+        """Standardised responses, `(rows, voxels)`."""
+        return torch.from_numpy(self.standardised(fmri, voxels)).to(self.device)
 
-    def _pixels(self, images: np.ndarray) -> torch.Tensor:
-        return self._tensor(images.reshape(len(images), -1)) / 255
+    def average_repeats(self) -> None:
+        """From now on `seen` has one row a stimulus."""
+        self.seen, _ = self.seen.averaged()
 
-    def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values.astype(np.float32)).to(self.device)
+    def judged(self) -> torch.Tensor:
+        """The standardised responses by which a penalty is chosen, `(trials, some voxels)`."""
+        return self.fmri(self.seen.fmri, slice(None, None, evenly(len(self.mean))))
 
-    @staticmethod
-    def _predict(ridge: Ridge, features: torch.Tensor) -> np.ndarray:
-        return ridge.predict(features).cpu().numpy()
+    def pixels(self, stimulus_ids: Sequence[str], lines: slice = slice(None)) -> torch.Tensor:
+        """`(stimuli, pixels)` of some lines of the images, on a 0..1 scale."""
+        values = self.stimuli.uint8_pixels(stimulus_ids, lines)
+        return torch.from_numpy(values.reshape(len(values), -1)).to(self.device).float() / 255
+
+    def predict_fmri(self, ridge: SharesRidge) -> np.ndarray:
+        """Responses (asked, voxels) by a ridge whose samples are the trials."""
+        predicted = np.empty((len(ridge.shares), len(self.mean)), dtype=np.float32)
+        for voxels in slices(len(self.mean), NUMBERS // len(self.seen.fmri)):
+            values = (ridge.shares @ self.fmri(self.seen.fmri, voxels)).cpu().numpy()
+            predicted[:, voxels] = values * self.std[voxels] + self.mean[voxels]
+        return predicted
 
 
-class FeatureRidgeBaseline:
-    """Encoding: ridge regression from the best single layer of the model's encoder, over 7 x 7 cells, to voxels.
+def ridge_to_pixels(known: Known, measured: Sequence[np.ndarray]) -> Iterator[Iterator[np.ndarray]]:
+    """Reconstructions of each array of responses (rows, voxels), in batches (some, height, width, channels), uint8."""
+    seen = known.seen
+
+    def blocks() -> Blocks:
+        for voxels in slices(seen.fmri.shape[1], NUMBERS // len(seen.fmri)):
+            asked = torch.cat([known.fmri(fmri, voxels) for fmri in measured])
+            yield known.fmri(seen.fmri, voxels), asked
+
+    step = evenly(int(np.prod(known.stimuli.pixels.shape)))
+    judged = [known.pixels(seen.stimulus_ids[some])[:, ::step] for some in slices(len(seen.stimulus_ids), ROWS)]
+    ridge = SharesRidge(blocks(), seen.fmri.shape[1], torch.cat(judged), seen.stimulus_ids)
+    for shares in ridge.shares.split([len(fmri) for fmri in measured]):
+        yield _reconstruct(known, shares)
+
+
+def _reconstruct(known: Known, shares: torch.Tensor) -> Iterator[np.ndarray]:
+    names, shape = known.seen.stimulus_ids, known.stimuli.pixels.shape
+    for some in shares.split(ROWS):
+        images = np.empty((len(some), *shape), dtype=np.uint8)
+        for lines in slices(shape[0], NUMBERS // (len(names) * shape[1] * shape[2])):
+            values = (some @ known.pixels(names, lines)).clamp(0, 1) * 255
+            images[:, lines] = values.round().byte().cpu().numpy().reshape(images[:, lines].shape)
+        yield images
+
+
+def ridge_to_fmri(known: Known, stimulus_ids: Sequence[str]) -> np.ndarray:
+    """Responses (stimuli, voxels) from the pixels of these stimuli."""
+    seen, shape = known.seen, known.stimuli.pixels.shape
+
+    def blocks() -> Blocks:
+        for lines in slices(shape[0], NUMBERS // (len(seen.fmri) * shape[1] * shape[2])):
+            yield known.pixels(seen.stimulus_ids, lines), known.pixels(stimulus_ids, lines)
+
+    ridge = SharesRidge(blocks(), int(np.prod(shape)), known.judged(), seen.stimulus_ids)
+    return known.predict_fmri(ridge)
+
+
+def feature_ridge_to_fmri(known: Known, stimulus_ids: Sequence[str], widths: Sequence[int]) -> np.ndarray:
+    """Responses (stimuli, voxels) from the best single layer of the model's encoder, over 7 x 7 cells.
 
     Each feature is divided by its standard deviation. Layer and penalty are those with the least squared error on
     held-out stimuli of train.
 
     Args:
-        seen: the responses of train.
-        features: of each layer the features `(stimuli, channels * 49)` of `stimulus_ids`.
+        widths: the number of features of each layer.
     """
+    names, best, start = known.seen.stimulus_ids, None, 0
+    judged = known.judged()
+    for width in widths:
 
-    def __init__(
-        self,
-        seen: Responses,
-        stimulus_ids: list[str],
-        features: Iterable[torch.Tensor],
-        processor: VisionFlowProcessor,
-        subject: str,
-    ):
-        self.mean, self.std = processor.fmri_mean[subject], processor.fmri_std[subject]
-        average, _ = seen.averaged()
-        order = [average.stimulus_ids.index(stimulus) for stimulus in stimulus_ids]
-        fmri = torch.from_numpy(((average.fmri[order] - self.mean) / self.std).astype(np.float32))
-        least = np.inf
-        for layer, values in enumerate(features):
-            scale = values.std(0, correction=0).clamp(min=LEAST_SCALE)
-            ridge = fit_ridge(values / scale, fmri.to(values.device), stimulus_ids)
-            error = float(ridge.held_out_error.mean())
-            if error < least:
-                least, self.layer, self.scale, self.ridge = error, layer, scale, ridge
+        def blocks(first: int = start, beyond: int = start + width) -> Blocks:
+            for some in slices(beyond - first, NUMBERS // len(names)):
+                columns = slice(first + some.start, first + some.stop)
+                train, asked = (
+                    known.stimuli.linear_features(which, columns).to(known.device) for which in (names, stimulus_ids)
+                )
+                scale = train.std(0, correction=0).clamp(min=LEAST_SCALE)
+                yield train / scale, asked / scale
 
-    def predict_fmri(self, features: Iterable[torch.Tensor]) -> np.ndarray:
-        """Responses (rows, voxels) to images with these features."""
-        (own,) = [values for layer, values in enumerate(features) if layer == self.layer]
-        return self.ridge.predict(own / self.scale).cpu().numpy() * self.std + self.mean
+        ridge = SharesRidge(blocks(), width, judged, names)
+        if best is None or ridge.error < best.error:
+            best = ridge
+        start += width
+    return known.predict_fmri(best)
 
 
-class NearestBaseline:
-    """Decoding: the image of the train stimulus whose response has the highest Pearson r over voxels with a response.
+def nearest_stimuli(known: Known, fmri: np.ndarray) -> np.ndarray:
+    """The place in train of the response with the highest Pearson r over voxels with each of `fmri`, (rows,)."""
+    asked = known.standardised(fmri)
+    parts = [
+        cross_correlation(known.standardised(known.seen.fmri[rows]), asked)
+        for rows in slices(len(known.seen.fmri), ROWS)
+    ]
+    return np.concatenate(parts).argmax(0)
 
-    Encoding: the response, averaged over repeats, to the train stimulus whose image has the highest Pearson r over
-    pixels with an image.
 
-    Args:
-        seen: the responses of train.
-        images: uint8 array of shape (stimuli, height, width[, 3]), the images of `stimulus_ids`.
-    """
+def nearest_images(known: Known, stimulus_ids: Sequence[str]) -> np.ndarray:
+    """The place in train of the image with the highest Pearson r over pixels with each of the stimuli, (stimuli,)."""
+    names, asked = known.seen.stimulus_ids, known.stimuli.uint8_pixels(stimulus_ids)
+    parts = [cross_correlation(known.stimuli.uint8_pixels(names[rows]), asked) for rows in slices(len(names), ROWS)]
+    return np.concatenate(parts).argmax(0)
 
-    def __init__(
-        self, seen: Responses, stimulus_ids: list[str], images: np.ndarray, processor: VisionFlowProcessor, subject: str
-    ):
-        self.mean, self.std = processor.fmri_mean[subject], processor.fmri_std[subject]
-        average, _ = seen.averaged()
-        order = [average.stimulus_ids.index(stimulus) for stimulus in stimulus_ids]
-        self.fmri, self.images = average.fmri[order], images
 
-    def reconstruct(self, fmri: np.ndarray) -> np.ndarray:
-        """uint8 array of shape (rows, height, width[, 3]) from responses (rows, voxels)."""
-        known, asked = ((values - self.mean) / self.std for values in (self.fmri, fmri))
-        return self.images[cross_correlation(known, asked).argmax(0)]
+def mean_image(known: Known) -> np.ndarray:
+    """The mean of the train stimuli, uint8 array of shape (height, width, channels)."""
+    names = known.seen.stimulus_ids
+    parts = (known.stimuli.uint8_pixels(names[rows]) for rows in slices(len(names), ROWS))
+    sums = sum(part.sum(0, dtype=np.int64) for part in parts)
+    return np.rint(sums / len(names)).astype(np.uint8)
 
-    def predict_fmri(self, images: np.ndarray) -> np.ndarray:
-        """Responses (rows, voxels) to uint8 images of shape (rows, height, width[, 3])."""
-        return self.fmri[cross_correlation(self.images, images).argmax(0)]
+
+def slices(length: int, step: int) -> Iterator[slice]:
+    """The numbers below `length`, at most so many at a time and at least one."""
+    step = max(step, 1)
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 from visionflow_hf.corpus.responses import pairs_of
@@ -10,7 +11,7 @@ from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.perceptual import require_networks
 from visionflow_hf.evaluation.predictions import predict
 from visionflow_hf.evaluation.report import MARKER, write_report
-from visionflow_hf.folders import refuse_existing
+from visionflow_hf.folders import new_folder, refuse_existing
 from visionflow_hf.hub import add_result, load_model, training_of
 from visionflow_hf.results import result_of
 
@@ -51,13 +52,15 @@ def evaluate(
     if perceptual:
         require_networks()
     train, asked = (pairs_of(opened.splits[name]) for name in ("train", split))
-    predictions = predict(model, processor, opened, train, asked)
     state = Path(run) / "trainer_state.json"
     histories = [json.loads(state.read_text())["log_history"]] if state.is_file() else []
     header = {"split": split, "split_by": opened.split_by, "unit": opened.unit, "about": about_model(run, corpus)} | (
         {"leakage": opened.leakage} if opened.leakage else {}
     )
-    metrics = write_report(out, predictions, histories, header, overwrite, perceptual)
+    with new_folder(out, overwrite, marker=MARKER) as folder:
+        predictions = predict(model, processor, opened, train, asked, folder / "scratch")
+        metrics = write_report(folder, predictions, histories, header, perceptual)
+        shutil.rmtree(folder / "scratch")
     add_result(run, result_of(metrics, corpus, opened.license))
     return metrics
 

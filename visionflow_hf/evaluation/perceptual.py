@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import CLIPConfig, CLIPVisionModelWithProjection
 
 from visionflow_hf.errors import UserError
+from visionflow_hf.evaluation.rows import of_rows
 from visionflow_hf.metrics import cross_correlation, two_way
 
 IDENTIFICATION = ("alexnet2", "alexnet5", "inception", "clip")
@@ -170,12 +171,12 @@ def perceptual_figures(
         for network in NETWORKS:
             bar.set_description(network.name)
             module = network.load().to(device).eval()
-            seen = features(module, network, predictions["image"][first], bar)
+            seen = features(module, network, of_rows(predictions["image"], first), bar)
             for subject, decoders in found.items():
                 rows = np.flatnonzero(predictions["subject"] == subject)
                 other = position[rows][:, None] != position[rows][None, :]
                 for decoder, prefix in DECODERS.items():
-                    made = features(module, network, predictions[f"{prefix}reconstruction"][rows], bar)
+                    made = features(module, network, of_rows(predictions[f"{prefix}reconstruction"], rows), bar)
                     for figure in network.layers:
                         correlation = cross_correlation(seen[figure][position[rows]], made[figure])
                         if figure in IDENTIFICATION:

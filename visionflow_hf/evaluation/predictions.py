@@ -28,8 +28,9 @@ the row of each trial's stimulus among the averages, for arrays that depend on t
 
 import os
 import re
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,10 +38,19 @@ from datasets import Dataset
 from PIL import Image
 from tqdm import tqdm
 
-from visionflow_hf.corpus.responses import Responses, images_of, responses_of
+from visionflow_hf.corpus.responses import Responses, each_image_of, responses_of
 from visionflow_hf.corpus.schema import Corpus
 from visionflow_hf.errors import UserError
-from visionflow_hf.evaluation.baselines import FeatureRidgeBaseline, NearestBaseline, RidgeBaseline
+from visionflow_hf.evaluation.baselines import (
+    Known,
+    feature_ridge_to_fmri,
+    mean_image,
+    nearest_images,
+    nearest_stimuli,
+    ridge_to_fmri,
+    ridge_to_pixels,
+)
+from visionflow_hf.evaluation.rows import Rows, one_above_the_other, write_rows
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.ridge import fit_ridge
 from visionflow_hf.stimuli import Stimuli
@@ -56,23 +66,31 @@ def predict(
     corpus: Corpus,
     train: Dataset,
     test: Dataset,
+    folder: Path,
     cache: str | os.PathLike | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray | Rows]:
     """Predict both directions on `test`, with the model and with baselines fitted on `train`.
 
     Args:
-        cache: folder that keeps the encoder's features, as in `Stimuli`.
+        folder: where images and responses are written, subject by subject; the result reads them from there.
+        cache: folder that keeps pixels and the encoder's features, as in `Stimuli`.
 
     Raises:
         UserError: the model does not know a subject, or knows it with another number of voxels, or a subject has no
             trial in `train`.
     """
     check_subjects(processor, corpus, train, test)
-    size = common_size(images_of(test, list(dict.fromkeys(test["stimulus_id"])))) or tuple(processor.image_size[::-1])
-    stimuli = Stimuli(processor, [train, test], model, cache) if model.config.linear_layers else None
+    size = common_size(each_image_of(test, list(dict.fromkeys(test["stimulus_id"]))))
+    size = size or tuple(processor.image_size[::-1])
+    stimuli = Stimuli(processor, [train, test], model if model.config.linear_layers else None, cache)
     subjects = tqdm(sorted(set(test["subject"])), desc="predicting", unit="subject")
     given = model, processor, corpus, train, test, size, stimuli
-    return concatenate([_predict_subject(*given, subject) for subject in subjects])
+    parts = []
+    for subject in subjects:
+        own = folder / str(len(parts))
+        own.mkdir(parents=True)
+        parts.append(_predict_subject(*given, subject, own))
+    return concatenate(parts)
 
 
 def check_subjects(processor: VisionFlowProcessor, corpus: Corpus, train: Dataset, test: Dataset) -> None:
@@ -94,36 +112,22 @@ def _predict_subject(
     train: Dataset,
     test: Dataset,
     size: tuple[int, int],
-    stimuli: Stimuli | None,
+    stimuli: Stimuli,
     subject: str,
-) -> dict[str, np.ndarray]:
+    folder: Path,
+) -> dict[str, np.ndarray | Rows]:
     trials = responses_of(test, subject)
     average, counts = trials.averaged()
-    pictures = images_of(test, average.stimulus_ids)
-    images = to_array(pictures, processor, size)
-    seen = responses_of(train, subject)
-    seen_ids = list(dict.fromkeys(seen.stimulus_ids))
-    seen_images = to_array(images_of(train, seen_ids), processor, size)
-    baselines = {
-        "ridge": RidgeBaseline(seen, seen_ids, seen_images, processor, subject, model.device),
-        "nearest": NearestBaseline(seen, seen_ids, seen_images, processor, subject),
-    }
+    names = average.stimulus_ids
     voxels = corpus.voxels_of(subject)
-
-    predicted, image_latents = encode_images(model, processor, pictures, subject)
-    part = {
-        "stimulus_id": np.array(average.stimulus_ids),
+    part: dict[str, np.ndarray | Rows] = {
+        "stimulus_id": np.array(names),
         "subject": np.array([subject] * len(counts)),
         "trials": counts,
-        "image": images,
-        "mean_image/reconstruction": np.repeat(np.rint(seen_images.mean(0))[None].astype(np.uint8), len(counts), 0),
-        "round_trip/reconstruction": decode_fmri(model, processor, predicted, subject, size)[0],
-        f"fmri_predicted/{subject}": predicted,
         f"fmri_mean/{subject}": processor.fmri_mean[subject],
         f"fmri_std/{subject}": processor.fmri_std[subject],
         f"noise_ceiling/{subject}": voxels["noise_ceiling"].to_numpy(dtype=np.float64),
         f"roi/{subject}": np.array([",".join(name.replace(",", ";") for name in names) for names in voxels["roi"]]),
-        "latent/image": image_latents,
     }
     if voxels[["x", "y", "z"]].notna().all(axis=None):
         part[f"xyz/{subject}"] = voxels[["x", "y", "z"]].to_numpy(dtype=np.float32)
@@ -132,13 +136,25 @@ def _predict_subject(
         part[f"place/{subject}"] = places
     if "vertex" in voxels and voxels["vertex"].notna().all():
         part[f"vertex/{subject}"] = voxels["vertex"].to_numpy(dtype=np.int32)
-    for name, baseline in baselines.items():
-        part[f"{name}/fmri_predicted/{subject}"] = baseline.predict_fmri(images)
-    if stimuli is not None:
-        of_layers = partial(layers_of, stimuli, model)
-        baseline = FeatureRidgeBaseline(seen, seen_ids, of_layers(seen_ids), processor, subject)
-        part[f"feature_ridge/fmri_predicted/{subject}"] = baseline.predict_fmri(of_layers(average.stimulus_ids))
-        part |= _embeddings(model, processor, stimuli, seen, average, subject)
+
+    def keep(name: str, batches: Iterable[np.ndarray], rows: int = len(names)) -> None:
+        part[name] = write_rows(folder / f"{len(part)}.npy", batches, rows)
+
+    def resized(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for pixels in arrays:
+            pixels = pixels[..., 0] if processor.num_channels == 1 else pixels
+            for start in range(0, len(pixels), BATCH):
+                yield to_array([Image.fromarray(one) for one in pixels[start : start + BATCH]], processor, size)
+
+    def decode_into(latents: list[np.ndarray], fmri: np.ndarray) -> Iterator[np.ndarray]:
+        for images, some in decoded(model, processor, fmri, subject, size):
+            latents.append(some)
+            yield images
+
+    keep("image", (to_array(some, processor, size) for some in batches_of(each_image_of(test, names))))
+    predicted, part["latent/image"] = encode_images(model, processor, each_image_of(test, names), subject)
+    keep(f"fmri_predicted/{subject}", [predicted])
+    keep("round_trip/reconstruction", decode_into([], predicted))
     place = model.config.subjects.index(subject)
     standard = [  # measured and predicted
         torch.from_numpy((values - processor.fmri_mean[subject]) / processor.fmri_std[subject]).float().to(model.device)
@@ -146,18 +162,38 @@ def _predict_subject(
     ]
     with torch.no_grad():
         part[f"log_likelihood/{subject}"] = model.latent_to_fmri.log_likelihood(*standard, place).cpu().numpy()
+    del predicted, standard
     measured = {"": average.fmri}
     if counts.max() > 1:
         measured["single_trial/"] = trials.fmri
-        position = {stimulus: row for row, stimulus in enumerate(average.stimulus_ids)}
+        position = {stimulus: row for row, stimulus in enumerate(names)}
         part["single_trial/row"] = np.array([position[stimulus] for stimulus in trials.stimulus_ids])
     for prefix, fmri in measured.items():
-        reconstruction, latents = decode_fmri(model, processor, fmri, subject, size)
-        part[f"{prefix}reconstruction"] = reconstruction
-        for name, baseline in baselines.items():
-            part[f"{prefix}{name}/reconstruction"] = baseline.reconstruct(fmri)
-        part[f"{prefix}latent/fmri"] = latents
-        part[f"{prefix}fmri/{subject}"] = fmri
+        latents: list[np.ndarray] = []
+        keep(f"{prefix}reconstruction", decode_into(latents, fmri), len(fmri))
+        part[f"{prefix}latent/fmri"] = np.concatenate(latents)
+        keep(f"{prefix}fmri/{subject}", [fmri], len(fmri))
+
+    known = Known(responses_of(train, subject), stimuli, processor, subject, model.device)
+    for prefix, images in zip(measured, ridge_to_pixels(known, list(measured.values())), strict=True):
+        keep(f"{prefix}ridge/reconstruction", resized(images), len(measured[prefix]))
+    keep(f"ridge/fmri_predicted/{subject}", [ridge_to_fmri(known, names)])
+    known.average_repeats()
+    if model.config.linear_layers:
+        cells = model.feature_sizes[1] // sum(model.config.linear_widths)
+        widths = [width * cells for width in model.config.linear_widths]
+        keep(f"feature_ridge/fmri_predicted/{subject}", [feature_ridge_to_fmri(known, names, widths)])
+        part |= _embeddings(model, processor, stimuli, known.seen, average, subject)
+    for prefix, fmri in measured.items():
+        nearest = nearest_stimuli(known, fmri)
+        shown, where = np.unique(nearest, return_inverse=True)
+        images = each_image_of(train, [known.seen.stimulus_ids[row] for row in shown])
+        name = f"{prefix}nearest/reconstruction"
+        keep(name, (to_array(some, processor, size) for some in batches_of(images)), len(shown))
+        part[name] = part[name].of(where)
+    keep(f"nearest/fmri_predicted/{subject}", [known.seen.fmri[nearest_images(known, names)]])
+    keep("mean_image/reconstruction", resized([mean_image(known)[None]]), 1)
+    part["mean_image/reconstruction"] = part["mean_image/reconstruction"].of(np.zeros(len(names), dtype=int))
     return part
 
 
@@ -213,20 +249,19 @@ def places_of(corpus: Corpus, subject: str) -> np.ndarray | None:
         raise UserError(f"the places of {subject} in voxels.parquet are not within its volume: {error}") from error
 
 
-def layers_of(stimuli: Stimuli, model: VisionFlowModel, stimulus_ids: list[str]) -> Iterator[torch.Tensor]:
-    """The features of each of `linear_layers`, `(stimuli, channels * 49)`, one layer after the other."""
-    cells = model.feature_sizes[1] // sum(model.config.linear_widths)
-    for features in stimuli.layers(stimulus_ids, [width * cells for width in model.config.linear_widths]):
-        yield features.to(model.device)
+def batches_of(images: Iterable[Image.Image]) -> Iterator[list[Image.Image]]:
+    images = iter(images)
+    while batch := list(islice(images, BATCH)):
+        yield batch
 
 
 def encode_images(
-    model: VisionFlowModel, processor: VisionFlowProcessor, images: list[Image.Image], subject: str
+    model: VisionFlowModel, processor: VisionFlowProcessor, images: Iterable[Image.Image], subject: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predicted fMRI (images, voxels) in the corpus's unit, and the means of q(z, w | image) (images, dimensions)."""
     fmri, latents = [], []
-    for start in range(0, len(images), BATCH):
-        batch = processor(images=images[start : start + BATCH], subject=subject).to(model.device)
+    for some in batches_of(images):
+        batch = processor(images=some, subject=subject).to(model.device)
         with torch.no_grad():
             features, _ = model.extract_image_features(batch["pixel_values"])  # the pass of the encoder, once for both
             latents.append(model.encode_image(batch["pixel_values"], features).mean.float().cpu().numpy())
@@ -243,16 +278,28 @@ def decode_fmri(
     refine: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reconstructions (rows, height, width[, 3]), uint8 of `size`, and means of q(z, w | fmri) (rows, dimensions)."""
-    images, latents = [], []
+    images, latents = zip(*decoded(model, processor, fmri, subject, size, refine), strict=True)
+    return np.concatenate(images), np.concatenate(latents)
+
+
+def decoded(
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    fmri: np.ndarray,
+    subject: str,
+    size: tuple[int, int],
+    refine: int = 0,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same in batches of rows."""
     for start in range(0, len(fmri), BATCH):
         batch = processor(fmri=fmri[start : start + BATCH], subject=subject).to(model.device)
         with torch.no_grad():
-            latents.append(model.encode_fmri(batch["fmri"], batch["subject_ids"]).mean.float().cpu().numpy())
-            images += processor.post_process_images(model.reconstruct_image(**batch, refine=refine))
-    return to_array(images, processor, size), np.concatenate(latents)
+            latents = model.encode_fmri(batch["fmri"], batch["subject_ids"]).mean.float().cpu().numpy()
+            images = processor.post_process_images(model.reconstruct_image(**batch, refine=refine))
+        yield to_array(images, processor, size), latents
 
 
-def common_size(pictures: list[Image.Image]) -> tuple[int, int] | None:
+def common_size(pictures: Iterable[Image.Image]) -> tuple[int, int] | None:
     """(width, height) in px if all pictures have the same size, else None."""
     sizes = {picture.size for picture in pictures}
     return sizes.pop() if len(sizes) == 1 else None
@@ -289,12 +336,12 @@ def methods(predictions: dict[str, np.ndarray], kind: str) -> dict[str, str]:
     return {"model": kind} | {name.removesuffix(f"/{kind}"): name for name in names}
 
 
-def concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def concatenate(parts: list[dict[str, np.ndarray | Rows]]) -> dict[str, np.ndarray | Rows]:
     """Concatenate arrays of the same name along their rows; arrays that describe voxels are taken once per subject.
 
     If folds differ in the number of latent dimensions, the others are padded by zeros: no cosine within a fold changes.
     """
-    together: dict[str, list[np.ndarray]] = {}
+    together: dict[str, list[np.ndarray | Rows]] = {}
     rows = 0
     for part in parts:
         for name, values in part.items():
@@ -311,4 +358,4 @@ def concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
                 np.pad(values, ((0, 0), (0, widest - values.shape[1])), constant_values=beyond[kind])
                 for values in arrays
             ]
-    return {name: np.concatenate(values) for name, values in together.items()}
+    return {name: one_above_the_other(values) for name, values in together.items()}

@@ -26,9 +26,9 @@ class VoxelScores:
     def of(cls, predictions: dict[str, np.ndarray]) -> "VoxelScores":
         r, ceiling = {}, {}
         for subject in subjects_of(predictions):
-            measured = predictions[f"fmri/{subject}"]
+            measured = np.asarray(predictions[f"fmri/{subject}"])
             r[subject] = {
-                method: voxel_correlation(measured, predictions[name])[0]
+                method: voxel_correlation(measured, np.asarray(predictions[name]))[0]
                 for method, name in methods(predictions, f"fmri_predicted/{subject}").items()
             }
             trials = predictions["trials"][predictions["subject"] == subject]

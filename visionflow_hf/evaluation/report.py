@@ -1,7 +1,7 @@
 """A report folder: metrics.json, predictions.npz, report.html, pictures, and the table on the terminal."""
 
 import json
-import os
+from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -12,23 +12,22 @@ from visionflow_hf.evaluation.figures import columns_of, figure, interval, p_val
 from visionflow_hf.evaluation.page import page
 from visionflow_hf.evaluation.pictures import STYLE, draw_losses, draw_reconstructions, draw_voxels, losses_in, save
 from visionflow_hf.evaluation.quality import VoxelScores, pixel_correlations
+from visionflow_hf.evaluation.rows import Rows, save_arrays
 from visionflow_hf.evaluation.scores import score
 from visionflow_hf.evaluation.significance import against_ridge, voxels_above_chance
-from visionflow_hf.folders import new_folder
 from visionflow_hf.results import SIMULATED, is_simulated
 
 MARKER = "metrics.json"
 
 
 def write_report(
-    out: str | os.PathLike,
-    predictions: dict[str, np.ndarray],
+    folder: Path,
+    predictions: dict[str, np.ndarray | Rows],
     histories: list[list[dict]],
     header: dict,
-    overwrite: bool = False,
     perceptual: bool = False,
 ) -> dict:
-    """Score the predictions, write the report folder, print the table, and return the content of metrics.json.
+    """Score the predictions, write the report into a folder, print the table, and return the content of metrics.json.
 
     Args:
         histories: Trainer log histories for the loss curves; without any, the picture is left out.
@@ -47,8 +46,8 @@ def write_report(
         "against_ridge": against_ridge(predictions),
         "voxels_above_chance": voxels_above_chance(voxels, predictions),
     }
-    with new_folder(out, overwrite, marker=MARKER) as folder, plt.rc_context(STYLE):
-        np.savez(folder / "predictions.npz", **predictions)  # noise does not compress, and trying takes longest
+    with plt.rc_context(STYLE):
+        save_arrays(folder / "predictions.npz", predictions)
         save(draw_reconstructions(predictions, quality), folder / "reconstructions.png")
         save(draw_voxels(voxels), folder / "voxel_r.png")
         if losses_in(histories):

@@ -25,14 +25,18 @@ from visionflow_hf import metrics
 from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_ceiling
 from visionflow_hf.evaluation.perceptual import DISTANCE, IDENTIFICATION, perceptual_figures
 from visionflow_hf.evaluation.predictions import OF_VOXELS, methods, owner
+from visionflow_hf.evaluation.rows import Rows, of_rows
 
 DRAWS = 1000
 LEVEL = 0.95
 PERMUTATIONS = 1999
+AT_ONCE = 4_000_000  # numbers of the images that are compared at once
 AMONG = 300  # the field's number of candidates for retrieval
 
 
-def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0, perceptual: bool = False) -> dict:
+def score(
+    predictions: dict[str, np.ndarray | Rows], draws: int = DRAWS, seed: int = 0, perceptual: bool = False
+) -> dict:
     """The blocks `decoding`, `encoding`, `latent`, `single_trial`, `intervals`, `p_values`, `subjects` of metrics.json.
 
     The first three are means over subjects and count each stimulus once. Figures that are undefined (one stimulus, no
@@ -80,7 +84,7 @@ def score(predictions: dict[str, np.ndarray], draws: int = DRAWS, seed: int = 0,
     }
 
 
-def _of_subject(predictions: dict[str, np.ndarray], subject: str) -> tuple[dict, dict | None]:
+def _of_subject(predictions: dict[str, np.ndarray | Rows], subject: str) -> tuple[dict, dict | None]:
     """The subject's arrays under names without the subject: of averages, and of single trials or None."""
     rows = np.flatnonzero(predictions["subject"] == subject)
     trial_row = predictions.get("single_trial/row", np.zeros(0, dtype=int))
@@ -93,9 +97,9 @@ def _of_subject(predictions: dict[str, np.ndarray], subject: str) -> tuple[dict,
         short = kind.removeprefix("single_trial/")
         if whose is None and short != "row":
             asked = of_subject if into is trials else rows
-            into[short] = values if len(asked) == len(values) else values[asked]  # no copy of all of them
+            into[short] = values if len(asked) == len(values) else of_rows(values, asked)  # no copy of all of them
         elif whose == subject:
-            into[short] = values
+            into[short] = np.asarray(values)
     if not len(place):
         return average | of_voxels, None
     of_trial = ("stimulus_id", "fold", "latent/image")
@@ -192,13 +196,18 @@ def likelihood_of_images(log_likelihood: np.ndarray, fold: np.ndarray) -> np.nda
 
 
 def _by_image(
-    images: np.ndarray, reconstructions: np.ndarray, row: np.ndarray, column: np.ndarray, weights: np.ndarray
+    images: np.ndarray | Rows,
+    reconstructions: np.ndarray | Rows,
+    row: np.ndarray,
+    column: np.ndarray,
+    weights: np.ndarray,
 ) -> dict:
     """The figures that compare the image at `row` with its reconstruction at `column`, pixels on a 0..1 scale."""
     pairs, place = np.unique([row, column], axis=1, return_inverse=True)
     values: dict[str, list[np.ndarray]] = {"pixcorr": [], "ssim": [], "mse": []}
-    for start in range(0, pairs.shape[1], 64):
-        some = pairs[:, start : start + 64]
+    step = max(1, AT_ONCE * len(images) // images.size)
+    for start in range(0, pairs.shape[1], step):
+        some = pairs[:, start : start + step]
         both = images[some[0]] / 255.0, reconstructions[some[1]] / 255.0
         values["pixcorr"].append(metrics.pixel_correlation(*both))
         values["ssim"].append(metrics.ssim(*both))
