@@ -33,7 +33,9 @@ def against_ridge(predictions: dict[str, np.ndarray]) -> dict[str, dict]:
             predicted = predictions.get(f"{name}fmri_predicted/{subject}")
             if predicted is not None:
                 values = patterns.setdefault(name, np.full(len(rows), np.nan))
-                values[rows] = pattern_correlation(predictions[f"fmri/{subject}"], predicted, *of_train)
+                values[rows] = pattern_correlation(
+                    np.asarray(predictions[f"fmri/{subject}"]), np.asarray(predicted), *of_train
+                )
     if len(patterns) == 2:
         found["encoding.pattern_r"] = [patterns[""], patterns["ridge/"]]
     stimuli, place = np.unique(predictions["stimulus_id"], return_inverse=True)
