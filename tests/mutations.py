@@ -1,13 +1,19 @@
-"""Ways to spoil a source: of any file, and of HDF5, .mat, .npy, NIfTI, Arrow, text and image files in particular."""
+"""Ways to spoil a source: of any file, and of HDF5, .mat, .npy, NIfTI, Arrow, JSON, text, image files and the like."""
 
+import io
+import json
 import os
 import shutil
+import struct
+import zipfile
+import zlib
 from pathlib import Path
 
 import h5py
 import nibabel
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import scipy.io
 from PIL import Image
 
@@ -365,12 +371,161 @@ def change_image(file, secrets, rng):
 
 def vast_png() -> bytes:
     """Says that it has 60,000 x 60,000 pixels."""
-    import struct
-    import zlib
-
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0" * 50
+
+
+# Of .npz, JSON, safetensors and Parquet
+
+
+def change_npz(file, secrets, rng):
+    with zipfile.ZipFile(file) as source:
+        members = {name: source.read(name) for name in source.namelist()}
+    name = choose(sorted(members), rng)
+    array = np.load(io.BytesIO(members[name]), allow_pickle=True)
+    ways = [
+        lambda: npy(array.T),
+        lambda: npy(array[:-1]) if array.ndim else npy(array[None]),
+        lambda: npy(array[None]),
+        lambda: npy(array.ravel()),
+        lambda: npy(array[:0]) if array.ndim else npy(array[None][:0]),
+        lambda: npy(array.astype("U5")),
+        lambda: npy(array.astype(np.float16)) if array.dtype.kind in "iuf" else npy(array),
+        lambda: npy(array.astype(complex)) if array.dtype.kind in "iuf" else npy(array),
+        lambda: npy(np.where(array > 0, np.inf, array)) if array.dtype.kind in "iuf" else npy(array),
+        lambda: npy(np.array([{"a": 1}], dtype=object)),
+        lambda: npy(array.astype(object)),
+        lambda: npy_header((10**12, 30), "<f4"),
+        lambda: npy_header((2**62, 2**62), "<f8"),
+        lambda: npy_header((-1, 30), "<f4"),
+        lambda: npy_header((12,), "|O") + b"cposix\nsystem\n",
+        lambda: members[name][: rng.integers(len(members[name]))],
+        lambda: None,
+    ]
+    members[name] = choose(ways, rng)()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
+        for member, content in members.items():
+            if content is not None:
+                out.writestr(choose([member, member, member, "../" + member], rng), content)
+
+
+def npy(array) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=True)
+    return content.getvalue()
+
+
+def npy_header(shape: tuple, kind: str) -> bytes:
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": kind, "fortran_order": False, "shape": shape})
+    return content.getvalue()
+
+
+def bomb_npz(file, secrets, rng):
+    """A gigabyte of zeros, in a few hundred kilobytes."""
+    with zipfile.ZipFile(file) as source:
+        names = source.namelist()
+    name = choose(names, rng)
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as out, out.open(name, "w") as member:
+        shape = choose([(2**28,), (2**18, 2**10), (2**14, 2**14)], rng)
+        member.write(npy_header(shape, "<f4"))
+        for _ in range(64):
+            member.write(bytes(2**24))
+
+
+def change_json(file, secrets, rng):
+    value = json.loads(file.read_text())
+    places = list(places_in(value))
+    odd = [
+        *(None, True, -1, 0, 1, 3, 0.5, 1e308, 10**6, 10**12, 10**40, "", "text", "../../etc", [], [[]], {}, {"a": 1}),
+        *([-1], [10**9], ["x"], [None], [0, 0], [10**6, 10**6], float("nan"), float("inf"), "x" * 10**5),
+    ]
+    for _ in range(rng.integers(1, 3)):
+        if places:
+            holder, key = choose(places, rng)
+            kind = rng.integers(4)
+            try:
+                if kind == 0:
+                    del holder[key]
+                elif kind == 1 and isinstance(holder[key], list):
+                    holder[key] = holder[key][:-1] if rng.random() < 0.5 else holder[key] + holder[key]
+                elif kind == 2 and isinstance(holder[key], (int, float)):
+                    holder[key] = choose([holder[key] + 1, -holder[key], holder[key] * 1000, holder[key] / 3], rng)
+                else:
+                    holder[key] = choose(odd, rng)
+            except (KeyError, IndexError):
+                pass
+    if rng.random() < 0.05:
+        value = choose([[], None, 3, "text", [value], json.loads("[" * 50 + "]" * 50)], rng)
+    file.write_text(json.dumps(value))
+
+
+def places_in(value):
+    """(holder, key) of all that a JSON value is made of."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inside:
+        yield value, key
+        yield from places_in(item)
+
+
+def nest_json(file, secrets, rng):
+    file.write_text('{"a": ' * 10**5 + "1" + "}" * 10**5)
+
+
+def change_safetensors(file, secrets, rng):
+    """The header of a safetensors file: shapes, types, places and names that it states."""
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    if length > len(content):
+        return flip_bytes(file, secrets, rng)
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    name = choose(sorted(key for key in header if key != "__metadata__"), rng)
+    entry = header[name]
+    begin, end = entry["data_offsets"]
+    ways = [
+        lambda: entry.update(shape=[10**9, 10**9]),
+        lambda: entry.update(shape=[-1]),
+        lambda: entry.update(shape=[]),
+        lambda: entry.update(shape=[entry["shape"][0] * 2 if entry["shape"] else 2, *entry["shape"][1:]]),
+        lambda: entry.update(shape=list(reversed(entry["shape"]))),
+        lambda: entry.update(shape=[1, *entry["shape"]]),
+        lambda: entry.update(dtype=choose(["F64", "F16", "I64", "BOOL", "U8", "F8_E4M3", "X", 3], rng)),
+        lambda: entry.update(dtype="I32"),
+        lambda: entry.update(data_offsets=[begin, end + 4]),
+        lambda: entry.update(data_offsets=[end, begin]),
+        lambda: entry.update(data_offsets=[0, 2**63]),
+        lambda: entry.update(data_offsets=[begin + 4, end + 4]),
+        lambda: header.pop(name),
+        lambda: header.update({name + ".more": header.pop(name)}),
+        lambda: header.update(__metadata__={"format": choose(["tf", "np", ""], rng)}),
+        lambda: header.update(__metadata__=3),
+    ]
+    choose(ways, rng)()
+    text = json.dumps(header).encode()
+    length = choose([len(text)] * 9 + [2**40], rng)
+    file.write_bytes(struct.pack("<Q", length) + text + data)
+
+
+def change_parquet(file, secrets, rng):
+    table = pa.parquet.read_table(file)
+    column = choose(table.column_names, rng)
+    place = table.column_names.index(column)
+    ways = [
+        lambda: table.drop_columns([column]),
+        lambda: table.slice(0, 0),
+        lambda: table.slice(1),
+        lambda: pa.concat_tables([table, table]),
+        lambda: table.set_column(place, column, pa.array([None] * len(table))),
+        lambda: table.set_column(place, column, pa.array(["text"] * len(table))),
+        lambda: table.set_column(place, column, pa.array([1.5] * len(table))),
+        lambda: table.set_column(place, column, pa.array([[1]] * len(table))),
+        lambda: table.set_column(place, column, pa.array([b"\xff"] * len(table))),
+        lambda: table.set_column(place, column, pa.array([{"a": 1}] * len(table))),
+        lambda: table.rename_columns([name + "s" if name == column else name for name in table.column_names]),
+        lambda: table.append_column(column, table.column(column)),
+    ]
+    pa.parquet.write_table(choose(ways, rng)(), file)
 
 
 ANY = [
@@ -386,6 +541,10 @@ WAYS = {
     ".npy": [change_npy] * 12,
     ".nii.gz": [change_nifti] * 12,
     ".arrow": [change_arrow] * 12,
+    ".npz": [*[change_npz] * 12, bomb_npz],
+    ".json": [*[change_json] * 12, nest_json],
+    ".safetensors": [change_safetensors] * 12,
+    ".parquet": [change_parquet] * 12,
     ".txt": [change_text] * 8 + [name_outside] * 4,
     "image": [change_image] * 12,
 }

@@ -449,3 +449,18 @@ def test_real_digits_stand_upright(tmp_path):
     rows = open_corpus(out).splits["train"]
     assert np.array_equal(np.asarray(rows[3]["image"]), source["stimTrn"][3].reshape(28, 28).T)
     assert np.array_equal(responses_of(rows, "subj01").fmri, source["fmriTrn"].astype(np.float32))
+
+
+@pytest.mark.parametrize("suffix", ["npz", "h5", "mat"])
+def test_arrays_that_unpack_to_far_more_than_is_stored_are_refused(tmp_path, monkeypatch, refused, suffix):
+    monkeypatch.setattr("visionflow_hf.corpus.files.MOST_UNPACKED", 2**20)
+    file, zeros = tmp_path / f"a.{suffix}", np.zeros((2**11, 2**10), np.float32)
+    if suffix == "npz":
+        np.savez_compressed(file, fmri=zeros)
+    elif suffix == "h5":
+        with h5py.File(file, "w") as out:
+            out.create_dataset("fmri", zeros.shape, zeros.dtype, chunks=(8, 8))  # of which no chunk is stored
+    else:
+        scipy.io.savemat(file, {"fmri": zeros}, do_compression=True)
+    refused(lambda: main(["prepare", "arrays", str(file), str(tmp_path / "out"), "--fmri", "fmri"]), "claims 0.0 GiB")
+    assert not (tmp_path / "out").exists()

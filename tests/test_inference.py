@@ -1,5 +1,6 @@
 """`encode` and `decode`: files in, files out, the round trip, and what they refuse."""
 
+import json
 import shutil
 
 import numpy as np
@@ -162,8 +163,22 @@ def test_a_model_folder_that_cannot_be_read_is_named(run, pictures, tmp_path, re
         weights.write_bytes(content)
         refused(lambda: encode(other, *pictures, "--subject", "subj01", "--output", tmp_path / "o.npz"), "no model at")
     weights.write_bytes(whole)
-    (other / "config.json").write_text("{")
-    refused(lambda: encode(other, *pictures, "--subject", "subj01", "--output", tmp_path / "o.npz"), "no model at")
+    config = json.loads((run / "config.json").read_text())
+    damaged = (
+        ("latent_dim", "x"),
+        ("image_size", 0.5),
+        ("vision_config", []),
+        ("subjects", None),
+    )
+    texts = ["{", "[]", '{"a":' * 10**4, *(json.dumps(config | {name: value}) for name, value in damaged)]
+    for text in texts:
+        (other / "config.json").write_text(text)
+        refused(lambda: encode(other, *pictures, "--subject", "subj01", "--output", tmp_path / "o.npz"), "no model at")
+    shutil.copy(run / "config.json", other)
+    processor = json.loads((run / "processor_config.json").read_text())
+    (other / "processor_config.json").write_text(json.dumps(processor | {"image_size": [16, 0.5]}))
+    message = "image_size is .16, 0.5. in the processor"
+    refused(lambda: encode(other, *pictures, "--subject", "subj01", "--output", tmp_path / "o.npz"), message)
 
 
 def test_debug_shows_the_traceback(run, tmp_path):

@@ -107,6 +107,60 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(corpus, run, tmp_pat
     assert_equal_weights(run, interrupted)
 
 
+@pytest.mark.parametrize("validated", [[], ["--validation_fraction", "0"]])
+def test_a_run_that_is_resumed_at_its_end_takes_no_further_step(corpus, tmp_path, validated):
+    ended = tmp_path / "run"
+    flags = [*validated, "--lr_scheduler_type", "constant", "--per_device_train_batch_size", "7"]  # ends within a pass
+    assert train(corpus, ended, *flags, "--max_steps", 4) == 0
+    before, card = weights(ended), (ended / "README.md").read_text()
+    for _ in range(2):
+        (ended / "config.json").unlink()  # as if it had been killed before the model was written
+        assert train(corpus, ended, *flags, "--max_steps", 4, "--resume_from_checkpoint", "auto") == 0
+        assert all(torch.equal(values, before[name]) for name, values in weights(ended).items())
+        assert (ended / "README.md").read_text() == card
+
+
+def test_auto_begins_a_run_anew_that_was_killed_before_its_first_checkpoint(corpus, tmp_path, monkeypatch, refused):
+    killed = tmp_path / "run"
+    killed.mkdir()
+    (killed / "arguments.yaml").write_text("max_steps: 2\n")
+    (killed / "checkpoint-1").mkdir()
+
+    def begun(splits, run, model_args, training_args, checkpoint):
+        assert checkpoint is None
+        train_module.begin(run, model_args, training_args)
+        assert {path.name for path in run.iterdir()} == {"arguments.yaml"}
+        raise UserError("it has begun")
+
+    monkeypatch.setattr(train_module, "train_on", begun)
+    refused(lambda: train(corpus, killed), "exists and is not empty")
+    refused(lambda: train(corpus, killed, "--resume_from_checkpoint", "auto"), "it has begun")
+    (killed / "other").mkdir(parents=True)
+    refused(lambda: train(corpus, killed, "--resume_from_checkpoint", "auto"), "exists and is not empty")
+
+
+def test_a_folder_with_a_config_holds_a_whole_model(corpus, tmp_path, monkeypatch):
+    """The card is the last file that is made; whatever fails before leaves no part of a model."""
+
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("visionflow_hf.hub.make_card", full_disk)
+    flags = ["--max_steps", 2, "--save_steps", 1]
+    assert train(corpus, tmp_path / "run", *flags) == 2
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"arguments.yaml", "trainer_state.json", "checkpoint-1", "checkpoint-2"}  # to resume from
+    monkeypatch.undo()
+    assert train(corpus, tmp_path / "run", *flags, "--resume_from_checkpoint", "auto") == 0
+    assert train(corpus, tmp_path / "run", *flags, "--overwrite") == 0
+    assert f'name, revision = "{tmp_path / "run"}"' in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_validation_is_as_often_as_checkpoints(tmp_path):
+    args = VisionFlowTrainingArguments(output_dir=str(tmp_path), save_steps=5)
+    assert args.eval_steps == 5 and args.load_best_model_at_end
+
+
 def test_resuming_from_nothing_begins_anew(corpus, run, tmp_path, refused):
     assert train(corpus, tmp_path / "run", "--resume_from_checkpoint", "auto") == 0
     assert_equal_weights(run, tmp_path / "run")
@@ -329,6 +383,8 @@ def test_images_are_composed_of_two_only_where_stimuli_are_few():
         ("model.safetensors", None, "no model.safetensors"),
         ("model.safetensors", 1000, "model.safetensors"),
         ("optimizer.pt", 1000, "optimizer.pt is cut short"),
+        ("rng_state.pth", 1000, "rng_state.pth is cut short"),
+        ("scheduler.pt", None, r"no scheduler.pt"),
     ],
 )
 def test_a_checkpoint_that_is_not_whole_is_passed_over(run, tmp_path, caplog, file, size, message):

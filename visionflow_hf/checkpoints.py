@@ -50,7 +50,11 @@ def missing_in(checkpoint: Path) -> str | None:
                 pass
         except (OSError, SafetensorError) as error:
             return f"{file.name}: {error}".splitlines()[0]
-    for name in ("optimizer.pt", "scheduler.pt"):
-        if (checkpoint / name).exists() and not zipfile.is_zipfile(checkpoint / name):
-            return f"{name} is cut short"
+    for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth"):
+        files = sorted(checkpoint.glob(pattern))
+        if not files:
+            return f"no {pattern}"
+        for file in files:
+            if not zipfile.is_zipfile(file):
+                return f"{file.name} is cut short"
     return None

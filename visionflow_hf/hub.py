@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -14,11 +15,13 @@ from huggingface_hub import (
     ModelCardData,
     eval_result_entries_to_yaml,
 )
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from visionflow_hf import __version__
 from visionflow_hf.cards import card_template, results_of, with_metadata, with_results
 from visionflow_hf.errors import UserError, count
+from visionflow_hf.folders import writing
 from visionflow_hf.hub_errors import hub_errors
 from visionflow_hf.metrics import LEAST_CEILING
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
@@ -36,6 +39,10 @@ from visionflow_hf.results import (
 
 logger = logging.getLogger(__name__)
 
+MODEL_ERRORS = (  # what transformers and the model raise on a damaged config, processor or weights
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError),
+    *(SafetensorError, StrictDataclassError),
+)
 TEMPLATE = card_template("model_card.md")
 RESULTS = ".eval_results"  # a file for each benchmark of the Hub
 PUSHED = (
@@ -46,18 +53,35 @@ PUSHED = (
 
 
 def save_model(
-    model: VisionFlowModel, processor: VisionFlowProcessor, folder: str | os.PathLike, training: dict
+    model: VisionFlowModel,
+    processor: VisionFlowProcessor,
+    folder: str | os.PathLike,
+    training: dict,
+    model_id: str | os.PathLike | None = None,
 ) -> None:
     """Write a model folder: config, weights, processor, remote code and a new model card.
+
+    All files are written first, and then take their names, config.json last: a folder with a config.json holds a whole
+    model.
 
     Args:
         training: what the card says about the training: `encoder`, `unit`, `n_stimuli`, `n_trials`, `steps`, `seed` and
             `data_license`; `base_model` and `datasets` where they have names on the Hub. The card's metadata keeps it.
+        model_id: the name by which the card loads the model; `folder` without.
     """
     folder = Path(folder)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    make_card(str(folder), model.config, training).save(folder / "README.md")
+    partial = folder / ".model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with writing(folder):
+            model.save_pretrained(partial)
+            processor.save_pretrained(partial)
+            make_card(str(model_id or folder), model.config, training).save(partial / "README.md")
+            (folder / "config.json").unlink(missing_ok=True)
+            for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+                file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def make_card(model_id: str, config: VisionFlowConfig, training: dict) -> ModelCard:
@@ -189,11 +213,11 @@ def load_model(
     try:
         model, found = VisionFlowModel.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True)
         processor = VisionFlowProcessor.from_pretrained(name)
-    except (OSError, ValueError, SafetensorError) as error:
+    except MODEL_ERRORS as error:
         if isinstance(error, OSError) and error.errno:
             file = f" ({error.filename})" if error.filename else ""
             raise UserError(f"model {name} cannot be read: {error.strerror}{file}") from error
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         if "safetensors" in reason and "fmri_statistics" not in reason:
             reason += " (only safetensors are read, since a pickle can run code)"
         raise UserError(f"no model at {name}: {reason}") from error
@@ -208,6 +232,12 @@ def load_model(
         processor.check_subjects(model.config)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
+    for size in ("image_size", "num_channels"):
+        ours, theirs = getattr(processor, size), getattr(model.config, size)
+        if ours != theirs:
+            raise UserError(
+                f"{name}: {size} is {ours} in the processor, {theirs} in the model; load both from one folder"
+            )
     return model.to(device), processor
 
 

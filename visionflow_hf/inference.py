@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from visionflow_hf.corpus.files import existing, pictures_in, reading
+from visionflow_hf.corpus.files import existing, pictures_in, reading, refuse_bombs
 from visionflow_hf.corpus.nifti import import_nibabel, is_nifti, write_volumes
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.errors import UserError
@@ -256,6 +256,7 @@ def read_fmri(file: Path) -> np.ndarray:
             with source:
                 if "fmri" not in source.files:
                     raise UserError(f"{file} has no array fmri: its keys are {', '.join(sorted(source.files))}")
+                refuse_bombs(source.zip, ["fmri.npy"])
                 fmri = source["fmri"]
         else:
             fmri = source

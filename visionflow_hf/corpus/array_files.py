@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import h5py
@@ -10,7 +10,15 @@ import numpy as np
 import scipy.io
 import scipy.sparse
 
-from visionflow_hf.corpus.files import existing, hdf5_dataset, open_hdf5, own_values, reading
+from visionflow_hf.corpus.files import (
+    existing,
+    hdf5_dataset,
+    open_hdf5,
+    own_values,
+    reading,
+    refuse_bomb,
+    refuse_bombs,
+)
 from visionflow_hf.errors import UserError
 
 
@@ -31,7 +39,9 @@ def read_arrays(file: str | os.PathLike, keys: Sequence[str]) -> dict[str, np.nd
                 return {key: read_hdf5(source, key, matlab=file.suffix == ".mat") for key in keys}
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as source:
+                refuse_bombs(source.zip, [f"{key}.npy" for key in keys])
                 return {key: source[key] for key in keys}
+        refuse_bomb_of_mat5(file, {key.split("/")[0] for key in keys})
         variables = scipy.io.loadmat(file, variable_names=[key.split("/")[0] for key in keys])
         return {key: read_mat5(variables, key, file) for key in keys}
 
@@ -56,6 +66,17 @@ def array_keys(file: str | os.PathLike) -> list[str]:
     raise UserError(f"{file} is neither .mat, .npz nor HDF5: give one of these")
 
 
+def refuse_bomb_of_mat5(file: Path, names: Collection[str]) -> None:
+    """`refuse_bomb` by the numbers of a .mat file before v7.3, whose variables may be compressed."""
+    try:
+        kinds = scipy.io.whosmat(file)
+    except TypeError:  # see `array_keys`
+        return
+    for name, shape, _ in kinds:
+        if name in names:
+            refuse_bomb(f"{name} of {file}", np.prod(shape, dtype=float), file.stat().st_size)
+
+
 def read_mat5(variables: dict, key: str, file: Path) -> np.ndarray:
     """One variable of a .mat file before v7.3, or one field of a struct."""
     name, *fields = key.split("/")
@@ -76,6 +97,7 @@ def read_mat5(variables: dict, key: str, file: Path) -> np.ndarray:
 def read_hdf5(source: h5py.File, key: str, matlab: bool) -> np.ndarray:
     """One dataset, in MATLAB's order of axes where MATLAB wrote it; its text as an array of str."""
     dataset = hdf5_dataset(source, key)
+    refuse_bomb(f"{key} of {source.filename}", dataset.nbytes, dataset.id.get_storage_size())
     array = dataset[()]
     if not matlab:
         return array

@@ -278,9 +278,9 @@ def stimulus_names(array: np.ndarray, hashes: list[str], key: str) -> list[str]:
 
 def plain_names(array: np.ndarray, trials: int, key: str) -> list[str]:
     """One string a trial; whole numbers lose a decimal point, MATLAB's cells and bytes become text."""
+    if array.size != trials:
+        raise UserError(f"{key} has {array.size} entries for {trials} trials: one name a trial is expected")
     values = [value.item() if isinstance(value, np.ndarray) and value.size == 1 else value for value in array.ravel()]
-    if len(values) != trials:
-        raise UserError(f"{key} has {len(values)} entries for {trials} trials: one name a trial is expected")
     names = []
     for value in values:
         if isinstance(value, bytes):

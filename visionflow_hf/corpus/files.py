@@ -3,13 +3,13 @@
 import lzma
 import os
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from tokenize import TokenError
-from zipfile import BadZipFile
 
 import h5py
 import numpy as np
@@ -21,8 +21,10 @@ from visionflow_hf.images import SUFFIXES
 
 FORMAT_ERRORS = (  # what the readers of HDF5, .mat, .npy, .npz, Arrow, NIfTI and text raise on damaged files
     *(OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, ArithmeticError, RuntimeError, MemoryError),
-    *(struct.error, zlib.error, lzma.LZMAError, BadZipFile, TokenError, MatReadError, pa.ArrowException),
+    *(struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile, TokenError, MatReadError, pa.ArrowException),
 )
+MOST_UNPACKED = 2**28  # bytes of an array that may be any multiple of what its file stores: a small file can claim any
+MOST_TIMES = 100  # as many bytes as are stored, beyond that
 BLOCK_BYTES = 64 * 2**20  # of a source that are in memory at a time
 
 
@@ -45,6 +47,23 @@ def existing(file: Path) -> Path:
     if not file.is_file():
         raise UserError(f"there is no file {file}")
     return file
+
+
+def refuse_bomb(name: str, unpacked: float, stored: int) -> None:
+    """Raise `UserError` where an array would fill memory with what a file of few bytes only claims to hold."""
+    if unpacked > max(MOST_UNPACKED, MOST_TIMES * stored):
+        raise UserError(
+            f"{name} claims {unpacked / 2**30:.1f} GiB, and {stored / 2**20:.1f} MiB are stored: it is damaged or "
+            f"empty; at most {MOST_TIMES} times as much is read"
+        )
+
+
+def refuse_bombs(archive: zipfile.ZipFile, names: Iterable[str]) -> None:
+    """`refuse_bomb` of members of an .npz file."""
+    for name in names:
+        if name in archive.namelist():
+            member = archive.getinfo(name)
+            refuse_bomb(f"{name} of {archive.filename}", member.file_size, member.compress_size)
 
 
 @contextmanager

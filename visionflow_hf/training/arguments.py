@@ -159,7 +159,8 @@ class VisionFlowTrainingArguments(TrainingArguments):
     )
     eval_strategy: str = field(default="steps", metadata={"help": "When to validate: no, steps or epoch."})
     eval_steps: float | None = field(
-        default=0.1, metadata={"help": "Steps between validations, or a share of all steps below 1."}
+        default=None,
+        metadata={"help": "Steps between validations, or a share of all steps below 1. Default: as --save_steps."},
     )
     save_steps: float = field(
         default=0.1, metadata={"help": "Steps between checkpoints, or a share of all steps below 1."}
@@ -199,6 +200,7 @@ class VisionFlowTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         check_numbers(self)
+        self.eval_steps = self.save_steps if self.eval_steps is None else self.eval_steps
         refuse_missing_loggers(self.report_to)
         bf16, fp16 = default_precision(self.use_cpu)
         undecided = not self.bf16 and not self.fp16

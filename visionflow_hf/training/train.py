@@ -46,11 +46,12 @@ FEWEST_TO_CHOOSE, ENOUGH_TO_CHOOSE = 4, 8  # train stimuli; held-out stimuli by 
 
 @dataclass
 class Trained:
-    """A trained model, its processor, and the Trainer's log history."""
+    """A trained model, its processor, the Trainer's log history, and the number of its steps."""
 
     model: VisionFlowModel
     processor: VisionFlowProcessor
     history: list[dict]
+    steps: int
 
 
 def train(
@@ -79,7 +80,8 @@ def train(
     put_back(run)
     folder = in_progress(run) if (run / "config.json").exists() else run
     checkpoint = find_checkpoint([folder, run], training_args.resume_from_checkpoint)
-    if checkpoint is None or not Path(checkpoint).absolute().is_relative_to(run.parent):
+    begun = training_args.resume_from_checkpoint == "auto" and is_unfinished(run)
+    if not begun and (checkpoint is None or not Path(checkpoint).absolute().is_relative_to(run.parent)):
         refuse_existing(run, training_args.overwrite, MARKER)
     first = training_args.process_index == 0
     PartialState().wait_for_everyone()  # until all have seen what is there
@@ -89,12 +91,11 @@ def train(
         if not first:
             return trained
         trained.model.voxels = voxels_known(trained.model, opened)
-        save_model(
-            trained.model, trained.processor, folder, description(trained, corpus, opened, model_args, training_args)
-        )
+        about = description(trained, corpus, opened, model_args, training_args)
+        save_model(trained.model, trained.processor, folder, about, model_id=run)
     except BaseException:
-        begun = first and checkpoint is None and (folder / MARKER).is_file()
-        if begun and folder.is_dir() and get_last_checkpoint(folder) is None:  # nothing to resume from
+        own = first and checkpoint is None and (folder / MARKER).is_file()
+        if own and folder.is_dir() and get_last_checkpoint(folder) is None:  # nothing to resume from
             shutil.rmtree(folder, ignore_errors=True)
         raise
     if folder != run:
@@ -132,7 +133,7 @@ def train_on(
         fit_new_subjects(model, processor, splits["train"], training_args.seed, training_args.stimulus_cache)
         if first:
             begin(run, model_args, training_args)
-        return Trained(model, processor, [])
+        return Trained(model, processor, [], 0)
     pairs, images = pairs_of(splits["train"]), images_alone(splits["train"])
     if model_args.from_model is None:
         processor = build_processor(splits["train"], model_args.image_size)
@@ -162,7 +163,7 @@ def train_on(
         part.requires_grad_(False)
     model.linear_logvar.requires_grad_(False)
     stages = [fitted] if validated or not held_out.stimuli else [fitted, trials]
-    history, shares = [], (0.0, 0.0)  # where nothing is held out to choose them
+    history, steps, shares = [], 0, (0.0, 0.0)  # where nothing is held out to choose them
     for own in stages:
         logger.info(f"image stage: {args.max_steps} steps on {len(own.stimuli)} of {len(trials.stimuli)} stimuli")
         size = args.train_batch_size * args.world_size
@@ -171,13 +172,14 @@ def train_on(
         trainer = run_trainer(model, processor, batches, validation, settings, resumed)
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         history += trainer.state.log_history
+        steps += trainer.state.global_step
         if own is fitted and held_out.stimuli and first:
             fit_fmri_side(model, fitted, stimuli, args.max_steps, args.seed, unpaired)
             few = len(trials.stimuli) < FEW_STIMULI
             shares = choose_shares(model, held_out, stimuli, args.seed, MLP_SHARES_OF_FEW if few else MLP_SHARES)
     merge_adapters(model)
     if not first:
-        return Trained(model, processor, history)
+        return Trained(model, processor, history, steps)
     trainer.save_state()
     if fitted is not trials or not held_out.stimuli:
         fit_fmri_side(model, trials, stimuli, args.max_steps, args.seed, unpaired)
@@ -186,7 +188,7 @@ def train_on(
     for part in fmri_side:
         part.requires_grad_(True)
     model.linear_logvar.requires_grad_(True)
-    return Trained(model, processor, history)
+    return Trained(model, processor, history, steps)
 
 
 def run_trainer(
@@ -309,7 +311,7 @@ def description(
         "n_images_alone": len(set(images["stimulus_id"])),
         "leakage": opened.leakage,
         "data_license": opened.license,
-        "steps": sum(entry["step"] for entry in trained.history if "train_runtime" in entry),
+        "steps": trained.steps,
         "seed": training_args.seed,
     }
 
@@ -329,11 +331,19 @@ def in_progress(run: Path) -> Path:
     return run.with_name(f".{run.name}.training")
 
 
+def is_unfinished(run: Path) -> bool:
+    """Whether a run was interrupted here before its model was written."""
+    return (run / MARKER).is_file() and not (run / "config.json").exists()
+
+
 def begin(
     run: Path, model_args: ModelArguments, training_args: VisionFlowTrainingArguments, empty: bool = True
 ) -> None:
     """The folder of the run, with its flags in it; emptied, but where a checkpoint in it is resumed from."""
-    if empty:
-        shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True, exist_ok=True)
+    for path in run.iterdir() if empty else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != MARKER:  # by which an interrupted run is known
+            path.unlink()
     (run / MARKER).write_text(yaml.safe_dump(told(model_args, training_args), sort_keys=False))

@@ -8,9 +8,10 @@ not frozen. The fMRI side is fitted to the latent when this stage has ended (see
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.utils import logging
 
 from visionflow_hf.modeling.augmentation import augment
@@ -62,6 +63,18 @@ class ImageTrainer(Trainer):
         super().__init__(*args, data_collator=dict, **kwargs)  # they come as batches
         self.distinct = len(self.train_dataset.stimulus_ids) + len(self.train_dataset.unpaired)
         self._sums: dict[str, list[torch.Tensor]] = {}
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """As in `Trainer`; a checkpoint of the last step is only loaded, where `Trainer` would take one step more."""
+        if resume_from_checkpoint is not None:
+            checkpoint = Path(resume_from_checkpoint)
+            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            if state.global_step >= self.args.max_steps:
+                best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+                self._load_from_checkpoint(str(checkpoint.with_name(Path(best).name) if best else checkpoint))
+                self.state = state
+                return
+        super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of the images and, unless a frozen encoder's features are at hand, of augmented copies.
