@@ -481,6 +481,11 @@ def add_prepare_flags(one: Parser) -> None:
         "--average-repeats", action="store_true", dest="average", help="one row per stimulus, the mean of its trials"
     )
     one.set_defaults(average=False)
+    one.add_argument(
+        "--stimuli-once",
+        action="store_true",
+        help="store each image once, as a file in OUT/stimuli that the rows name by its path, instead of in every row",
+    )
     add_number(one, "--seed", 0, "seed that draws the test split")
     add_overwrite(one, "corpus")
 
