@@ -523,6 +523,11 @@ def add_prepare_flags(one: Parser) -> None:
     )
     one.set_defaults(average=False)
     add_split_by(one, "draw the test split by stimulus, or by whole categories or sessions")
+    one.add_argument(
+        "--stimuli-once",
+        action="store_true",
+        help="store each image once, as a file in OUT/stimuli that the rows name by its path, instead of in every row",
+    )
     add_number(one, "--seed", 0, "seed that draws the test split")
     add_overwrite(one, "corpus")
 

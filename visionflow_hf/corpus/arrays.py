@@ -52,6 +52,7 @@ def prepare_arrays(
     test_fraction: float | None = None,
     average: bool = False,
     split_by: str = SPLIT_BY[0],
+    stimuli_once: bool = False,
     seed: int = 0,
     overwrite: bool = False,
     report: Callable[[str], None] = print,
@@ -73,6 +74,7 @@ def prepare_arrays(
             and draws a tenth otherwise.
         average: keep one row a stimulus, the mean of its trials.
         split_by: as in `write_source`.
+        stimuli_once: see `write_source`.
         report: called with one line for each thing that a user of the corpus should know.
 
     Raises:
@@ -86,8 +88,11 @@ def prepare_arrays(
         raise UserError(f"nothing is written without --fmri KEY; {command or 'no array looks like responses'}")
     about_voxels = VoxelKeys(rois, xyz, mask_volume, noise_ceiling)
     if images is None:
-        if test_images or test_fmri or image_shape or column_major or average:
-            raise UserError("without --images all is train: leave out --test-..., --image-shape and --average-repeats")
+        if test_images or test_fmri or image_shape or column_major or average or stimuli_once:
+            raise UserError(
+                "without --images all is train: leave out --test-..., --image-shape, --average-repeats and "
+                "--stimuli-once"
+            )
         write_fmri_alone(file, out, fmri, stimulus_ids, subject, about_voxels, overwrite, report)
         return
     if (test_images is None) != (test_fmri is None):
@@ -143,6 +148,7 @@ def prepare_arrays(
         out,
         test_fraction=test_fraction,
         average=average,
+        stimuli_once=stimuli_once,
         seed=seed,
         overwrite=overwrite,
         report=report,

@@ -12,12 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from tqdm import tqdm
 
 from visionflow_hf.corpus.categories import SIDE, clusters, small_copies
 from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_groups, number_repeats
-from visionflow_hf.corpus.schema import MARKER, OPTIONAL, SPLIT_BY, SPLITS, join_tables, voxel_table, write_splits
-from visionflow_hf.corpus.scratch import Picture, StoredResponses, gather_images, gather_responses
+from visionflow_hf.corpus.schema import (
+    MARKER,
+    OPTIONAL,
+    SPLIT_BY,
+    SPLITS,
+    STIMULI,
+    join_tables,
+    voxel_table,
+    write_splits,
+)
+from visionflow_hf.corpus.scratch import Picture, StoredResponses, gather_images, gather_responses, to_png
 from visionflow_hf.corpus.source import Source, Subject
 from visionflow_hf.corpus.splits import draw_groups, draw_test
 from visionflow_hf.errors import UserError, count
@@ -25,6 +35,8 @@ from visionflow_hf.folders import new_folder, refuse_existing
 from visionflow_hf.images import open_image
 
 TEST_FRACTION = 0.1
+
+SAMPLED = 8  # parts of a source whose first image is measured
 
 
 def prepare(
@@ -36,6 +48,7 @@ def prepare(
     report: Callable[[str], None] = print,
     test_fraction: float | None = None,
     average: bool = False,
+    stimuli_once: bool = False,
     seed: int = 0,
     num_proc: int = 1,
     split_by: str = SPLIT_BY[0],
@@ -50,7 +63,7 @@ def prepare(
     """
     refuse_existing(out, overwrite, MARKER)
     found = read(Path(source), report=report, **own)
-    write_source(found, out, test_fraction, average, seed, overwrite, num_proc, report, split_by)
+    write_source(found, out, test_fraction, average, stimuli_once, seed, overwrite, num_proc, report, split_by)
 
 
 def write_source(
@@ -58,6 +71,7 @@ def write_source(
     out: str | os.PathLike,
     test_fraction: float | None,
     average: bool,
+    stimuli_once: bool = False,
     seed: int = 0,
     overwrite: bool = False,
     num_proc: int = 1,
@@ -70,6 +84,7 @@ def write_source(
         test_fraction: about what share of the stimuli to draw as test, by a hash of their pixels; None keeps the
             splits of the source, and draws a tenth where it has none.
         average: keep one row a stimulus and subject, the mean of its trials.
+        stimuli_once: store each image once, as a file in the folder `stimuli`, and its path in the rows.
         num_proc: number of processes that read in parallel.
         report: called with one line for each thing that a user of the corpus should know.
         split_by: `category` draws whole categories of stimuli as test, which are clusters of images that look alike
@@ -85,7 +100,7 @@ def write_source(
     with new_folder(out, overwrite, marker=MARKER) as folder:
         scratch = folder / "scratch"
         scratch.mkdir()
-        refuse_full_disk(source, folder)
+        refuse_full_disk(source, folder, average, stimuli_once)
         pictures = gather_images(source, scratch, num_proc)
         responses = gather_responses(source, scratch, num_proc)
         left_out: dict[str, set[int]] = {}
@@ -107,9 +122,13 @@ def write_source(
             if len(constant):
                 report(f"{subject.name}: {count(constant, 'voxel')} constant in train: kept, standardised to 0")
             tables.append(table_of(subject, stored, average, report))
+        images = {name: partial(embedded, picture) for name, picture in pictures.items()}
+        if stimuli_once:
+            files = write_stimuli(pictures, folder)
+            images = {name: partial(referred, Path(out).absolute() / file) for name, file in files.items()}
         total = sum(len(set(one.stimuli) if average else one.stimuli) for one in source.subjects)
         with tqdm(total=total, desc="writing", unit=" rows", disable=None, leave=False) as bar:
-            rows = partial(corpus_rows, source, pictures, responses, splits, left_out, average, bar)
+            rows = partial(corpus_rows, source, images, responses, splits, left_out, average, bar)
             write_splits(
                 folder,
                 {name: partial(rows, name) for name in SPLITS if name in splits.values()},
@@ -121,14 +140,48 @@ def write_source(
         shutil.rmtree(scratch)
 
 
-def refuse_full_disk(source: Source, folder: Path) -> None:
-    """The responses lie on the disk twice while they are written."""
-    needed = sum(8 * len(subject.stimuli) * subject.num_voxels for subject in source.subjects)
+def refuse_full_disk(source: Source, folder: Path, average: bool, stimuli_once: bool) -> None:
+    """Images and responses are gathered on the disk, and then written to the rows of the corpus from there.
+
+    The bytes of an image are estimated from the first of up to eight parts of the source.
+    """
+    stimuli = len(set().union(*(subject.stimuli for subject in source.subjects)))
+    rows = [len(set(subject.stimuli) if average else subject.stimuli) for subject in source.subjects]
+    first = [next(part(), None) for part in source.images[:: -(-len(source.images) // SAMPLED)]]
+    sizes = [
+        len(image if isinstance(image, bytes) else to_png(Image.fromarray(image))) for _, image in filter(None, first)
+    ]
+    images = np.mean(sizes or 0) * (stimuli + (stimuli if stimuli_once else sum(rows)))
+    responses = sum(
+        4 * (len(subject.stimuli) + kept) * subject.num_voxels
+        for subject, kept in zip(source.subjects, rows, strict=True)
+    )
     free = shutil.disk_usage(folder).free
-    if needed > free:
+    if images + responses > free:
+        more = "" if stimuli_once or stimuli == sum(rows) else ", or less with --stimuli-once"
         raise UserError(
-            f"the responses need {needed / 2**30:.1f} GiB of disk beside the images, {free / 2**30:.1f} GiB are free"
+            f"the images need about {images / 2**30:.1f} GiB of disk{more}, the responses {responses / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free"
         )
+
+
+def write_stimuli(pictures: dict[str, Picture], folder: Path) -> dict[str, Path]:
+    """Each image as a file in `stimuli` of the folder; returns their paths in the folder."""
+    files = {name: Path(STIMULI, f"{place // 1000:03d}", f"{place:06d}") for place, name in enumerate(pictures)}
+    for name, file in files.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(pictures[name].read())
+    return files
+
+
+def embedded(picture: Picture) -> dict:
+    """An image with its bytes, as a row holds it."""
+    return {"bytes": picture.read(), "path": None}
+
+
+def referred(file: Path) -> dict:
+    """An image by its path, as a row holds it."""
+    return {"bytes": None, "path": str(file)}
 
 
 def assign_splits(
@@ -248,7 +301,7 @@ def table_of(subject: Subject, stored: StoredResponses, average: bool, report: C
 
 def corpus_rows(
     source: Source,
-    pictures: dict[str, Picture],
+    images: dict[str, Callable[[], dict]],
     responses: list[StoredResponses],
     splits: dict[str, str],
     left_out: dict[str, set[int]],
@@ -280,7 +333,7 @@ def corpus_rows(
             if "session" in columns:
                 more["session"] = ", ".join(dict.fromkeys(subject.sessions[trial] for trial in trials))
             yield more | {
-                "image": {"bytes": pictures[name].read(), "path": None},
+                "image": images[name](),
                 "fmri": stored.read(trials).mean(0, dtype=np.float64).astype(np.float32),
                 "subject": subject.name,
                 "stimulus_id": name,

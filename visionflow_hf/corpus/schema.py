@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import DatasetDict, Features, Image, List, Value, load_from_disk
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
 
 from visionflow_hf.corpus.checks import check_rows, check_trainable, check_voxels
 from visionflow_hf.corpus.from_hub import about_corpus, fetch_corpus, is_parquet, load_parquet, stream_corpus
-from visionflow_hf.corpus.leakage import Pictures, in_words, leakage, look, refusal, renamed, second_names
+from visionflow_hf.corpus.leakage import Pictures, in_words, leakage, look, refusal, renamed, replaced, second_names
 from visionflow_hf.corpus.shards import write_split
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import new_folder
@@ -39,6 +41,7 @@ KINDS = {  # what columns of other types than `FEATURES` may have
     "stimulus_id": lambda kind: isinstance(kind, Value) and kind.dtype in ("string", "large_string"),
     "repeat": lambda kind: isinstance(kind, Value) and kind.dtype.startswith(("int", "uint")),
 }
+STIMULI = "stimuli"  # the folder of the images where rows hold their paths
 MARKER = "dataset_dict.json"  # what `datasets` leaves in the folder of a DatasetDict
 
 
@@ -275,7 +278,20 @@ def read_splits(path: Path) -> DatasetDict:
             )
         if not len(split):
             raise UserError(f"split {name} of {path} has no rows")
-    return splits
+    return DatasetDict({name: found_again(split, path) for name, split in splits.items()})
+
+
+def found_again(split: Dataset, path: Path) -> Dataset:
+    """The split with the paths of its images in `stimuli`: the folder of the corpus may lie elsewhere than it did."""
+    folder = path.absolute() / STIMULI
+    images = pa.chunked_array(split.data["image"]) if folder.is_dir() else None
+    if images is None or pc.struct_field(images, "bytes").null_count < len(images):
+        return split
+    files = [
+        file and str(folder.joinpath(*Path(file).parts[-2:])) for file in pc.struct_field(images, "path").to_pylist()
+    ]
+    found = [file and {"bytes": None, "path": file} for file in files]
+    return replaced(split, "image", pa.array(found, images.type))
 
 
 def read_voxels(path: Path) -> pd.DataFrame:

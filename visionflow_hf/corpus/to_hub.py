@@ -5,7 +5,10 @@ import os
 import tempfile
 from pathlib import Path
 
+import pyarrow.compute as pc
 import yaml
+from datasets import Dataset
+from datasets.table import embed_table_storage
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from tqdm import tqdm
 
@@ -72,10 +75,18 @@ def write_shards(corpus: Corpus, folder: Path) -> None:
     """data/SPLIT-00000-of-00002.parquet and so on."""
     (folder / "data").mkdir()
     for name, split in corpus.splits.items():
-        shards = max(1, math.ceil(split.data.nbytes / SHARD_BYTES))
+        shards = max(1, math.ceil((split.data.nbytes + bytes_of_files(split)) / SHARD_BYTES))
         for index in tqdm(range(shards), desc=f"writing {name}", unit="shard", delay=3, leave=False):
             file = folder / "data" / f"{name}-{index:05d}-of-{shards:05d}.parquet"
-            split.shard(shards, index, contiguous=True).to_parquet(file)
+            rows = split.shard(shards, index, contiguous=True).with_format("arrow")[:]
+            Dataset(embed_table_storage(rows), info=split.info).to_parquet(file)
+
+
+def bytes_of_files(split: Dataset) -> int:
+    """The size of the images that the rows hold by their path."""
+    batches = split.select_columns("image").with_format("arrow").iter(1000)
+    files = (file for batch in batches for file in pc.struct_field(batch["image"], "path").to_pylist())
+    return sum(os.path.getsize(file) for file in files if file and os.path.isfile(file))
 
 
 def benchmark_of(name: str, source: str | None) -> dict:
