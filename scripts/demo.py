@@ -20,7 +20,7 @@ STEPS = (
 MINUTES = 5  # on two idle cores
 SILENCE = 8  # s, after which a line says that the step goes on
 END = """
-Done in {minutes} min. Open demo/report/report.html: images, their reconstructions, and all figures.
+Done after {time}. Open demo/report/report.html: images, their reconstructions, and all figures.
 
 Next:
   . .venv/bin/activate
@@ -53,7 +53,7 @@ def say_that_it_goes_on(begun: float) -> None:
     while True:
         time.sleep(1)
         if time.monotonic() - Heard.last > SILENCE:
-            print(f"  ... {clock(begun)}", flush=True)
+            print(f"  ... still at work, {clock(begun)}", flush=True)
 
 
 def demo() -> int:
@@ -66,7 +66,7 @@ def demo() -> int:
         status = main([*words, "--overwrite"])
         if status:
             return status
-    print(END.format(minutes=clock(begun)))
+    print(END.format(time=clock(begun)))
     return 0
 
 
