@@ -249,13 +249,13 @@ def test_few_stimuli_have_the_latent_alone(small):
 
 def test_responses_are_read_once(small, monkeypatch):
     _, processor, pairs, _, _, _ = small
-    from visionflow_hf.training import trials as module
+    from visionflow_hf.modeling import trials as module
 
     reads, read = [], module.responses_of
 
-    def watched(rows, subject):
-        reads.append(subject)
-        return read(rows, subject)
+    def watched(rows):
+        reads.extend(dict.fromkeys(rows["subject"]))
+        return read(rows)
 
     monkeypatch.setattr(module, "responses_of", watched)
     trials = Trials(pairs, processor)

@@ -73,6 +73,7 @@ def test_the_python_lines_of_the_docs_on_the_hub_run(reader):
     reader(opened + python_blocks(page) + f"\nassert raw.shape == (1, 30) and len(images) == 4\n{driven}")
 
 
+@pytest.mark.nightly  # 100 steps and two refits
 def test_the_python_lines_of_a_card_on_the_hub_run(reader, hub, tmp_path):
     card = hub.files("your-lab/digits")["README.md"].decode()
     blocks = python_blocks(card)

@@ -55,7 +55,7 @@ def log(run):
     return json.loads((run / "trainer_state.json").read_text())["log_history"]
 
 
-FITTED = ("linear_", "fmri_to_latent.", "latent_to_fmri.")  # when the Trainer has ended
+FITTED = ("linear_", "embedding_decoder.", "fmri_to_latent.", "latent_to_fmri.")  # when the Trainer has ended
 
 
 def test_losses_are_logged_by_name(run):

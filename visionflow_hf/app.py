@@ -22,12 +22,12 @@ from visionflow_hf.corpus.responses import images_of, pairs_of, responses_of
 from visionflow_hf.corpus.schema import Corpus, open_corpus
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation import brain, pictures
-from visionflow_hf.evaluation.baselines import RidgeBaseline
 from visionflow_hf.evaluation.page import picture, png
 from visionflow_hf.evaluation.predictions import check_subjects, decode_fmri, encode_images, to_array
 from visionflow_hf.evaluation.quality import VoxelScores
 from visionflow_hf.hub import load_model
 from visionflow_hf.metrics import cross_correlation
+from visionflow_hf.modeling.ridge import Ridge, fit_ridge
 
 MODEL_FOLDER = "model"  # in a Space that brings its model
 SAMPLES, CANDIDATES, STEPS = 4, 5, 9
@@ -66,7 +66,7 @@ class HeldOut:
     fmri: np.ndarray
     images: np.ndarray
     latents: torch.Tensor
-    ridge: RidgeBaseline
+    ridge: Ridge
 
 
 @dataclass
@@ -128,8 +128,10 @@ class Demo:
             _, latents = encode_images(self.model, self.processor, list(map(Image.fromarray, images)), subject)
             seen = responses_of(self.train, subject)
             seen_ids = list(dict.fromkeys(seen.stimulus_ids))
-            seen_images = self.images(self.train, seen_ids)
-            ridge = RidgeBaseline(seen, seen_ids, seen_images, self.processor, subject, self.model.device)
+            place = {stimulus: row for row, stimulus in enumerate(seen_ids)}
+            pixels = torch.from_numpy(self.images(self.train, seen_ids).reshape(len(seen_ids), -1)).float()
+            pixels = pixels[[place[stimulus] for stimulus in seen.stimulus_ids]]
+            ridge = fit_ridge(self.processor(fmri=seen.fmri, subject=subject)["fmri"], pixels, seen.stimulus_ids)
             latents = torch.from_numpy(latents)
             self.held_out[subject] = HeldOut(average.stimulus_ids, average.fmri, images, latents, ridge)
         return self.held_out[subject]
@@ -171,7 +173,8 @@ class Demo:
         if subject not in self.stimuli:
             return Decoded(reconstruction, samples, None, None, [], [])
         held_out = self.held_out_of(subject)
-        ridge = held_out.ridge.reconstruct(fmri[None])[0]
+        pixels = held_out.ridge.predict(batch["fmri"].cpu()).clamp(0, 255).round().byte()
+        ridge = pixels.numpy().reshape(held_out.images.shape[1:])
         likelihood = inference.likelihoods(self.model, self.processor, fmri[None], subject, held_out.latents)[0]
         order = np.argsort(-likelihood, kind="stable")
         candidates = [
