@@ -268,6 +268,7 @@ def test_pushed_under_another_name_an_edited_card_keeps_the_rest(fresh, report):
     ]
 
 
+@pytest.mark.nightly  # five commands, each in a process of its own
 def test_push_carries_the_figures_and_the_corpus_its_licence(fresh, corpus, tmp_path):
     with LoopbackHub() as hub:
         env = environment(hub, tmp_path / "home", HF_HUB_OFFLINE="0")

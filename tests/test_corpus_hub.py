@@ -93,6 +93,7 @@ def test_a_stranger_reads_every_value(hub, pushed, unpaired, tmp_path):
         assert (row["fmri"], row["image"] and np.array(row["image"]).tolist()) == (fmri, image)
 
 
+@pytest.mark.nightly
 def test_train_and_evaluate_by_name_online_and_then_offline(hub, pushed, unpaired, tmp_path):
     env = environment(hub, tmp_path / "home")
     flags = ["--max_steps", 4, "--disable_tqdm", "true", "--validation_fraction", 0.1, "--linear_dim", 0]
