@@ -19,7 +19,7 @@ import scipy.io
 from datasets import load_from_disk
 from faults_kills import SHORT, simulate
 from forked import poll, run, start
-from mutations import SECRET, spoil, write_secrets
+from mutations import LAYOUTS, SECRET, spoil, write_secrets
 from PIL import Image
 from sources import table_of
 from table import Row
@@ -29,21 +29,6 @@ from visionflow_hf.corpus import mosaic
 
 SECONDS, BYTES = 10, 2 * 2**30
 STUCK = 30  # seconds without a sign, in a library that hears no signal
-LAYOUTS = {
-    "algonauts_challenge": "algonauts23",
-    "algonauts_processed": "algonauts23",
-    "nsd": "nsd",
-    "god": "god",
-    "bold5000": "bold5000",
-    "bold5000_tables": "bold5000",
-    "things": "things",
-    "table": "table",
-    "table_of_arrays": "table",
-    "bids": "table",
-    "laion_fmri": "laion-fmri",
-    "mosaic_small": "mosaic",
-    "tvsd": "tvsd",
-}
 
 
 @dataclass

@@ -20,11 +20,11 @@ import torch
 from transformers.utils import logging
 
 from .augmentation import augment
+from .feature_spaces import BATCH
 from .latent_gaussian import Gaussian, LatentGaussian
 from .ridge import eigh
 from .trials import Trials
 
-BATCH = 64
 IMAGES = 4000  # augmented copies, at most about as many
 STEPS, TRIALS = 2000, 256  # trials a step
 LEARNING_RATE = 1e-3

@@ -34,7 +34,7 @@ from .ridge import (
     group_folds,
     held_out_predictions,
     likely_mean,
-    nnls,
+    stack,
 )
 from .trials import Trials
 
@@ -132,16 +132,6 @@ def pooling_fields(space: FeatureSpace) -> Iterator[tuple[slice, torch.Tensor]]:
         near = torch.exp(-((place - place[centres, None]) ** 2) / (2 * sigma**2))
         near = near / near.sum(1, keepdim=True)
         yield slice(0, len(space.read)), torch.einsum("ap,bq->abpq", near, near).flatten(2).flatten(0, 1)
-
-
-def stack(predictions: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-    """t = argmin |targets - sum_k t_k predictions_k|^2 with every t_k >= 0, `(models,)`.
-
-    Args:
-        predictions: of held-out stimuli by each model, tensors of the shape of `targets`, without their mean.
-    """
-    columns = torch.stack([one.flatten() for one in predictions], dim=1).cpu().double()  # MPS has no float64
-    return nnls(columns.T @ columns, columns.T @ targets.flatten().cpu().double()).float()
 
 
 @torch.no_grad()

@@ -24,7 +24,8 @@ def refined(
         fmri (`torch.Tensor` of shape `(batch, max_voxels)`): standardised.
         subject_ids (`torch.Tensor` of shape `(batch,)`): place of each row's subject.
     """
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        fmri = fmri.detach().clone()  # tensors of inference mode take no part in gradients
         latents = [one.mean.detach().clone().requires_grad_() for one in (posterior.learned, posterior.linear)]
         optimizer = torch.optim.Adam(latents, lr=STEP)
         for _ in range(steps):

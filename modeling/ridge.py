@@ -214,6 +214,16 @@ def eigh(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(part.to(products.device) for part in torch.linalg.eigh(products.cpu()))
 
 
+def stack(predictions: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    """t = argmin |targets - sum_k t_k predictions_k|^2 with every t_k >= 0, `(models,)`.
+
+    Args:
+        predictions: of held-out stimuli by each model, tensors of the shape of `targets`, without their mean.
+    """
+    columns = torch.stack([one.flatten() for one in predictions], dim=1).cpu().double()  # MPS has no float64
+    return nnls(columns.T @ columns, columns.T @ targets.flatten().cpu().double()).float()
+
+
 def nnls(products: torch.Tensor, with_targets: torch.Tensor) -> torch.Tensor:
     """t = argmin |y - X t|^2 with every t_k >= 0, from X'X `(columns, columns)` and X'y `(columns,)`.
 

@@ -18,13 +18,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from .feature_spaces import BATCH
 from .fmri_bridges import LEAST_NOISE, put
-from .ridge import BLOCK, FOLDS, WORKING_SET, Ridge, RidgePath, fit_ridge, group_folds, likely_mean
+from .ridge import BLOCK, FOLDS, WORKING_SET, Ridge, RidgePath, fit_ridge, group_folds, likely_mean, stack
 
 FEWEST_STIMULI = 4  # the least from which folds within folds within folds can be made
 MOST_KNOWN = 2000  # known voxels with which a new one is compared, shared out among the subjects
 PRIOR = 4000  # images decoded from the prior
-BATCH = 64
 
 Latents = tuple[torch.Tensor, torch.Tensor]  # means of z `(rows, latent_dim)` and of w `(rows, linear_dim)`
 
@@ -164,29 +164,12 @@ def stacked(
         levels[test] = targets[train].mean(0)
         for whole, ridge in zip(predicted, models(train), strict=True):
             whole[test] = ridge.predict(features[test]) - levels[test]
-    weights = two_weights(*(one[:, :judged] for one in predicted), (targets - levels)[:, :judged])
+    weights = stack([one[:, :judged] for one in predicted], (targets - levels)[:, :judged]).tolist()
     fitted = models(torch.arange(len(targets)))
     linear = sum(t * one.weights for t, one in zip(weights, fitted, strict=True))
     level = sum(t * one.intercept for t, one in zip(weights, fitted, strict=True))
     level = level + (1 - sum(weights)) * targets.mean(0)
     return Ridge(linear, level, 0.0), levels + sum(t * one for t, one in zip(weights, predicted, strict=True))
-
-
-def two_weights(one: torch.Tensor, other: torch.Tensor, targets: torch.Tensor) -> tuple[float, float]:
-    """t = argmin |targets - t_0 one - t_1 other|^2 with both t >= 0.
-
-    Args:
-        one, other, targets: of one shape, without their mean.
-    """
-    a, b, y = (values.flatten().cpu().double() for values in (one, other, targets))  # MPS has no float64
-    aa, bb, ab, ay, by = (float(p @ q) for p, q in ((a, a), (b, b), (a, b), (a, y), (b, y)))
-    determinant = aa * bb - ab**2
-    if determinant > 1e-12 * aa * bb:
-        first, second = (ay * bb - by * ab) / determinant, (by * aa - ay * ab) / determinant
-        if first >= 0 and second >= 0:
-            return first, second
-    first, second = max(ay, 0) / max(aa, 1e-300), max(by, 0) / max(bb, 1e-300)
-    return (first, 0.0) if first * max(ay, 0) >= second * max(by, 0) else (0.0, second)
 
 
 def fit_similar_voxels(known: torch.Tensor, fmri: torch.Tensor, stimulus_ids: Sequence[str]) -> Ridge:

@@ -17,6 +17,21 @@ import pyarrow.parquet
 import scipy.io
 from PIL import Image
 
+LAYOUTS = {  # functions of layouts.py that write a source, and the importer of each
+    "algonauts_challenge": "algonauts23",
+    "algonauts_processed": "algonauts23",
+    "nsd": "nsd",
+    "god": "god",
+    "bold5000": "bold5000",
+    "bold5000_tables": "bold5000",
+    "things": "things",
+    "table": "table",
+    "table_of_arrays": "table",
+    "bids": "table",
+    "laion_fmri": "laion-fmri",
+    "mosaic_small": "mosaic",
+    "tvsd": "tvsd",
+}
 SECRET = 12345.0  # what a file outside the source holds: no corpus may show it
 
 

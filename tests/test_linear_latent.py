@@ -18,10 +18,9 @@ from visionflow_hf.modeling.linear_latent import (
     Components,
     Encoding,
     fit_encoding,
-    stack,
     trust,
 )
-from visionflow_hf.modeling.ridge import GROUP_PENALTIES, likelihoods, likely_mean
+from visionflow_hf.modeling.ridge import GROUP_PENALTIES, likelihoods, likely_mean, stack
 from visionflow_hf.modeling.trials import Trials
 from visionflow_hf.stimuli import Stimuli
 

@@ -11,27 +11,12 @@ import layouts
 import numpy as np
 import pytest
 from datasets import load_from_disk
-from mutations import SECRET, spoil, write_secrets
+from mutations import LAYOUTS, SECRET, spoil, write_secrets
 from sources import prepare, prepare_table, small_mosaic
 
 from visionflow_hf.corpus.schema import open_corpus
 
 COUNT = int(os.environ.get("VISIONFLOW_MUTATIONS", "43"))
-LAYOUTS = {
-    "algonauts_challenge": "algonauts23",
-    "algonauts_processed": "algonauts23",
-    "nsd": "nsd",
-    "god": "god",
-    "bold5000": "bold5000",
-    "bold5000_tables": "bold5000",
-    "things": "things",
-    "table": "table",
-    "table_of_arrays": "table",
-    "bids": "table",
-    "laion_fmri": "laion-fmri",
-    "mosaic_small": "mosaic",
-    "tvsd": "tvsd",
-}
 MOST_SECONDS = 30  # a source of this size takes a fraction of one
 
 

@@ -12,7 +12,8 @@ from visionflow_hf.cli import main
 from visionflow_hf.corpus.schema import read_corpus
 from visionflow_hf.evaluation.evaluate import evaluate
 from visionflow_hf.hub import load_model
-from visionflow_hf.modeling.subject_fit import two_weights
+from visionflow_hf.modeling.ridge import nnls as weights_of
+from visionflow_hf.modeling.ridge import stack
 from visionflow_hf.training.arguments import ModelArguments
 from visionflow_hf.training.build import continue_model
 
@@ -102,15 +103,20 @@ def test_fit_subject_by_code(run, newcomer):
     assert model.config.subjects == ["subj01", "subj02", "ann"]
 
 
-def test_two_weights_are_those_of_nnls():
+def test_weights_of_models_are_those_of_scipy():
     rng = np.random.default_rng(0)
     for signs in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
         one, other, noise = rng.normal(size=(3, 50))
         other = other + one  # correlated
         targets = signs[0] * one + 0.3 * signs[1] * other + 0.1 * noise
-        expected, _ = nnls(np.stack([one, other], 1), targets)
-        np.testing.assert_allclose(two_weights(*map(torch.from_numpy, (one, other, targets))), expected, atol=1e-8)
-    assert two_weights(torch.zeros(3), torch.zeros(3), torch.ones(3)) == (0.0, 0.0)
+        columns = np.stack([one, other], 1)
+        expected, _ = nnls(columns, targets)
+        found = weights_of(*map(torch.from_numpy, (columns.T @ columns, columns.T @ targets)))
+        np.testing.assert_allclose(found, expected, atol=1e-8)
+        np.testing.assert_allclose(
+            stack(list(map(torch.from_numpy, (one, other))), torch.from_numpy(targets)), found, rtol=1e-6
+        )
+    assert stack([torch.zeros(3), torch.zeros(3)], torch.ones(3)).tolist() == [0.0, 0.0]
 
 
 def test_what_is_shared_is_kept(run, newcomer, tmp_path):

@@ -47,6 +47,13 @@ def test_a_row_does_not_depend_on_its_batch_and_weights_get_no_gradient(loaded, 
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_in_inference_mode_it_is_the_same(loaded, batch):
+    model, _ = loaded
+    with torch.inference_mode():
+        found = model.reconstruct_image(**{name: values.clone() for name, values in batch.items()}, refine=3)
+    torch.testing.assert_close(found.clone(), model.reconstruct_image(**batch, refine=3), atol=1e-5, rtol=0)
+
+
 def test_samples_are_not_refined(loaded, batch):
     with pytest.raises(ValueError, match="give one of them"):
         loaded[0].reconstruct_image(**batch, refine=2, num_samples=3)

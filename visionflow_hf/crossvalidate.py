@@ -21,7 +21,7 @@ from visionflow_hf.corpus.schema import SPLIT_BY, Corpus, open_corpus
 from visionflow_hf.corpus.splits import category_folds, session_folds, stimulus_folds
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.perceptual import require_networks
-from visionflow_hf.evaluation.predictions import OF_VOXELS, concatenate, owner, predict
+from visionflow_hf.evaluation.predictions import OF_VOXELS, concatenate, embeddings_of, owner, predict
 from visionflow_hf.evaluation.report import MARKER, write_report
 from visionflow_hf.folders import new_folder, refuse_existing
 from visionflow_hf.processes import cores, run
@@ -146,9 +146,7 @@ def features_of(
         return small_copies(images_of(rows, names)), f"clusters of images that look alike ({SIDE} x {SIDE} px)"
     model = build_model(processor, model_args, rows).to(training_args.device)
     stimuli = Stimuli(processor, [rows], model, training_args.stimulus_cache)
-    width = model.config.feature_widths[-1]  # of the class token, or the mean token, of the last layer
-    start = sum(model.config.feature_widths[:-1]) * (1 + model.config.feature_grid**2)
-    embedded = stimuli.image_features(names, with_linear=False)[:, start : start + width].float().cpu().numpy()
+    embedded = embeddings_of(stimuli, model, names).cpu().numpy()
     return embedded / np.linalg.norm(embedded, axis=1, keepdims=True), f"clusters of embeddings by {encoder}"
 
 
