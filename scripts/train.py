@@ -2,8 +2,8 @@
 
     python scripts/train.py CORPUS MODEL [--max_steps N]
 
-All weights start at random and all four losses are minimised together. `visionflow train` chooses the same sizes, but
-trains otherwise (docs/training.md), and better on small corpora.
+All weights start at random and all four losses are minimised together; `refit_callback` then fits the fMRI side to the
+train rows. `visionflow train` chooses the same sizes, but trains otherwise (docs/training.md).
 """
 
 import argparse
@@ -55,6 +55,7 @@ def main() -> None:
         eval_dataset=corpus["test"],
         processing_class=processor,
         compute_metrics=compute_metrics,
+        callbacks=[model.refit_callback()],
     )
     trainer.train()
     trainer.save_model()
