@@ -2,4 +2,4 @@
 # Arguments: what to install.
 [ -d .venv ] || python3 -m venv .venv
 . .venv/bin/activate
-python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$@"
+python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt "$@"

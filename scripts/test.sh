@@ -14,4 +14,4 @@ fi
 
 ruff check .
 ruff format --check .
-python -m pytest --numprocesses 2 "$@"
+python -m pytest --numprocesses 2 --dist loadgroup "$@"

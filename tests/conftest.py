@@ -24,6 +24,15 @@ FOLDS = ("--folds", "2", "--max_steps", "10", "--disable_tqdm", "true", "--seed"
 REAL_DATA = Path(os.environ.get("VISIONFLOW_DATA", ROOT.parent / "shared" / "data"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What a module makes once is made by one of the processes that run tests (`--dist loadgroup`)."""
+    for item in items:
+        made = [definitions[-1].scope for definitions in item._fixtureinfo.name2fixturedefs.values()]
+        if "module" in made:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory) -> Callable:
     """`once(name, make)`: the folder `name`, which `make(folder)` fills once for all processes that run tests."""

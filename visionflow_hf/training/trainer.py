@@ -2,9 +2,8 @@
 
     loss = image_weight * loss_image + kl_weight * loss_kl
 
-The images are augmented copies of the stimuli and of images without fMRI, or these themselves where a frozen encoder's
-features are kept. The encoder is trained too where it is not frozen. The fMRI side is fitted to the latent when this
-stage has ended (see `train`).
+The images are the stimuli, images without fMRI, and augmented copies of both. The encoder is trained too where it is
+not frozen. The fMRI side is fitted to the latent when this stage has ended (see `train`).
 """
 
 import math
@@ -78,12 +77,14 @@ class ImageTrainer(Trainer):
         super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The loss of a batch, augmented unless a frozen encoder's features are at hand.
+        """The loss of the images and, unless a frozen encoder's features are at hand, of augmented copies.
 
-        No image comes as it is, so that the decoder memorises none.
+        Without validation the corpus is small: then no image comes as it is, so that the decoder memorises none.
         """
         if model.training and "image_features" not in inputs:
-            inputs = {"pixel_values": augment(inputs["pixel_values"], self.distinct)}
+            pixels = inputs["pixel_values"]
+            first = augment(pixels, self.distinct) if self.eval_dataset is None else pixels
+            inputs = {"pixel_values": torch.cat([first, augment(pixels, self.distinct)])}
         outputs = model(**inputs)
         for name in LOSSES:
             self._sums.setdefault(name if model.training else f"eval_{name}", []).append(outputs[name].detach().mean())
