@@ -164,8 +164,9 @@ def train_on(
     model.linear_logvar.requires_grad_(False)
     stages = [fitted] if validated or not held_out.stimuli else [fitted, trials]
     history, steps, shares = [], 0, (0.0, 0.0)  # where nothing is held out to choose them
-    for own in stages:
-        logger.info(f"image stage: {args.max_steps} steps on {len(own.stimuli)} of {len(trials.stimuli)} stimuli")
+    for number, own in enumerate(stages, start=1):
+        which = f"image stage {number} of {len(stages)}"
+        logger.info(f"{which}: {args.max_steps} steps on {len(own.stimuli)} of {len(trials.stimuli)} stimuli")
         size = args.train_batch_size * args.world_size
         batches = ImageBatches(stimuli, own.stimuli, unpaired, size, with_linear=False)
         settings, resumed = (args, checkpoint) if own is stages[-1] else (unsaved(args), None)
