@@ -390,7 +390,8 @@ def parser(argv: Sequence[str] = ()) -> Parser:
         "--output",
         required=True,
         metavar="FILE",
-        help=".npz file for the responses (images, voxels), or .nii.gz for a brain image (x, y, z, images)",
+        help=".npz file for the responses (images, voxels), .nii.gz for a brain image (x, y, z, images), or .gii for "
+        "the surface fsaverage, one file a hemisphere",
     )
     one.add_argument("--rois", nargs="+", metavar="NAME", help="regions whose voxels are predicted (default: all)")
     add_device(one)
@@ -622,8 +623,8 @@ def evaluate(run: str, corpus: str, out: str, **flags) -> None:
 def encode(run: str, images: list[str], output: str, **flags) -> None:
     from visionflow_hf import inference
 
-    inference.encode(run, images, output=output, **flags)
-    print(f"wrote {output}")
+    files = inference.encode(run, images, output=output, **flags)
+    print(f"wrote {' and '.join(map(str, files))}")
 
 
 def decode(run: str, file: str, output: str, **flags) -> None:
