@@ -208,8 +208,8 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one.add_argument(
         "--fmri",
         metavar="KEY",
-        help="name of the array of responses (trials, voxels); without it, the arrays in FILE are listed and a command "
-        "is proposed",
+        help="name of the array of responses (trials, voxels); {subject} in it, as in '{subject}/fmri', stands for "
+        "several subjects, in other keys too; without it, the arrays in FILE are listed and a command is proposed",
     )
     one.add_argument("--test-images", metavar="KEY", help="images of the test split (default: it is drawn by stimulus)")
     one.add_argument("--test-fmri", metavar="KEY", help="responses of the test split")
@@ -223,7 +223,9 @@ def parser(argv: Sequence[str] = ()) -> Parser:
         "--stimulus-ids", metavar="KEY", help="name or number of each trial's stimulus (default: a hash of its pixels)"
     )
     one.add_argument("--test-stimulus-ids", metavar="KEY", help="the same for the test split")
-    one.add_argument("--subject", default="subj01", metavar="NAME", help="name of the subject (default: %(default)s)")
+    one.add_argument("--category", metavar="KEY", help="category of each trial's stimulus, for --split-by category")
+    one.add_argument("--test-category", metavar="KEY", help="the same for the test split")
+    one.add_argument("--subject", metavar="NAME", help="name of the only subject (default: subj01)")
     one.add_argument(
         "--rois",
         nargs="+",
