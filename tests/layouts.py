@@ -475,3 +475,47 @@ def matlab_text(file: h5py.File, text: str) -> h5py.Reference:
     cell = cells.create_dataset(f"c{len(cells)}", data=np.array([[ord(letter)] for letter in text], np.uint16))
     cell.attrs["MATLAB_class"] = np.bytes_("char")
     return cell.ref
+
+
+def put(file: h5py.File, name: str, value) -> h5py.HLObject:
+    """One MATLAB value as v7.3 stores it: structs are groups, cells are references, arrays have their axes reversed."""
+    if isinstance(value, dict):
+        group = file.create_group(name)
+        group.attrs["MATLAB_class"] = np.bytes_("struct")
+        for field, inner in value.items():
+            put(file, f"{name}/{field}", inner)
+        return group
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        cells = file.create_dataset(name, value.shape[::-1], dtype=h5py.ref_dtype)
+        cells.attrs["MATLAB_class"] = np.bytes_("cell")
+        for place, inner in np.ndenumerate(value):
+            number = len(file.require_group("#refs#"))
+            cells[place[::-1]] = put(file, f"#refs#/{number}", inner).ref
+        return cells
+    if isinstance(value, str):
+        stored = file.create_dataset(name, data=np.array([[ord(letter)] for letter in value], np.uint16))
+        stored.attrs["MATLAB_class"] = np.bytes_("char")
+        return stored
+    return file.create_dataset(name, data=np.asarray(value).T)
+
+
+def seven(path: Path, **values) -> None:
+    """A .mat file as MATLAB writes it since v7.3: HDF5 with a user block."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, value in values.items():
+            put(file, name, value)
+    with open(path, "r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
+
+
+def five(path: Path, **values) -> None:
+    """A .mat file before v7.3."""
+    scipy.io.savemat(path, values)
+
+
+def cells(*values, shape=None) -> np.ndarray:
+    """A cell array, filled down its columns as MATLAB counts."""
+    array = np.empty(len(values), dtype=object)
+    for number, value in enumerate(values):
+        array[number] = value
+    return array.reshape(shape or (1, -1), order="F")

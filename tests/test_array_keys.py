@@ -6,9 +6,8 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.io
 from datasets import load_from_disk
-from test_arrays import matlab73
+from layouts import cells, five, seven
 
 from visionflow_hf.cli import main
 
@@ -17,47 +16,6 @@ IMAGES = RNG.integers(0, 256, (12, 5, 4), dtype=np.uint8)
 FMRI = {"ann": RNG.normal(size=(12, 6)), "bob": RNG.normal(size=(12, 3))}
 KINDS = ["face", "house", "tool", "body"]
 LABELS = [KINDS[number % 4] for number in range(12)]
-
-
-def put(file: h5py.File, name: str, value) -> h5py.HLObject:
-    """One MATLAB value as v7.3 stores it: structs are groups, cells are references, arrays have their axes reversed."""
-    if isinstance(value, dict):
-        group = file.create_group(name)
-        group.attrs["MATLAB_class"] = np.bytes_("struct")
-        for field, inner in value.items():
-            put(file, f"{name}/{field}", inner)
-        return group
-    if isinstance(value, np.ndarray) and value.dtype == object:
-        cells = file.create_dataset(name, value.shape[::-1], dtype=h5py.ref_dtype)
-        cells.attrs["MATLAB_class"] = np.bytes_("cell")
-        for place, inner in np.ndenumerate(value):
-            number = len(file.require_group("#refs#"))
-            cells[place[::-1]] = put(file, f"#refs#/{number}", inner).ref
-        return cells
-    if isinstance(value, str):
-        stored = file.create_dataset(name, data=np.array([[ord(letter)] for letter in value], np.uint16))
-        stored.attrs["MATLAB_class"] = np.bytes_("char")
-        return stored
-    return file.create_dataset(name, data=np.asarray(value).T)
-
-
-def seven(path, **values):
-    matlab73(path)
-    with h5py.File(path, "r+") as file:
-        for name, value in values.items():
-            put(file, name, value)
-
-
-def five(path, **values):
-    scipy.io.savemat(path, values)
-
-
-def cells(*values, shape=None) -> np.ndarray:
-    """A cell array, filled down its columns as MATLAB counts."""
-    array = np.empty(len(values), dtype=object)
-    for number, value in enumerate(values):
-        array[number] = value
-    return array.reshape(shape or (1, -1), order="F")
 
 
 def prepare(path, out, *flags) -> int:
@@ -235,3 +193,18 @@ def test_the_listing_names_cells_and_proposes_all_subjects(tmp_path, write, caps
     assert main(command) == 0
     assert_subjects(tmp_path / "out", names=("S1", "S2"))
     assert set(rows_of(tmp_path / "out")["category"]) == set(KINDS)
+
+
+def test_text_of_hdf5_is_no_cell_array(tmp_path, refused):
+    """Both have the type object for NumPy."""
+    seven(tmp_path / "d.mat", images=IMAGES, s={"fmri": FMRI["ann"]})
+    with h5py.File(tmp_path / "d.mat", "r+") as file:
+        file["t"] = "images"
+        file["u"] = ["images", "s/fmri"]
+    flags = ["--images", "images", "--fmri"]
+    assert prepare(tmp_path / "d.mat", tmp_path / "out", *flags, "{subject}/fmri") == 0
+    refused(lambda: prepare(tmp_path / "d.mat", tmp_path / "no", *flags, "u/1"), "u of .*d.mat has 0 cells")
+    refused(lambda: prepare(tmp_path / "d.mat", tmp_path / "no", *flags, "t"), "t has shape .*and type")
+    refused(
+        lambda: prepare(tmp_path / "d.mat", tmp_path / "no"), "nothing is written without --fmri KEY; to begin with"
+    )

@@ -109,10 +109,10 @@ def read_hdf5(source: h5py.File, key: str, matlab: bool) -> np.ndarray:
     """One dataset, in MATLAB's order of axes where MATLAB wrote it; its text as an array of str."""
     dataset = matlab_dataset(source, key) if matlab else hdf5_dataset(source, key)
     refuse_bomb(f"{key} of {source.filename}", dataset.nbytes, dataset.id.get_storage_size())
-    array = dataset[()]
+    array = np.asarray(dataset[()])
     if not matlab:
         return array
-    if array.dtype == h5py.ref_dtype:  # a cell array
+    if is_cell_array(dataset):
         cells = [own_values(source[reference], f"a cell of {key}") for reference in array.T.ravel()]
         values = [
             "" if is_empty(cell) else text_of(cell[()].T.ravel()) if is_text(cell) else cell[()].T for cell in cells
@@ -128,7 +128,7 @@ def matlab_dataset(source: h5py.File, key: str) -> h5py.Dataset:
     item, name = source, ""
     for part in key.split("/"):
         if isinstance(item, h5py.Dataset):
-            references = own_values(item, name)[()].ravel() if item.dtype == h5py.ref_dtype else []
+            references = np.ravel(own_values(item, name)[()]) if is_cell_array(item) else []
             refuse_absent_cell(int(part) if part.isdecimal() else 0, len(references), name, source.filename)
             item = source[references[int(part) - 1]]
         else:
@@ -146,6 +146,11 @@ def matlab_dataset(source: h5py.File, key: str) -> h5py.Dataset:
 def refuse_absent_cell(number: int, cells: int, name: str, file: str | os.PathLike) -> None:
     if not 1 <= number <= cells:
         raise UserError(f"{name} of {file} has {cells} cells: there is no {name}/{number}")
+
+
+def is_cell_array(dataset: h5py.Dataset) -> bool:
+    """Whether it holds references, as MATLAB's cells do; its dtype alone equals that of text."""
+    return h5py.check_ref_dtype(dataset.dtype) is h5py.Reference
 
 
 def is_empty(dataset: h5py.Dataset) -> bool:
@@ -200,8 +205,8 @@ def hdf5_paths(item: h5py.HLObject, name: str, cells: int = 0) -> Iterator[str]:
                 yield from hdf5_paths(item[key], f"{name}/{key}".lstrip("/"), cells)
         return
     yield name
-    if item.dtype == h5py.ref_dtype and cells < MOST_NESTED:
-        for number, reference in enumerate(own_values(item, name)[()].ravel(), start=1):
+    if is_cell_array(item) and cells < MOST_NESTED:
+        for number, reference in enumerate(np.ravel(own_values(item, name)[()]), start=1):
             yield from hdf5_paths(item.file[reference], f"{name}/{number}", cells + 1)
 
 

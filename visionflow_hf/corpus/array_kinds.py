@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import scipy.io
 
-from visionflow_hf.corpus.array_files import array_keys, is_text
+from visionflow_hf.corpus.array_files import array_keys, is_cell_array, is_text
 from visionflow_hf.corpus.files import open_hdf5, own_values, reading
 
 
@@ -55,8 +55,8 @@ def cell_kind(cells: Sequence[tuple[tuple[int, ...], str]]) -> str:
 
 def hdf5_kind(dataset: h5py.Dataset, matlab: bool) -> tuple[tuple[int, ...], str]:
     shape = dataset.shape[::-1] if matlab else dataset.shape
-    if dataset.dtype == h5py.ref_dtype:
-        cells = [dataset.file[reference] for reference in own_values(dataset, dataset.name)[()].ravel()]
+    if is_cell_array(dataset):
+        cells = [dataset.file[reference] for reference in np.ravel(own_values(dataset, dataset.name)[()])]
         return shape, cell_kind([hdf5_cell(cell) for cell in cells])
     if matlab and "MATLAB_object_decode" in dataset.attrs:
         return shape, f"MATLAB {dataset.attrs.get('MATLAB_class', b'object').decode()}"
@@ -66,7 +66,7 @@ def hdf5_kind(dataset: h5py.Dataset, matlab: bool) -> tuple[tuple[int, ...], str
 def hdf5_cell(cell: h5py.HLObject) -> tuple[tuple[int, ...], str]:
     if not isinstance(cell, h5py.Dataset):
         return (), "struct"
-    return (cell.shape, "cell") if cell.dtype == h5py.ref_dtype else hdf5_kind(cell, matlab=True)
+    return (cell.shape, "cell") if is_cell_array(cell) else hdf5_kind(cell, matlab=True)
 
 
 def npy_kind(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], str]:
