@@ -157,6 +157,8 @@ def test_categories_of_given_splits_and_of_repeats(tmp_path, refused):
         assert rows["category"].tolist() == list(map(str, numbers)) and rows["split"].tolist()[8:] == ["test"] * 4
     refused(lambda: prepare(tmp_path / "d.npz", tmp_path / "no", *flags), "categories of train alone: give --test-cat")
     refused(lambda: prepare(tmp_path / "d.npz", tmp_path / "no", *flags[:4], "--category", "tk"), "4 entries for 8 tri")
+    only_test = [*flags[:-2], "--test-category", "tk"]
+    refused(lambda: prepare(tmp_path / "d.npz", tmp_path / "no", *only_test), "--test-category needs --category")
     np.savez(tmp_path / "r.npz", i=IMAGES[[0, 1, 0]], f=fmri[:3], k=["a", "b", "c"], n=["x", "y", "x"])
     flags = ["--images", "i", "--fmri", "f", "--category", "k", "--stimulus-ids", "n"]
     refused(lambda: prepare(tmp_path / "r.npz", tmp_path / "no", *flags), "stimulus x of k has several categories")

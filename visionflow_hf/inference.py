@@ -79,9 +79,9 @@ def encode(
             partials = [stack.enter_context(temporary(file)) for file in halves.values()]
             for side, partial, (voxels, vertices) in zip(halves, partials, surface.values(), strict=True):
                 kept = np.isin(voxels, chosen)
+                shown = fmri[:, voxels[kept]]
                 with partial.open("wb") as stream:
-                    names = arrays["image"]
-                    write_hemisphere(stream, side, fmri[:, voxels[kept]], names, vertices[kept], FSAVERAGE)
+                    write_hemisphere(stream, side, shown, arrays["image"], vertices[kept], FSAVERAGE)
         return list(halves.values())
     fmri = fmri[:, chosen]
     with writing(output), temporary(output) as partial, open_binary(partial, output) as stream:

@@ -131,6 +131,8 @@ def prepare_arrays(
         raise UserError("a test split needs both --test-images and --test-fmri")
     if (test_stimulus_ids or test_category) and not test_images:
         raise UserError("--test-stimulus-ids and --test-category name the trials of --test-images: give that too")
+    if test_category and not category:
+        raise UserError("--test-category needs --category, for the trials of train")
     keys = TrialKeys(images, fmri, test_images, test_fmri, stimulus_ids, test_stimulus_ids, category, test_category)
     subjects, pictures, trials = [], [], []
     for name in named_subjects(file, keys, about_voxels, subject):
