@@ -182,6 +182,29 @@ def readers(work: Path) -> Iterator[Reader]:
             lambda folder, write=write, suffix=suffix: write(folder / f"a.{suffix}"),
             lambda source, out, suffix=suffix: ["prepare", "arrays", source / f"a.{suffix}", out, *arrays],
         )
+    voxels = ["--rois", "masks", "regions", "--mask-volume", "brain"]
+    voxels += ["--noise-ceiling", "ceiling", "--category", "kind"]
+    for name, suffix in (("mat5", "mat"), ("mat73", "mat"), ("npz", "npz"), ("h5", "h5")):
+        yield Reader(
+            f"arrays with voxels {name}",
+            lambda folder, name=name, suffix=suffix: with_voxels(folder / f"a.{suffix}", name),
+            lambda source, out, suffix=suffix: ["prepare", "arrays", source / f"a.{suffix}", out, *arrays, *voxels],
+        )
+    subjects = ["--images", "images", "--fmri", "{subject}/fmri", "--rois", "{subject}/roi", "--xyz", "{subject}/xyz"]
+    for name, write in (("mat5", layouts.five), ("mat73", layouts.seven)):
+        yield Reader(
+            f"arrays of subjects {name}",
+            lambda folder, write=write: of_subjects(folder / "a.mat", write),
+            lambda source, out: ["prepare", "arrays", source / "a.mat", out, *subjects],
+        )
+        yield Reader(
+            f"arrays in cells {name}",
+            lambda folder, write=write: in_cells(folder / "a.mat", write),
+            lambda source, out: [
+                *("prepare", "arrays", source / "a.mat", out, "--images", "images", "--fmri", "fmri/{subject}"),
+                *("--stimulus-ids", "ids", "--category", "kind"),
+            ],
+        )
     for writer, layout in LAYOUTS.items():
         yield Reader(
             f"layout {writer}",
@@ -284,6 +307,41 @@ def mat73(file: Path) -> None:
             out[name] = array.T
     with open(file, "r+b") as out:
         out.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
+
+
+def with_voxels(file: Path, name: str) -> None:
+    """Regions as volumes, the mask, ceilings and categories beside `some`."""
+    rng = np.random.default_rng(1)
+    brain = np.zeros(24)
+    brain[rng.permutation(24)[:7]] = 1
+    brain = brain.reshape(2, 3, 4)
+    values = some() | {"brain": brain, "ceiling": rng.random(7), "masks": np.stack([brain, brain * (brain > 2), brain])}
+    values |= {"regions": np.array([1.0, 2, 3]), "kind": np.arange(12) % 3}
+    if name == "npz":
+        np.savez(file, **values)
+    elif name == "h5":
+        with h5py.File(file, "w") as out:
+            for key, array in values.items():
+                out.create_dataset(key, data=array, chunks=True, compression="gzip")
+    else:
+        {"mat5": layouts.five, "mat73": layouts.seven}[name](file, **values)
+
+
+def of_subjects(file: Path, write: Callable) -> None:
+    """A struct of each subject, with a cell for the region of each voxel."""
+    both = {f"S{number}": some(voxels=number + 3) for number in (1, 2)}
+    names = {name: layouts.cells(*["V1", "V4"] * 2, *[""] * (int(name[1]) - 1)) for name in both}
+    structs = {
+        name: {"fmri": both[name]["fmri"], "roi": names[name], "xyz": np.ones((int(name[1]) + 3, 3))} for name in both
+    }
+    write(file, images=some()["images"], **structs)
+
+
+def in_cells(file: Path, write: Callable) -> None:
+    """A cell for each subject, for each image, and for each name."""
+    both = [some(voxels=number)["fmri"] for number in (4, 5)]
+    words = {"ids": layouts.cells(*[f"im{n}" for n in range(12)]), "kind": layouts.cells(*["face", "house"] * 6)}
+    write(file, images=layouts.cells(*some()["images"]), fmri=layouts.cells(*both), **words)
 
 
 def images(folder: Path) -> None:

@@ -12,6 +12,7 @@ logger.addFilter(lambda record: record.levelno >= logging.get_verbosity())  # of
 
 VOXELS = "voxels.parquet"
 NEEDED = ("subject", "voxel", "roi")
+FSAVERAGE = 163842  # vertices of a hemisphere
 ATTRIBUTES = b"PANDAS_ATTRS"  # the key of the file's metadata under which pandas keeps `DataFrame.attrs`
 
 
@@ -125,6 +126,33 @@ class VoxelTable:
         if len(np.unique(places)) < len(places) or places.min() < 0 or places.max() >= width * height * depth:
             raise ValueError(f"the places of {subject} in {VOXELS} are not within its volume: it is damaged")
         return (width, height, depth), affine, places
+
+    def surface(self, subject: str) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+        """Where the voxels of a subject lie on the surface fsaverage; None where that is not known of all of them.
+
+        Returns:
+            For each hemisphere, `lh` and `rh`, the numbers of its voxels and their vertices, from 0, two int64 arrays.
+
+        Raises:
+            ValueError: the table is damaged.
+        """
+        table = self.of(subject)
+        vertices = table["vertex"].to_pylist() if "vertex" in table.column_names else []
+        if not vertices or None in vertices:
+            return None
+        rois = self.rois(subject)
+        sides = {side: rois.get(side, np.zeros(0, dtype=np.int64)) for side in ("lh", "rh")}
+        if sorted(np.concatenate(list(sides.values())).tolist()) != list(range(len(vertices))):
+            raise ValueError(f"{VOXELS} does not tell the hemisphere of each voxel of {subject}: it is damaged")
+        try:
+            vertices = np.array(vertices, dtype=np.int64)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"the vertices of {subject} in {VOXELS} are no whole numbers: it is damaged") from error
+        for voxels in sides.values():
+            own = vertices[voxels]
+            if len(np.unique(own)) < len(own) or own.min(initial=0) < 0 or own.max(initial=0) >= FSAVERAGE:
+                raise ValueError(f"the vertices of {subject} in {VOXELS} are not those of fsaverage: it is damaged")
+        return {side: (voxels, vertices[voxels]) for side, voxels in sides.items()}
 
     def without(self, subject: str) -> "VoxelTable":
         """The table of the other subjects."""

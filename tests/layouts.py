@@ -144,7 +144,7 @@ def nifti(array: np.ndarray, file: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(array, np.diag([1.8, 1.8, 1.8, 1])), file)
 
 
-def god(root: Path, data: str = "dataset", meta: str = "metadata") -> None:
+def god(root: Path, data: str = "dataset", meta: str = "metadata", label: str = "stimulus_id") -> None:
     """Two subjects: 8 train images once, 3 test images in 4 trials each, 2 samples of imagery; voxels from column 4."""
     rng = np.random.default_rng(4)
     names = [f"n{rng.integers(1e6, 1e7):08d}_{image}" for image in (5, *range(21, 31))]
@@ -158,13 +158,16 @@ def god(root: Path, data: str = "dataset", meta: str = "metadata") -> None:
         values = rng.normal(size=(len(names), width))[shown] + 0.5 * rng.normal(size=(len(shown), width))
         values[:, 0] = [1] * 8 + [2] * 12 + [3] * 2
         values[:, 2] = [labels[number] for number in shown]
-        keys = ["DataType", "Run", "Label", "VoxelData", "ROI_V1", "ROI_VC", "voxel_x", "voxel_y", "voxel_z"]
+        values[:, 3] = np.array(shown) + 1
+        keys = ["DataType", "Run", label, "VoxelData", "ROI_V1", "ROI_VC", "voxel_x", "voxel_y", "voxel_z"]
+        keys.append("image_index")
         table = np.full((len(keys), width), np.nan)
         table[[0, 1, 2], [0, 1, 2]] = 1
         table[3, 4 : 4 + voxels] = 1
         table[4, 5:8] = 1
         table[5, 4 : 4 + voxels] = 1
-        table[6:, 4 : 4 + voxels] = rng.normal(size=(3, voxels))
+        table[6:9, 4 : 4 + voxels] = rng.normal(size=(3, voxels))
+        table[9, 3] = 1
         with h5py.File(root / f"{subject}.h5", "w") as file:
             file[data] = values
             file[f"{meta}/key"] = np.array(keys, dtype="S")
@@ -174,7 +177,7 @@ def god(root: Path, data: str = "dataset", meta: str = "metadata") -> None:
 
 
 def god_legacy(root: Path) -> None:
-    god(root, "dataSet", "metaData")
+    god(root, "dataSet", "metaData", "Label")
 
 
 def bold5000(root: Path, suffix: str = ".npy") -> None:
@@ -193,7 +196,9 @@ def bold5000(root: Path, suffix: str = ".npy") -> None:
     for subject in ("CSI1", "CSI2"):
         names = rng.permutation(once + repeated * 3).tolist()
         distinct = once + repeated
-        (root / "BOLD5000_GLMsingle_ROI_betas" / f"{subject}_imgnames.txt").write_text("\n".join(names) + "\n")
+        lists = root / "BOLD5000_Stimuli" / "Stimuli_Presentation_Lists" / subject
+        lists.mkdir(parents=True)
+        (lists / f"{subject}_imgnames.txt").write_text("\n".join(names) + "\n")
         regions = {}
         for side in ("LH", "RH"):
             for region in ("EarlyVis", "LOC", "OPA", "PPA", "RSC"):
@@ -241,11 +246,11 @@ def things(root: Path) -> None:
         shown = rng.permutation([*range(8), *[8, 9, 10] * 4])
         kinds = ["test" if image >= 8 else "train" for image in shown] + ["catch"]
         table = {
-            "trial_id": range(len(kinds)),
+            "trial_type": kinds,
             "session": 1 + np.arange(len(kinds)) // 10,
             "run": 1 + np.arange(len(kinds)) // 5,
             "subject_id": 1,
-            "trial_type": kinds,
+            "trial_id": range(len(kinds)),
             "stimulus": [names[image] for image in shown] + ["catch_01.jpg"],
             "concept": [names[image].rsplit("_", 1)[0] for image in shown] + ["catch"],
         }
@@ -254,8 +259,11 @@ def things(root: Path) -> None:
         table = {"voxel_id": range(voxels), "subject_id": 1, "voxel_x": rng.integers(0, 70, voxels)}
         table |= {"voxel_y": rng.integers(0, 90, voxels), "voxel_z": rng.integers(0, 60, voxels)}
         table |= {"nc_singletrial": rng.uniform(0, 40, voxels), "nc_testset": rng.uniform(40, 90, voxels)}
-        table |= {"splithalf_corrected": rng.random(voxels), "prf-size": rng.random(voxels)}
-        table |= {"V1": early.astype(int), "lFFA": (~early).astype(int), "glasser-V1": early.astype(float)}
+        table |= {"splithalf_uncorrected": rng.random(voxels), "splithalf_corrected": rng.random(voxels)}
+        table |= {"prf-eccentricity": rng.random(voxels), "prf-polarangle": rng.random(voxels)}
+        table |= {"prf-rsquared": rng.random(voxels), "prf-size": rng.random(voxels)}
+        table |= {"V1": early.astype(int), "LO1 (prf)": (~early).astype(int), "lFFA": (~early).astype(int)}
+        table |= {"glasser-V1": early.astype(float)}
         pd.DataFrame(table).to_csv(folder / f"{subject}_VoxelMetadata.csv", index=False)
         labels = rng.permutation(len(kinds))  # columns in another order than the table of trials
         with h5py.File(folder / f"{subject}_ResponseData.h5", "w") as file:
@@ -467,3 +475,47 @@ def matlab_text(file: h5py.File, text: str) -> h5py.Reference:
     cell = cells.create_dataset(f"c{len(cells)}", data=np.array([[ord(letter)] for letter in text], np.uint16))
     cell.attrs["MATLAB_class"] = np.bytes_("char")
     return cell.ref
+
+
+def put(file: h5py.File, name: str, value) -> h5py.HLObject:
+    """One MATLAB value as v7.3 stores it: structs are groups, cells are references, arrays have their axes reversed."""
+    if isinstance(value, dict):
+        group = file.create_group(name)
+        group.attrs["MATLAB_class"] = np.bytes_("struct")
+        for field, inner in value.items():
+            put(file, f"{name}/{field}", inner)
+        return group
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        cells = file.create_dataset(name, value.shape[::-1], dtype=h5py.ref_dtype)
+        cells.attrs["MATLAB_class"] = np.bytes_("cell")
+        for place, inner in np.ndenumerate(value):
+            number = len(file.require_group("#refs#"))
+            cells[place[::-1]] = put(file, f"#refs#/{number}", inner).ref
+        return cells
+    if isinstance(value, str):
+        stored = file.create_dataset(name, data=np.array([[ord(letter)] for letter in value], np.uint16))
+        stored.attrs["MATLAB_class"] = np.bytes_("char")
+        return stored
+    return file.create_dataset(name, data=np.asarray(value).T)
+
+
+def seven(path: Path, **values) -> None:
+    """A .mat file as MATLAB writes it since v7.3: HDF5 with a user block."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, value in values.items():
+            put(file, name, value)
+    with open(path, "r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
+
+
+def five(path: Path, **values) -> None:
+    """A .mat file before v7.3."""
+    scipy.io.savemat(path, values)
+
+
+def cells(*values, shape=None) -> np.ndarray:
+    """A cell array, filled down its columns as MATLAB counts."""
+    array = np.empty(len(values), dtype=object)
+    for number, value in enumerate(values):
+        array[number] = value
+    return array.reshape(shape or (1, -1), order="F")

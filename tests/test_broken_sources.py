@@ -212,7 +212,7 @@ SPOILED = {
     "bold5000 climbing name": (
         "bold5000",
         lambda s: rewritten(
-            s / "BOLD5000_GLMsingle_ROI_betas" / "CSI1_imgnames.txt",
+            s / "BOLD5000_Stimuli" / "Stimuli_Presentation_Lists" / "CSI1" / "CSI1_imgnames.txt",
             lambda c: c.replace(b"airport1", b"../../../airport1"),
         ),
         "a plain name without folders is expected",

@@ -392,6 +392,41 @@ def test_subjects_who_saw_some_of_the_same_images_are_merged(tmp_path):
         assert {row["stimulus_id"] for row in test if row["subject"] == subject} == set(alone)
 
 
+def test_merged_corpora_keep_categories_and_sessions(tmp_path):
+    one, two = arrays_of(tmp_path, "s1", slice(0, 30)), arrays_of(tmp_path, "s2", slice(10, 40))
+    labelled = load_from_disk(one).map(
+        lambda row, index: {"session": f"day {index % 4}", "category": row["stimulus_id"][:4]}, with_indices=True
+    )
+    labelled.save_to_disk(str(tmp_path / "labelled"))
+    pd.read_parquet(tmp_path / "s1" / "voxels.parquet").to_parquet(tmp_path / "labelled" / "voxels.parquet")
+    days = {(row["stimulus_id"], row["session"]) for split in labelled.values() for row in split}
+    for number, (first, flags) in enumerate([(two, []), (two, ["--test-fraction", "0.2", "--seed", "1"])]):
+        out = str(tmp_path / f"out{number}")
+        assert main(["merge", first, str(tmp_path / "labelled"), out, *flags]) == 0
+        rows = pd.concat([split.remove_columns("image").to_pandas() for split in load_from_disk(out).values()])
+        of_one, of_two = (rows[rows["subject"] == subject] for subject in ("s1", "s2"))
+        assert len(of_one) == len(of_two) == 30 and of_two["session"].isna().all() and of_two["category"].isna().all()
+        assert set(zip(of_one["stimulus_id"], of_one["session"], strict=True)) == days
+        assert (of_one["category"] == of_one["stimulus_id"].str[:4]).all()
+    del labelled["test"]
+    labelled.save_to_disk(str(tmp_path / "no test"))
+    pd.read_parquet(tmp_path / "s1" / "voxels.parquet").to_parquet(tmp_path / "no test" / "voxels.parquet")
+    assert main(["merge", two, str(tmp_path / "no test"), str(tmp_path / "out2")]) == 0
+    merged = load_from_disk(str(tmp_path / "out2"))
+    assert merged["test"].features == merged["train"].features  # one split alone would be another table on the Hub
+    assert set(merged["test"]["session"]) == {None} and len(set(merged["train"]["session"])) == 5
+
+
+def test_merged_corpora_may_have_other_types(tmp_path):
+    one, two = arrays_of(tmp_path, "s1", slice(0, 30)), arrays_of(tmp_path, "s2", slice(10, 40))
+    wide = load_from_disk(one).cast_column("fmri", List(Value("float64"))).cast_column("repeat", Value("int64"))
+    wide.save_to_disk(str(tmp_path / "wide"))
+    pd.read_parquet(tmp_path / "s1" / "voxels.parquet").to_parquet(tmp_path / "wide" / "voxels.parquet")
+    assert main(["merge", str(tmp_path / "wide"), two, str(tmp_path / "out")]) == 0
+    merged = load_from_disk(str(tmp_path / "out"))["train"]
+    assert merged.features == FEATURES and merged[0]["fmri"] == load_from_disk(one)["train"][0]["fmri"]
+
+
 def test_older_corpora_are_merged_with_a_new_test_split(tmp_path, refused, capsys):
     one, two = arrays_of(tmp_path, "s1", slice(0, 30)), arrays_of(tmp_path, "s2", slice(10, 40))
     before = load_from_disk(one)

@@ -10,12 +10,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from datasets import DatasetDict, load_from_disk
+from datasets import DatasetDict, Features, Value, load_from_disk
 from loopback_hub import LoopbackHub, Repository, environment
 from test_hub import stranger, visionflow
 
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.schema import FEATURES, read_corpus
+
+LABELLED = Features({**FEATURES, "category": Value("string"), "session": Value("string")})
 
 # What the card shows, by somebody without this package.
 READ = """
@@ -26,7 +28,10 @@ name, output = sys.argv[1:]
 corpus = load_dataset(name)
 voxels = load_dataset(name, "voxels", split="voxels").to_pandas()
 rows = [
-    [row["subject"], row["stimulus_id"], row["repeat"], row["fmri"], row["image"] and np.array(row["image"]).tolist()]
+    [
+        *[row[name] for name in ("subject", "stimulus_id", "repeat", "category", "session", "fmri")],
+        row["image"] and np.array(row["image"]).tolist(),
+    ]
     for split in corpus.values()
     for row in split
 ]
@@ -43,12 +48,17 @@ def hub():
 
 @pytest.fixture(scope="module")
 def unpaired(corpus, tmp_path_factory):
-    """`corpus`, with a row without fMRI and one without an image."""
+    """`corpus`, with a row without fMRI and one without an image, with categories and sessions."""
     splits = load_from_disk(str(corpus))
     change = {0: {"fmri": None, "subject": None}, 1: {"image": None}}
     train = splits["train"].map(lambda row, index: change.get(index, {}), with_indices=True, features=FEATURES)
     path = tmp_path_factory.mktemp("corpus") / "unpaired"
-    DatasetDict(train=train, test=splits["test"]).save_to_disk(str(path))
+
+    def labelled(row: dict, index: int) -> dict:
+        return {"category": "odd" if int(row["stimulus_id"][-1]) % 2 else None, "session": f"0{index % 3}"}
+
+    splits = DatasetDict(train=train, test=splits["test"])
+    splits.map(labelled, with_indices=True, features=LABELLED).save_to_disk(str(path))
     read_corpus(corpus).voxels.to_parquet(path / "voxels.parquet", index=False)
     return path
 
@@ -75,7 +85,14 @@ def test_what_is_pushed(hub, pushed, unpaired):
     head = yaml.safe_load(head)
     assert head["license"] == "cc-by-4.0" and head["visionflow"]["unit"].startswith("simulated response")
     assert [one["config_name"] for one in head["configs"]] == ["default", "voxels"]
-    for said in ("| fmri | list of float32", "A simulated cortex.", "cc-by-4.0", "@misc{digits", "| subj02 | 30 |"):
+    for said in (
+        "| fmri | list of float32",
+        "A simulated cortex.",
+        "cc-by-4.0",
+        "@misc{digits",
+        "| subj02 | 30 |",
+        "| session | string, or null |",
+    ):
         assert said in body, said
     assert "| train | 71 | 36 | 1 | 1 |" in body and str(unpaired) not in body
 
@@ -86,10 +103,11 @@ def test_a_stranger_reads_every_value(hub, pushed, unpaired, tmp_path):
     read = json.loads((tmp_path / "rows.json").read_text())
     assert read["splits"] == {"train": 72, "test": 24} and read["voxels"] == 60
     splits = load_from_disk(str(unpaired))
-    for row, (subject, stimulus, repeat, fmri, image) in zip(
+    for row, (subject, stimulus, repeat, category, session, fmri, image) in zip(
         [row for name in ("train", "test") for row in splits[name]], read["rows"], strict=True
     ):
         assert (row["subject"], row["stimulus_id"], row["repeat"]) == (subject, stimulus, repeat)
+        assert (row["category"], row["session"]) == (category, session)
         assert (row["fmri"], row["image"] and np.array(row["image"]).tolist()) == (fmri, image)
 
 
@@ -130,7 +148,7 @@ def test_a_stream_of_several_shards_has_every_row(hub, pushed, unpaired, tmp_pat
     assert result.returncode == 0, result.stderr[-2000:]
     read, expected = load_from_disk(str(tmp_path / "read")), load_from_disk(str(unpaired))
     for name in ("train", "test"):
-        assert read[name].features == FEATURES
+        assert read[name].features == LABELLED
         assert read[name].remove_columns("image")[:] == expected[name].remove_columns("image")[:]
 
 

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from nilearn.surface import load_surf_data
 from PIL import Image
 from transformers import pipeline
 
@@ -120,7 +122,7 @@ def test_a_model_without_a_voxel_table_works_as_before(run, pictures, tmp_path, 
     words = ["encode", str(plain), *pictures, "--subject", "subj01", "--output"]
     refused(lambda: main([*words, str(tmp_path / "a.npz"), "--rois", "V1"]), "knows no regions of subj01's voxels")
     refused(lambda: main([*words, str(tmp_path / "a.nii.gz")]), "does not know where the voxels of subj01 lie")
-    refused(lambda: main([*words, str(tmp_path / "a.csv")]), "a.csv is no .npz, .nii or .nii.gz")
+    refused(lambda: main([*words, str(tmp_path / "a.csv")]), "a.csv is no .npz, .nii, .nii.gz or .gii")
     assert not list(tmp_path.glob("*a.*"))
 
 
@@ -178,6 +180,75 @@ def test_regions_alone_are_encoded(in_brain, pictures, places, tmp_path):
     assert both["voxel"].tolist() == list(range(15)) and both["roi"].tolist() == ["V1"] * 10 + ["V4,V1"] + ["V4"] * 4
     values = nibabel.load(tmp_path / "v4.nii.gz").get_fdata()
     assert np.flatnonzero(values.any(-1)).tolist() == places["subj01"][10:15].tolist()
+
+
+@pytest.fixture
+def on_surface(run, tmp_path) -> tuple[Path, dict[str, list]]:
+    """The model folder `run`, whose voxel table knows vertices of subj02 alone; and its hemispheres and vertices."""
+    rng = np.random.default_rng(2)
+    known = {"roi": [["rh" if voxel % 3 else "lh", *["V1"][: voxel < 8]] for voxel in range(30)]}
+    known["vertex"] = [
+        *rng.permutation(163840)[:27],
+        163841,
+        163841,
+        163840,
+    ]  # 27 is left, 28 right
+    tables = [voxel_table("subj01", 30), voxel_table("subj02", 30, **known)]
+    folder = shutil.copytree(run, tmp_path / "on_surface", ignore=shutil.ignore_patterns("checkpoint-*"))
+    join_tables(tables).to_parquet(folder / "voxels.parquet", index=False)
+    return folder, known
+
+
+def test_a_surface_has_each_voxel_at_its_vertex(on_surface, pictures, tmp_path, capsys):
+    folder, known = on_surface
+    words = ["encode", str(folder), *pictures, "--subject", "subj02", "--output"]
+    assert main([*words, str(tmp_path / "fmri.npz")]) == 0
+    capsys.readouterr()
+    assert main([*words, str(tmp_path / "a.func.gii")]) == 0
+    files = {side: tmp_path / f"a_hemi-{side[0].upper()}.func.gii" for side in ("lh", "rh")}
+    assert capsys.readouterr().out == f"wrote {files['lh']} and {files['rh']}\n"
+    fmri = np.load(tmp_path / "fmri.npz")["fmri"]
+    for side, structure in (("lh", "CortexLeft"), ("rh", "CortexRight")):
+        image = nibabel.load(files[side])
+        assert image.meta["AnatomicalStructurePrimary"] == structure
+        assert [array.meta["Name"] for array in image.darrays] == pictures
+        assert all(array.data.dtype == np.float32 for array in image.darrays)
+        expected = [[0.0] * 163842 for _ in pictures]
+        for voxel in range(30):
+            if known["roi"][voxel][0] == side:
+                for row in range(3):
+                    expected[row][known["vertex"][voxel]] = fmri[row, voxel].item()
+        assert [array.data.tolist() for array in image.darrays] == expected
+    assert load_surf_data(files["lh"]).shape == (163842, 3)
+
+
+def test_regions_alone_are_written_to_a_surface(on_surface, pictures, tmp_path):
+    folder, known = on_surface
+    words = ["encode", str(folder), pictures[0], "--subject", "subj02", "--rois", "V1", "--output"]
+    assert main([*words, str(tmp_path / "v1.gii")]) == 0
+    for side, voxels in (("L", [0, 3, 6]), ("R", [1, 2, 4, 5, 7])):
+        (array,) = nibabel.load(tmp_path / f"v1_hemi-{side}.gii").darrays
+        assert set(np.flatnonzero(array.data)) == {known["vertex"][voxel] for voxel in voxels}
+
+
+def test_vertices_that_are_not_known_are_told(on_surface, pictures, tmp_path, refused):
+    folder, _ = on_surface
+    words = ["encode", str(folder), *pictures, "--output", str(tmp_path / "a.gii"), "--subject"]
+    refused(lambda: main([*words, "subj01"]), "does not know the vertices of subj01 on fsaverage: write an .npz")
+    table = pd.read_parquet(folder / "voxels.parquet")
+    without_side = [["V1"] if name == "subj02" else [] for name in table["subject"]]
+    for damaged, message in (
+        (
+            table.assign(vertex=table["vertex"] + 1),
+            "the vertices of subj02 in .* are not those of fsaverage",
+        ),
+        (table.assign(vertex=7), "are not those of fsaverage"),
+        (table.assign(vertex="left"), "are no whole numbers"),
+        (table.assign(roi=without_side), "does not tell the hemisphere of each voxel of subj02"),
+    ):
+        damaged.to_parquet(folder / "voxels.parquet")
+        refused(lambda: main([*words, "subj02"]), message)
+    assert not list(tmp_path.glob("*.gii*"))
 
 
 def test_slices_show_each_voxel_in_its_place():

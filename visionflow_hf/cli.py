@@ -208,8 +208,8 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one.add_argument(
         "--fmri",
         metavar="KEY",
-        help="name of the array of responses (trials, voxels); without it, the arrays in FILE are listed and a command "
-        "is proposed",
+        help="name of the array of responses (trials, voxels); {subject} in it, as in '{subject}/fmri', stands for "
+        "several subjects, in other keys too; without it, the arrays in FILE are listed and a command is proposed",
     )
     one.add_argument("--test-images", metavar="KEY", help="images of the test split (default: it is drawn by stimulus)")
     one.add_argument("--test-fmri", metavar="KEY", help="responses of the test split")
@@ -223,7 +223,9 @@ def parser(argv: Sequence[str] = ()) -> Parser:
         "--stimulus-ids", metavar="KEY", help="name or number of each trial's stimulus (default: a hash of its pixels)"
     )
     one.add_argument("--test-stimulus-ids", metavar="KEY", help="the same for the test split")
-    one.add_argument("--subject", default="subj01", metavar="NAME", help="name of the subject (default: %(default)s)")
+    one.add_argument("--category", metavar="KEY", help="category of each trial's stimulus, for --split-by category")
+    one.add_argument("--test-category", metavar="KEY", help="the same for the test split")
+    one.add_argument("--subject", metavar="NAME", help="name of the only subject (default: subj01)")
     one.add_argument(
         "--rois",
         nargs="+",
@@ -390,7 +392,8 @@ def parser(argv: Sequence[str] = ()) -> Parser:
         "--output",
         required=True,
         metavar="FILE",
-        help=".npz file for the responses (images, voxels), or .nii.gz for a brain image (x, y, z, images)",
+        help=".npz file for the responses (images, voxels), .nii.gz for a brain image (x, y, z, images), or .gii for "
+        "the surface fsaverage, one file a hemisphere",
     )
     one.add_argument("--rois", nargs="+", metavar="NAME", help="regions whose voxels are predicted (default: all)")
     add_device(one)
@@ -622,8 +625,8 @@ def evaluate(run: str, corpus: str, out: str, **flags) -> None:
 def encode(run: str, images: list[str], output: str, **flags) -> None:
     from visionflow_hf import inference
 
-    inference.encode(run, images, output=output, **flags)
-    print(f"wrote {output}")
+    files = inference.encode(run, images, output=output, **flags)
+    print(f"wrote {' and '.join(map(str, files))}")
 
 
 def decode(run: str, file: str, output: str, **flags) -> None:

@@ -4,7 +4,7 @@ import csv
 import gzip
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from visionflow_hf.corpus.files import existing, pictures_in, reading, refuse_bombs
+from visionflow_hf.corpus.gifti import file_of_hemisphere, is_gifti, write_hemisphere
 from visionflow_hf.corpus.nifti import import_nibabel, is_nifti, write_volumes
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.errors import UserError
@@ -21,6 +22,7 @@ from visionflow_hf.folders import new_folder, refuse_existing, writing
 from visionflow_hf.hub import load_model
 from visionflow_hf.images import open_image
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.modeling.voxel_table import FSAVERAGE
 from visionflow_hf.stimuli import latents_of_files
 
 MARKER = "0000.png"
@@ -35,26 +37,32 @@ def encode(
     output: str | os.PathLike,
     device: str | None = None,
     rois: Sequence[str] | None = None,
-) -> None:
-    """Predict the fMRI of image files and write it to a file.
+) -> list[Path]:
+    """Predict the fMRI of image files and write it to a file, or for GIFTI to one a hemisphere.
 
     An .npz has `fmri` (images, voxels), `image` (paths), `subject`, and with `rois` also `voxel` (voxels,), the number
     of each voxel among the subject's, and `roi` (voxels,), the names of its regions, with commas. A .nii or .nii.gz has
-    float32 (x, y, z, images) on the grid that the mask of the corpus had, 0 where there is no voxel.
+    float32 (x, y, z, images) on the grid that the mask of the corpus had, 0 where there is no voxel. NAME.gii or
+    NAME.func.gii becomes NAME_hemi-L and NAME_hemi-R with that ending, each with a float32 array of the 163842 vertices
+    of fsaverage for each image, 0 where there is no voxel.
 
     Args:
         device: such as `cpu` or `cuda`; None for a GPU where there is one.
         rois: names of regions, whose voxels alone are written.
 
+    Returns:
+        The files that were written.
+
     Raises:
-        UserError: an unknown subject or region, a volume that is not known, or a file that cannot be read or written.
+        UserError: an unknown subject or region, places that are not known, or a file that cannot be read or written.
     """
     output = writable(output)
-    in_brain = is_nifti(output)
-    if not in_brain and output.suffix != ".npz":
-        raise UserError(f"{output.name} is no .npz, .nii or .nii.gz: --output says by its ending what is written")
-    if in_brain:
-        import_nibabel("writing")
+    in_brain, on_surface = is_nifti(output), is_gifti(output)
+    if not in_brain and not on_surface and output.suffix != ".npz":
+        raise UserError(f"{output.name} is no .npz, .nii, .nii.gz or .gii: --output says by its ending what is written")
+    if in_brain or on_surface:
+        import_nibabel("writing GIFTI" if on_surface else "writing NIfTI")
+    halves = {side: writable(file_of_hemisphere(output, side)) for side in "LR"} if on_surface else {}
     pictures = [open_image(path) for path in images]
     model, processor = load_model(run, device)
     known_subject(subject, processor.subjects)
@@ -64,13 +72,25 @@ def encode(
         chosen, arrays["roi"] = voxels_in(model, subject, rois)
         arrays["voxel"] = chosen
     volume = volume_of(model, subject, run) if in_brain else None
-    fmri = encode_images(model, processor, pictures, subject)[0][:, chosen]
+    surface = surface_of(model, subject, run) if on_surface else None
+    fmri = encode_images(model, processor, pictures, subject)[0]
+    if surface is not None:
+        with writing(output), ExitStack() as stack:
+            partials = [stack.enter_context(temporary(file)) for file in halves.values()]
+            for side, partial, (voxels, vertices) in zip(halves, partials, surface.values(), strict=True):
+                kept = np.isin(voxels, chosen)
+                shown = fmri[:, voxels[kept]]
+                with partial.open("wb") as stream:
+                    write_hemisphere(stream, side, shown, arrays["image"], vertices[kept], FSAVERAGE)
+        return list(halves.values())
+    fmri = fmri[:, chosen]
     with writing(output), temporary(output) as partial, open_binary(partial, output) as stream:
         if volume is None:
             np.savez_compressed(stream, fmri=fmri, **arrays)
         else:
             shape, affine, places = volume
             write_volumes(stream, fmri, shape, affine, places[chosen])
+    return [output]
 
 
 def decode(
@@ -204,6 +224,20 @@ def volume_of(model: VisionFlowModel, subject: str, run: str | os.PathLike) -> t
             "that was prepared with a mask"
         )
     return volume
+
+
+def surface_of(model: VisionFlowModel, subject: str, run: str | os.PathLike) -> dict:
+    """The voxels and vertices of each hemisphere, see `VoxelTable.surface`."""
+    try:
+        surface = None if model.voxels is None else model.voxels.surface(subject)
+    except ValueError as error:
+        raise UserError(f"{run}: {error}") from error
+    if surface is None:
+        raise UserError(
+            f"{run} does not know the vertices of {subject} on fsaverage: write an .npz or .nii.gz, or train on a "
+            "corpus that knows them, as `prepare algonauts23` makes it from the challenge's folder"
+        )
+    return surface
 
 
 @contextmanager

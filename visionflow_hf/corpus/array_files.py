@@ -1,8 +1,8 @@
 """Arrays by their keys from .mat (v5 and v7.3), .npz and HDF5 files, in the order of axes of whoever wrote them."""
 
 import os
-import zipfile
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -13,6 +13,7 @@ import scipy.sparse
 from visionflow_hf.corpus.files import (
     existing,
     hdf5_dataset,
+    hdf5_item,
     open_hdf5,
     own_values,
     reading,
@@ -21,18 +22,23 @@ from visionflow_hf.corpus.files import (
 )
 from visionflow_hf.errors import UserError
 
+MOST_NESTED = 2  # cells within cells that are looked through for subjects
+
 
 def read_arrays(file: str | os.PathLike, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """The arrays of these keys from a .mat (v5 or v7.3), .npz or .h5 file.
 
     MATLAB lays arrays out column by column, so that HDF5 shows those of a v7.3 file with their axes reversed: they
-    come back here in MATLAB's own order. Sparse matrices of a v5 file come back dense; `data/images` is the field
-    `images` of the struct `data`. Pickled arrays are refused.
+    come back here in MATLAB's own order. Sparse matrices of a v5 file come back dense. `data/images` is the field
+    `images` of the struct `data`, `data/2` is the second cell of the cell array `data`, counted from 1 down the columns
+    as MATLAB counts, and `data/images/2` is that field of the second struct of an array. Pickled arrays are refused.
     """
     file = Path(file)
     there = array_keys(file)
-    is_mat5 = file.suffix == ".mat" and not h5py.is_hdf5(file)
-    refuse_unknown([key.split("/")[0] for key in keys] if is_mat5 else keys, there, file)
+    if file.suffix == ".mat":  # further names lead into structs and cells
+        refuse_unknown([key.split("/")[0] for key in keys], [key.split("/")[0] for key in there], file)
+    else:
+        refuse_unknown(keys, there, file)
     with reading(file):
         if h5py.is_hdf5(file):
             with open_hdf5(file) as source:
@@ -54,7 +60,7 @@ def array_keys(file: str | os.PathLike) -> list[str]:
             there = []
             with open_hdf5(file) as source:
                 source.visititems(lambda name, item: there.append(name) if isinstance(item, h5py.Dataset) else None)
-            return [key for key in there if not key.startswith("#refs#")]
+            return [key for key in there if not key.startswith(("#refs#", "#subsystem#"))]
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as source:
                 return source.files
@@ -78,14 +84,19 @@ def refuse_bomb_of_mat5(file: Path, names: Collection[str]) -> None:
 
 
 def read_mat5(variables: dict, key: str, file: Path) -> np.ndarray:
-    """One variable of a .mat file before v7.3, or one field of a struct."""
+    """One variable of a .mat file before v7.3, one field of a struct, or one cell."""
     name, *fields = key.split("/")
     array = variables[name]
     for field in fields:
         names = getattr(array.dtype, "names", None) or ()
-        if field not in names or array.size != 1:
+        if array.dtype == object and field.isdecimal():
+            refuse_absent_cell(int(field), array.size, name, file)
+            array = array.ravel("F")[int(field) - 1]
+        elif field in names:
+            array = array[field].item() if array.size == 1 else array[field]
+        else:
             raise UserError(f"{name} of {file} has no field {field}: its fields are {', '.join(names) or 'none'}")
-        name, array = f"{name}/{field}", array[field].item()
+        name = f"{name}/{field}"
     if scipy.sparse.issparse(array):
         return array.toarray()
     if array.dtype.names:
@@ -96,18 +107,55 @@ def read_mat5(variables: dict, key: str, file: Path) -> np.ndarray:
 
 def read_hdf5(source: h5py.File, key: str, matlab: bool) -> np.ndarray:
     """One dataset, in MATLAB's order of axes where MATLAB wrote it; its text as an array of str."""
-    dataset = hdf5_dataset(source, key)
+    dataset = matlab_dataset(source, key) if matlab else hdf5_dataset(source, key)
     refuse_bomb(f"{key} of {source.filename}", dataset.nbytes, dataset.id.get_storage_size())
-    array = dataset[()]
+    array = np.asarray(dataset[()])
     if not matlab:
         return array
-    if array.dtype == h5py.ref_dtype:  # a cell array
+    if is_cell_array(dataset):
         cells = [own_values(source[reference], f"a cell of {key}") for reference in array.T.ravel()]
-        values = [text_of(cell[()].T.ravel()) if is_text(cell) else cell[()].T for cell in cells]
+        values = [
+            "" if is_empty(cell) else text_of(cell[()].T.ravel()) if is_text(cell) else cell[()].T for cell in cells
+        ]
         return np.fromiter(values, dtype=object, count=len(values))
     if is_text(dataset) and array.ndim == 2:
         return np.array([text_of(row) for row in array.T])
     return array.T
+
+
+def matlab_dataset(source: h5py.File, key: str) -> h5py.Dataset:
+    """The array of a key of a v7.3 file, into the cells of which a number leads."""
+    item, name = source, ""
+    for part in key.split("/"):
+        if isinstance(item, h5py.Dataset):
+            references = np.ravel(own_values(item, name)[()]) if is_cell_array(item) else []
+            refuse_absent_cell(int(part) if part.isdecimal() else 0, len(references), name, source.filename)
+            item = source[references[int(part) - 1]]
+        else:
+            item = hdf5_item(item, part)
+        name = f"{name}/{part}".lstrip("/")
+    if isinstance(item, h5py.Group):
+        raise UserError(f"{key} of {source.filename} is a struct: give one of its fields, {', '.join(sorted(item))}")
+    kind = item.attrs.get("MATLAB_class", b"").decode()
+    if "MATLAB_object_decode" in item.attrs and kind != "function_handle":
+        remedy = f"cellstr({name.replace('/', '.')})" if kind == "string" else "plain arrays"
+        raise UserError(f"{key} of {source.filename} is a MATLAB {kind}, which cannot be read: save {remedy} instead")
+    return own_values(item, key)
+
+
+def refuse_absent_cell(number: int, cells: int, name: str, file: str | os.PathLike) -> None:
+    if not 1 <= number <= cells:
+        raise UserError(f"{name} of {file} has {cells} cells: there is no {name}/{number}")
+
+
+def is_cell_array(dataset: h5py.Dataset) -> bool:
+    """Whether it holds references, as MATLAB's cells do; its dtype alone equals that of text."""
+    return h5py.check_ref_dtype(dataset.dtype) is h5py.Reference
+
+
+def is_empty(dataset: h5py.Dataset) -> bool:
+    """Whether MATLAB means an array without values, of which v7.3 stores the shape."""
+    return bool(dataset.attrs.get("MATLAB_empty", 0))
 
 
 def is_text(dataset: h5py.Dataset) -> bool:
@@ -126,6 +174,54 @@ def refuse_unknown(keys: Sequence[str], there: Sequence[str], file: Path) -> Non
             raise UserError(f"{file} has no {key}: its keys are {', '.join(sorted(there))}")
 
 
+def names_in(file: str | os.PathLike, pattern: str, placeholder: str) -> list[str]:
+    """What stands for the placeholder of a pattern in the keys of a file, in their order."""
+    file = existing(Path(file))
+    first, *others = (re.escape(part) for part in pattern.split(placeholder))
+    fits = re.compile(rf"{first}(?P<name>[^/]+){'(?P=name)'.join(others)}")
+    with reading(file):
+        if h5py.is_hdf5(file):
+            with open_hdf5(file) as source:
+                paths = list(hdf5_paths(source, ""))
+        elif file.suffix == ".mat":
+            root = re.compile(re.escape(pattern.split("/")[0]).replace(re.escape(placeholder), ".+"))
+            keys = [key for key in array_keys(file) if root.fullmatch(key)]
+            refuse_bomb_of_mat5(file, keys)
+            variables = scipy.io.loadmat(file, variable_names=keys)
+            paths = [path for key in keys for path in mat5_paths(variables[key], key)]
+        else:
+            paths = array_keys(file)
+    names = list(dict.fromkeys(match["name"] for path in paths if (match := fits.fullmatch(path))))
+    if not names:
+        raise UserError(f"{file} has no key such as {pattern}: its keys are {', '.join(sorted(array_keys(file)))}")
+    return names
+
+
+def hdf5_paths(item: h5py.HLObject, name: str, cells: int = 0) -> Iterator[str]:
+    """The keys of all arrays below an item, with the cells of MATLAB's up to some depth."""
+    if isinstance(item, h5py.Group):
+        for key in item:
+            if not key.startswith("#") and isinstance(item.get(key, getlink=True), h5py.HardLink):
+                yield from hdf5_paths(item[key], f"{name}/{key}".lstrip("/"), cells)
+        return
+    yield name
+    if is_cell_array(item) and cells < MOST_NESTED:
+        for number, reference in enumerate(np.ravel(own_values(item, name)[()]), start=1):
+            yield from hdf5_paths(item.file[reference], f"{name}/{number}", cells + 1)
+
+
+def mat5_paths(array: np.ndarray, name: str, cells: int = 0) -> Iterator[str]:
+    """The same of a variable of a .mat file before v7.3."""
+    yield name
+    if array.dtype.names:
+        for field in array.dtype.names:
+            value = array[field].item() if array.size == 1 else array[field]
+            yield from mat5_paths(value, f"{name}/{field}", cells)
+    elif array.dtype == object and cells < MOST_NESTED:
+        for number, cell in enumerate(array.ravel("F"), start=1):
+            yield from mat5_paths(np.asarray(cell), f"{name}/{number}", cells + 1)
+
+
 def field_keys(file: str | os.PathLike, key: str) -> list[str]:
     """The keys of the arrays in a group of an HDF5 file or a struct of a .mat file; none where `key` is neither."""
     file = Path(file)
@@ -134,43 +230,3 @@ def field_keys(file: str | os.PathLike, key: str) -> list[str]:
             array = scipy.io.loadmat(file, variable_names=[key]).get(key)
         return [f"{key}/{name}" for name in array.dtype.names or ()] if isinstance(array, np.ndarray) else []
     return [name for name in array_keys(file) if name.startswith(f"{key}/")]
-
-
-def array_kinds(file: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The shape of each array, in the order of axes in which `read_arrays` gives it, and the name of its type."""
-    keys = array_keys(file)
-    file = Path(file)
-    with reading(file):
-        if h5py.is_hdf5(file):
-            with open_hdf5(file) as source:
-                return {key: hdf5_kind(source[key], file.suffix == ".mat") for key in keys}
-        if file.suffix == ".npz":
-            with zipfile.ZipFile(file) as archive:
-                return {key: npy_kind(archive, f"{key}.npy") for key in keys}
-        kinds: dict[str, tuple[tuple[int, ...], str]] = {}
-        for name, array in scipy.io.loadmat(file, variable_names=keys).items():
-            if name in keys and array.dtype.names and array.size == 1:
-                fields = {f"{name}/{field}": np.asarray(array[field].item()) for field in array.dtype.names}
-                kinds |= {key: (field.shape, kind_of(field)) for key, field in fields.items()}
-            elif name in keys:
-                kinds[name] = (array.shape, kind_of(array))
-        return kinds
-
-
-def kind_of(array: np.ndarray) -> str:
-    return {"O": "cell", "U": "text", "V": "struct"}.get(array.dtype.kind, str(array.dtype))
-
-
-def hdf5_kind(dataset: h5py.Dataset, matlab: bool) -> tuple[tuple[int, ...], str]:
-    shape = dataset.shape[::-1] if matlab else dataset.shape
-    if dataset.dtype == h5py.ref_dtype:
-        return shape, "cell"
-    return shape, "text" if is_text(dataset) or h5py.check_string_dtype(dataset.dtype) else str(dataset.dtype)
-
-
-def npy_kind(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], str]:
-    with archive.open(name) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
-    return shape, "text" if dtype.kind in "US" else str(dtype)

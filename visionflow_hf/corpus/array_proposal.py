@@ -15,6 +15,9 @@ MASKS, NAMES = (
 )
 PLACES = re.compile(r"xyz|coord", re.IGNORECASE)
 CEILING = re.compile(r"ceiling", re.IGNORECASE)
+CATEGORIES = re.compile(r"categor|class|(stim|image).*label", re.IGNORECASE)
+SUBJECT = re.compile(r"(?<![A-Za-z])s(ub(j(ect)?)?)?[-_]?\d+(?!\d)", re.IGNORECASE)  # S1, subj01, sub-01
+OTHERS = ("cell", "text", "struct", "object", "MATLAB")  # kinds that are no arrays of numbers
 TRAIN = re.compile(r"training|train|trn", re.IGNORECASE)
 
 
@@ -28,7 +31,7 @@ def listed(kinds: Kinds) -> str:
 
 def proposed(kinds: Kinds, file: str | os.PathLike, out: str | os.PathLike) -> str | None:
     """The command for the likeliest images and responses, with what else there is; None where no pair fits."""
-    numbers = {key: shape for key, (shape, kind) in kinds.items() if kind not in ("cell", "text", "struct", "object")}
+    numbers = {key: shape for key, (shape, kind) in kinds.items() if not kind.startswith(OTHERS)}
     pairs = [
         (images, fmri)
         for images, fmri in permutations(numbers, 2)
@@ -58,7 +61,23 @@ def proposed(kinds: Kinds, file: str | os.PathLike, out: str | os.PathLike) -> s
     ):
         key = next((key for key in numbers if pattern.search(key) and numbers[key] in shapes), None)
         flags += [flag, key] if key else []
+    trials = numbers[fmri][0]
+    labels = [key for key, (shape, _) in kinds.items() if shape in ((trials,), (trials, 1), (1, trials))]
+    category = next(filter(CATEGORIES.search, labels), None)
+    flags += ["--category", category] if category and not all(tests) else []
+    flags = for_all_subjects(flags, fmri, kinds)
     return f"to begin with: {shlex.join(['visionflow', 'prepare', 'arrays', str(file), str(out), *flags])}"
+
+
+def for_all_subjects(flags: list[str], fmri: str, kinds: Kinds) -> list[str]:
+    """The flags with `{subject}` in place of a subject's name, if the responses of another one lie beside it."""
+    match = SUBJECT.search(fmri)
+    if not match:
+        return flags
+    before, after = map(re.escape, (fmri[: match.start()], fmri[match.end() :]))
+    if len([key for key in kinds if re.fullmatch(rf"{before}[^/]+{after}", key)]) < 2:
+        return flags
+    return [flag if flag.startswith("--") else flag.replace(match[0], "{subject}") for flag in flags]
 
 
 def likelihood(images: str, fmri: str, kinds: Kinds) -> int:

@@ -2,35 +2,62 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from visionflow_hf.corpus.array_files import array_kinds, read_arrays
+from visionflow_hf.corpus.array_files import names_in, read_arrays
+from visionflow_hf.corpus.array_kinds import array_kinds
 from visionflow_hf.corpus.array_proposal import listed, proposed
 from visionflow_hf.corpus.assemble import write_source
 from visionflow_hf.corpus.repeats import ncsnr_of_ceiling, number_repeats
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.corpus.schema import MARKER, SPLIT_BY, pixel_hash, voxel_table, write_corpus
-from visionflow_hf.corpus.source import Source, Subject
+from visionflow_hf.corpus.source import Block, Source, Subject
 from visionflow_hf.corpus.voxel_arrays import VoxelKeys, voxel_columns
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import refuse_existing
 
+SUBJECT = "subj01"  # name of a subject without one
+PLACEHOLDER = "{subject}"  # in keys, for the names of several
 RESIZED = 1e-3  # how far resizing may have taken floats beyond 0..1
 LEAST_OF_255 = 16  # floats up to 1 are 0..1, from here on 0..255, and neither for certain in between
 MOST_OF_12_BITS = 4095  # 16-bit integers up to here may be of a camera with 10 or 12 bits
 
 
 @dataclass
+class TrialKeys:
+    """Keys of the arrays of one subject, or with `{subject}` in place of its name of several."""
+
+    images: str
+    fmri: str
+    test_images: str | None = None
+    test_fmri: str | None = None
+    stimulus_ids: str | None = None
+    test_stimulus_ids: str | None = None
+    category: str | None = None
+    test_category: str | None = None
+
+
+@dataclass
 class Trials:
-    """Trials of one split: images (trials, height, width[, 3]) uint8, fmri (trials, voxels) float32, their stimuli."""
+    """Trials of one split.
+
+    Attributes:
+        images: uint8 (trials, height, width[, 3]).
+        fmri: float32 (trials, voxels).
+        pixels: a hash of each trial's image.
+        stimulus_ids: the name of each trial's stimulus.
+        categories: the category of each trial's stimulus, or None.
+    """
 
     images: np.ndarray
     fmri: np.ndarray
+    pixels: list[str]
     stimulus_ids: list[str]
+    categories: list[str] | None
 
 
 def prepare_arrays(
@@ -44,7 +71,9 @@ def prepare_arrays(
     column_major: bool = False,
     stimulus_ids: str | None = None,
     test_stimulus_ids: str | None = None,
-    subject: str = "subj01",
+    category: str | None = None,
+    test_category: str | None = None,
+    subject: str | None = None,
     rois: list[str] | None = None,
     xyz: str | None = None,
     mask_volume: str | None = None,
@@ -60,15 +89,18 @@ def prepare_arrays(
     """Write the corpus `out` from arrays of `file`; the arguments are the flags of `visionflow prepare arrays`.
 
     Args:
-        images, fmri: keys of the arrays (trials, height, width[, channels]) or (trials, pixels), and (trials, voxels).
-            A path such as `group/images` reaches into an HDF5 group. Without `images` the corpus has fMRI alone, all
-            of it in train, to be merged with pairs. Without `fmri` nothing is written: `report` is told what the file
-            holds, and the error proposes a command.
+        images, fmri: keys of the arrays (trials, height, width[, channels]) or (trials, pixels), and (trials, voxels);
+            or of a cell array with one of each trial. A path such as `group/images` reaches into HDF5 groups, structs
+            and cells, see `read_arrays`. Where `{subject}` is in `fmri`, there is a subject for each key that fits, and
+            `{subject}` in other keys is its name. Without `images` the corpus has fMRI alone, all of it in train, to be
+            merged with pairs. Without `fmri` nothing is written: `report` is told what the file holds, and the error
+            proposes a command.
         test_images, test_fmri: the same of the test split; without them a test split is drawn.
         image_shape: height, width and maybe channels of images that come as flat rows.
         column_major: the flat rows run down the columns first, as MATLAB's `image(:)` does.
-        stimulus_ids: key of one name or number a trial, of the train split or of train and test one after the other;
-            trials without are named by a hash of their pixels.
+        stimulus_ids, category: key of one name or number a trial, of the train split or of train and test one after the
+            other. Stimuli without a name are named by a hash of their pixels.
+        subject: name of the only subject, subj01 without.
         rois, xyz, mask_volume, noise_ceiling: what is known of the voxels, see `VoxelKeys`.
         test_fraction: share of the stimuli to draw as test, from all trials; None keeps a test split that is given,
             and draws a tenth otherwise.
@@ -88,63 +120,45 @@ def prepare_arrays(
         raise UserError(f"nothing is written without --fmri KEY; {command or 'no array looks like responses'}")
     about_voxels = VoxelKeys(rois, xyz, mask_volume, noise_ceiling)
     if images is None:
-        if test_images or test_fmri or image_shape or column_major or average or stimuli_once:
+        if test_images or test_fmri or image_shape or column_major or average or stimuli_once or category:
             raise UserError(
-                "without --images all is train: leave out --test-..., --image-shape, --average-repeats and "
+                "without --images all is train: leave out --test-..., --image-shape, --category, --average-repeats and "
                 "--stimuli-once"
             )
-        write_fmri_alone(file, out, fmri, stimulus_ids, subject, about_voxels, overwrite, report)
+        write_fmri_alone(file, out, fmri, stimulus_ids, subject or SUBJECT, about_voxels, overwrite, report)
         return
     if (test_images is None) != (test_fmri is None):
         raise UserError("a test split needs both --test-images and --test-fmri")
-    if test_stimulus_ids and not test_images:
-        raise UserError("--test-stimulus-ids names the trials of --test-images: give that too")
-    keys = [(images, fmri, stimulus_ids)] + ([(test_images, test_fmri, test_stimulus_ids)] if test_images else [])
-    arrays = read_arrays(file, [key for split in keys for key in split if key])
-    for images_key, fmri_key, _ in keys:
-        refuse_trials_last(arrays[images_key], arrays[fmri_key], images_key, fmri_key)
-    pixels = to_uint8([arrays[images_key] for images_key, _, _ in keys], report)
-    if stimulus_ids and test_images and arrays[stimulus_ids].size == len(pixels[0]) + len(pixels[1]):
-        test_stimulus_ids = f"{stimulus_ids} of test"
-        names = arrays[stimulus_ids].ravel()
-        arrays[stimulus_ids], arrays[test_stimulus_ids] = np.split(names, [len(pixels[0])])
-        keys[1] = (test_images, test_fmri, test_stimulus_ids)
-    parts = []
-    for array, (images_key, fmri_key, ids_key) in zip(pixels, keys, strict=True):
-        array = shape_images(array, image_shape, column_major, images_key)
-        responses = check_responses(arrays[fmri_key], fmri_key)
-        if len(array) != len(responses):
-            raise UserError(
-                f"{images_key} has {len(array)} images, {fmri_key} has {len(responses)} responses: "
-                "the first axis of both counts trials, one image a response"
+    if (test_stimulus_ids or test_category) and not test_images:
+        raise UserError("--test-stimulus-ids and --test-category name the trials of --test-images: give that too")
+    if test_category and not category:
+        raise UserError("--test-category needs --category, for the trials of train")
+    keys = TrialKeys(images, fmri, test_images, test_fmri, stimulus_ids, test_stimulus_ids, category, test_category)
+    subjects, pictures, trials = [], [], []
+    for name in named_subjects(file, keys, about_voxels, subject):
+        parts = read_trials(file, of_subject(keys, name), image_shape, column_major, report)
+        if test_images and test_fraction is None:
+            refuse_shared_stimuli(*parts)
+        responses = np.concatenate([part.fmri for part in parts])
+        voxels = voxel_columns(file, of_subject(about_voxels, name), responses.shape[1], report)
+        ceiling = voxels.pop("noise_ceiling", None)
+        subjects.append(
+            Subject(
+                name,
+                stimuli=[stimulus for part in parts for stimulus in part.stimulus_ids],
+                splits=["train"] * len(parts[0].fmri) + ["test"] * len(parts[1].fmri) if test_images else None,
+                num_voxels=responses.shape[1],
+                parts=[partial(whole, responses)],
+                voxels=voxels,
+                ncsnr=None if ceiling is None else ncsnr_of_ceiling(ceiling),
             )
-        names = [pixel_hash(image) for image in array]
-        if ids_key:
-            names = stimulus_names(arrays[ids_key], names, ids_key)
-        parts.append(Trials(array, responses, names))
-    if test_images:
-        train, test = parts
-        if train.fmri.shape[1] != test.fmri.shape[1]:
-            raise UserError(
-                f"{fmri} has {train.fmri.shape[1]} voxels, {test_fmri} has {test.fmri.shape[1]}: they must be the same"
-            )
-        if test_fraction is None:
-            refuse_shared_stimuli(train, test)
-    responses = np.concatenate([part.fmri for part in parts])
-    voxels = voxel_columns(file, about_voxels, responses.shape[1], report)
-    ceiling = voxels.pop("noise_ceiling", None)
-    trials = Subject(
-        subject,
-        stimuli=[name for part in parts for name in part.stimulus_ids],
-        splits=["train"] * len(parts[0].fmri) + ["test"] * len(parts[1].fmri) if test_images else None,
-        num_voxels=responses.shape[1],
-        parts=[lambda: iter([(np.arange(len(responses)), 0, responses)])],
-        voxels=voxels,
-        ncsnr=None if ceiling is None else ncsnr_of_ceiling(ceiling),
-    )
-    pictures = [partial(zip, part.stimulus_ids, part.images) for part in parts]
+        )
+        pictures += [partial(zip, part.stimulus_ids, part.images) for part in parts]
+        trials += parts
+    one_of_each(trials, "pixels", f"{stimulus_ids} has several images: one name stands for one image")
+    categories = one_of_each(trials, "categories", f"{category} has several categories") if category else None
     write_source(
-        Source([trials], pictures, unit=f"as in {fmri} of {Path(file).name}"),
+        Source(subjects, pictures, unit=f"as in {fmri} of {Path(file).name}", categories=categories),
         out,
         test_fraction=test_fraction,
         average=average,
@@ -154,6 +168,114 @@ def prepare_arrays(
         report=report,
         split_by=split_by,
     )
+
+
+def named_subjects(file: str | os.PathLike, keys: TrialKeys, about_voxels: VoxelKeys, name: str | None) -> list[str]:
+    """The only subject, or those that stand for `{subject}` in the keys of a file."""
+    if PLACEHOLDER in keys.fmri:
+        if name:
+            raise UserError(f"--subject names the only subject: leave it out with --fmri {keys.fmri}")
+        return names_in(file, keys.fmri, PLACEHOLDER)
+    if PLACEHOLDER in str((keys, about_voxels)):
+        raise UserError(f"{PLACEHOLDER} in a key needs it in that of --fmri, too: {keys.fmri} came")
+    return [name or SUBJECT]
+
+
+def of_subject(keys, name: str):
+    """The keys of one subject; `keys` is a dataclass of them."""
+
+    def own(key: str | list[str] | None):
+        if isinstance(key, list):
+            return [own(one) for one in key]
+        return key and key.replace(PLACEHOLDER, name)
+
+    return replace(keys, **{flag: own(key) for flag, key in vars(keys).items()})
+
+
+def whole(responses: np.ndarray) -> Iterator[Block]:
+    yield np.arange(len(responses)), 0, responses
+
+
+def read_trials(
+    file: str | os.PathLike,
+    keys: TrialKeys,
+    image_shape: list[int] | None,
+    column_major: bool,
+    report: Callable[[str], None],
+) -> list[Trials]:
+    """The trials of train, and those of test if there are keys."""
+    arrays = read_arrays(file, [key for key in vars(keys).values() if key])
+    pairs = [(keys.images, keys.fmri)] + ([(keys.test_images, keys.test_fmri)] if keys.test_images else [])
+    stored = [(stacked(arrays[one], one), stacked(arrays[other], other, flat=True)) for one, other in pairs]
+    for (images, fmri), (images_key, fmri_key) in zip(stored, pairs, strict=True):
+        refuse_trials_last(images, fmri, images_key, fmri_key)
+    pixels = to_uint8([images for images, _ in stored], report)
+    lengths = [len(images) for images in pixels]
+    names = entries(arrays, keys.stimulus_ids, keys.test_stimulus_ids, lengths)
+    labels = entries(arrays, keys.category, keys.test_category, lengths)
+    parts = []
+    for place, (images_key, fmri_key) in enumerate(pairs):
+        images = shape_images(pixels[place], image_shape, column_major, images_key)
+        responses = check_responses(stored[place][1], fmri_key)
+        if len(images) != len(responses):
+            raise UserError(
+                f"{images_key} has {len(images)} images, {fmri_key} has {len(responses)} responses: "
+                "the first axis of both counts trials, one image a response"
+            )
+        shown = [pixel_hash(image) for image in images]
+        own = names[place]
+        named = plain_names(own, len(images), keys.stimulus_ids or keys.test_stimulus_ids) if own is not None else shown
+        if keys.category and labels[place] is None:
+            raise UserError(f"--category {keys.category} has the categories of train alone: give --test-category, too")
+        categories = plain_names(labels[place], len(images), keys.category) if keys.category else None
+        parts.append(Trials(images, responses, shown, named, categories))
+    voxels = [part.fmri.shape[1] for part in parts]
+    if len(set(voxels)) > 1:
+        raise UserError(f"{keys.fmri} has {voxels[0]} voxels, {keys.test_fmri} has {voxels[1]}: they must be the same")
+    return parts
+
+
+def stacked(array: np.ndarray, key: str, flat: bool = False) -> np.ndarray:
+    """One array of a cell array with a trial in each cell; other arrays as they are.
+
+    Args:
+        flat: a trial is a vector.
+    """
+    if array.dtype != object or not array.size:
+        return array
+    cells = [np.asarray(cell) for cell in array.ravel()]
+    shapes = sorted({cell.shape for cell in cells})
+    if len(shapes) > 1 or any(cell.dtype.kind not in "buif" for cell in cells):
+        raise UserError(
+            f"{key} has {len(cells)} cells of the {count(shapes, 'shape')}: numbers of one shape, a trial in each, are "
+            f"expected; {key}/1 names the first cell, {key}/{PLACEHOLDER} a subject in each"
+        )
+    if flat and np.prod(shapes[0]) > max(shapes[0], default=1):
+        raise UserError(
+            f"{key} has {len(cells)} cells of shape {shapes[0]}: if each is a subject, give {key}/{PLACEHOLDER}, or "
+            f"{key}/1 for the first"
+        )
+    vectors = len(shapes[0]) == 2 and 1 in shapes[0]
+    return np.stack([cell.ravel() if flat or vectors else cell for cell in cells])
+
+
+def entries(
+    arrays: dict[str, np.ndarray], key: str | None, test_key: str | None, lengths: list[int]
+) -> list[np.ndarray | None]:
+    """What a key tells of the trials of train and test; the first may hold both, one after the other."""
+    if key and not test_key and len(lengths) == 2 and arrays[key].size == sum(lengths):
+        return np.split(arrays[key].ravel(), [lengths[0]])
+    return [arrays[one] if one else None for one in (key, test_key)[: len(lengths)]]
+
+
+def one_of_each(trials: list[Trials], what: str, complaint: str) -> dict[str, str]:
+    """For each stimulus its `pixels` or `categories`, which must be the same in all of its trials."""
+    found: dict[str, str] = {}
+    for part in trials:
+        for name, value in zip(part.stimulus_ids, getattr(part, what), strict=True):
+            if found.setdefault(name, value) != value:
+                raise UserError(f"stimulus {name} of {complaint}")
+    return found
 
 
 def write_fmri_alone(
@@ -266,20 +388,6 @@ def shape_images(array: np.ndarray, shape: list[int] | None, column_major: bool,
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
     return np.ascontiguousarray(array)
-
-
-def stimulus_names(array: np.ndarray, hashes: list[str], key: str) -> list[str]:
-    """`plain_names`, each of which must stand for one image.
-
-    Args:
-        hashes: of the pixels that each trial showed.
-    """
-    names = plain_names(array, len(hashes), key)
-    shown: dict[str, str] = {}
-    for name, pixels in zip(names, hashes, strict=True):
-        if shown.setdefault(name, pixels) != pixels:
-            raise UserError(f"stimulus {name} of {key} has several images: one name stands for one image")
-    return names
 
 
 def plain_names(array: np.ndarray, trials: int, key: str) -> list[str]:

@@ -72,15 +72,15 @@ def open_hdf5(file: Path) -> Iterator[h5py.File]:
         yield source
 
 
-def hdf5_item(source: h5py.File, key: str) -> h5py.Dataset | h5py.Group:
+def hdf5_item(source: h5py.Group, key: str) -> h5py.Dataset | h5py.Group:
     """The data set or group of this key, to which no link leads: a link could lead into another file."""
-    item = source
+    item, file = source, source.file.filename
     for name in key.strip("/").split("/"):
         link = item.get(name, getlink=True) if isinstance(item, h5py.Group) else None
         if link is None:
-            raise UserError(f"{source.filename} has no {key}: its keys are {', '.join(sorted(source))}")
+            raise UserError(f"{file} has no {key}: its keys are {', '.join(sorted(source))}")
         if not isinstance(link, h5py.HardLink):
-            raise UserError(f"{key} of {source.filename} is a link: only values that lie in the file itself are read")
+            raise UserError(f"{key} of {file} is a link: only values that lie in the file itself are read")
         item = item[name]
     return item
 

@@ -1,11 +1,11 @@
 """Corpora from the Hub: Parquet shards, the voxel table and the card, as `push-corpus` writes them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, Features, load_dataset
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset
 from huggingface_hub import DatasetCard, HfApi, snapshot_download
 from tqdm import tqdm
 
@@ -29,8 +29,12 @@ def fetch_corpus(name: str) -> Path:
     return folder
 
 
-def stream_corpus(name: str, features: Features) -> tuple[DatasetDict, Path]:
+def stream_corpus(name: str, features: Features, optional: Sequence[str]) -> tuple[DatasetDict, Path]:
     """The splits of the corpus ORG/NAME, read by `datasets` into the memory of this process, with no copy on disk.
+
+    Args:
+        features: columns that it must have.
+        optional: columns of text that are read where they are there.
 
     Returns:
         The splits, and the folder of what lies beside them: voxel table and card.
@@ -48,7 +52,7 @@ def stream_corpus(name: str, features: Features) -> tuple[DatasetDict, Path]:
         for split, files in shards.items():
             addresses = [f"hf://datasets/{name}@{revision}/{file}" for file in files]
             try:
-                corpus[split] = Dataset(read_stream(addresses, split, features))
+                corpus[split] = Dataset(read_stream(addresses, split, features, optional))
             except (KeyError, pa.ArrowInvalid) as error:
                 raise UserError(
                     f"corpus {name} cannot be read ({' '.join(str(error).split())[:100]}): whole Parquet files are "
@@ -58,15 +62,22 @@ def stream_corpus(name: str, features: Features) -> tuple[DatasetDict, Path]:
     return corpus, folder
 
 
-def read_stream(addresses: list[str], split: str, features: Features) -> pa.Table:
-    """The columns `features` of Parquet files on the Hub."""
+def read_stream(addresses: list[str], split: str, features: Features, optional: Sequence[str]) -> pa.Table:
+    """The columns `features`, and those of `optional` that are there, of Parquet files on the Hub."""
     batches = []
     rows = load_dataset("parquet", data_files=addresses, split="train", streaming=True)  # `datasets` names it so
     with tqdm(desc=f"reading {split}", unit=" rows", leave=False, disable=None) as bar:
         for batch in rows.with_format("arrow").iter(100):
-            batches.append(batch.select(list(features)).cast(features.arrow_schema))
+            texts = {name: Value("string") for name in optional if is_text(batch.schema, name)}
+            there = Features({**features, **texts})
+            batches.append(batch.select(list(there)).cast(there.arrow_schema))
             bar.update(len(batch))
-    return pa.concat_tables(batches)
+    return pa.concat_tables(batches, promote_options="default")
+
+
+def is_text(schema: pa.Schema, name: str) -> bool:
+    there = schema.field(name).type if name in schema.names else None
+    return there is not None and (pa.types.is_string(there) or pa.types.is_large_string(there))
 
 
 def without_shards(name: str) -> UserError:

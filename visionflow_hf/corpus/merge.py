@@ -5,11 +5,21 @@ from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
 from visionflow_hf.corpus.leakage import Picture, leakage, replaced, together
 from visionflow_hf.corpus.responses import presence
-from visionflow_hf.corpus.schema import FEATURES, MARKER, SPLITS, Corpus, join_tables, read_corpus, save_corpus
+from visionflow_hf.corpus.schema import (
+    FEATURES,
+    MARKER,
+    OPTIONAL,
+    SPLITS,
+    Corpus,
+    is_text,
+    join_tables,
+    read_corpus,
+    save_corpus,
+)
 from visionflow_hf.corpus.splits import draw_test
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import new_folder, refuse_existing
@@ -27,6 +37,7 @@ def merge(
     """Write the corpus `out` with the rows of both.
 
     A subject may be in both; its voxel table is then that of `one`, and the repeats of a stimulus count on in `other`.
+    The columns `category` and `session` are kept; they are null in the rows of a corpus that does not have them.
 
     Args:
         test_fraction: share of the stimuli to draw as test from the rows of both, which then are in train or test;
@@ -57,7 +68,7 @@ def merge(
     else:
         rows = joined([concatenate_datasets(list(corpus.splits.values())) for corpus in (first, second)])
         splits = drawn_anew(rows, pictures, test_fraction, seed, report)
-    splits = DatasetDict(splits)
+    splits = DatasetDict(same_columns(splits))
     shown = {
         name: {stimulus: pictures[stimulus] for stimulus in rows["stimulus_id"] if stimulus in pictures}
         for name, rows in splits.items()
@@ -78,10 +89,29 @@ def merge(
 
 def joined(parts: list[Dataset]) -> Dataset:
     """The rows of one split or of two, the repeats of the second counted on."""
-    parts = [part.select_columns(list(FEATURES)) for part in parts]
+    parts = [as_in_corpora(part) for part in parts]
     if len(parts) == 2:
         parts[1] = replaced(parts[1], "repeat", pa.array(repeats_after(*parts), pa.int32()))
     return concatenate_datasets(parts)
+
+
+def as_in_corpora(rows: Dataset) -> Dataset:
+    """The columns of `FEATURES`, and those of `OPTIONAL` that are there, with the types that `prepare` writes."""
+    more = {name: Value("string") for name in OPTIONAL if is_text(rows.features.get(name))}
+    features = Features({**FEATURES, **more})
+    rows = rows.select_columns(list(features))
+    return rows if rows.features == features else rows.cast(features)
+
+
+def same_columns(splits: dict[str, Dataset]) -> dict[str, Dataset]:
+    """All splits with the columns of `OPTIONAL` that any of them has, null where a split has none."""
+    for column in OPTIONAL:
+        if any(column in rows.column_names for rows in splits.values()):
+            for name, rows in splits.items():
+                if column not in rows.column_names:
+                    empty = pa.nulls(len(rows), pa.string())
+                    splits[name] = rows.add_column(column, empty, feature=Value("string"))
+    return splits
 
 
 def drawn_anew(

@@ -21,13 +21,13 @@ def import_nibabel(purpose: str):
     try:
         import nibabel
     except ImportError as error:
-        raise UserError(f"{purpose} NIfTI needs nibabel: pip install 'visionflow-hf[brain]'") from error
+        raise UserError(f"{purpose} needs nibabel: pip install 'visionflow-hf[brain]'") from error
     return nibabel
 
 
 def open_nifti(file: Path):
     """The header of a NIfTI file, by nibabel."""
-    nibabel = import_nibabel("reading")
+    nibabel = import_nibabel("reading NIfTI")
     with reading(existing(file)):
         try:
             image = nibabel.load(file)
@@ -82,7 +82,7 @@ def write_volumes(
         affine: from the place of a voxel to mm, array of shape (4, 4), or None where that is not known.
         voxels: their places in the grid, flattened in C order.
     """
-    nibabel = import_nibabel("writing")
+    nibabel = import_nibabel("writing NIfTI")
     header = nibabel.Nifti1Header()
     try:
         header.set_data_shape((*shape, len(responses)))

@@ -35,10 +35,16 @@ FEATURES = Features(
 OPTIONAL = ("category", "session")  # further columns of text, where the source has them
 SPLIT_BY = ("stimulus", "category", "session")
 SPLITS = ("train", "validation", "test")
+
+
+def is_text(kind) -> bool:
+    return isinstance(kind, Value) and kind.dtype in ("string", "large_string")
+
+
 KINDS = {  # what columns of other types than `FEATURES` may have
     "fmri": lambda kind: isinstance(kind.feature, Value) and kind.feature.dtype.startswith(("float", "int", "uint")),
-    "subject": lambda kind: isinstance(kind, Value) and kind.dtype in ("string", "large_string"),
-    "stimulus_id": lambda kind: isinstance(kind, Value) and kind.dtype in ("string", "large_string"),
+    "subject": is_text,
+    "stimulus_id": is_text,
     "repeat": lambda kind: isinstance(kind, Value) and kind.dtype.startswith(("int", "uint")),
 }
 STIMULI = "stimuli"  # the folder of the images where rows hold their paths
@@ -50,7 +56,7 @@ class Corpus:
     """An opened and checked corpus.
 
     Attributes:
-        splits: `train`, `test` and maybe `validation`, each with the columns of `FEATURES`.
+        splits: `train`, `test` and maybe `validation`, each with the columns of `FEATURES` and maybe of `OPTIONAL`.
         voxels: one row a voxel, see `voxel_table`.
         subjects: number of voxels of each subject, sorted by name.
         pictures: what the images of the stimuli are known by, see `visionflow_hf.corpus.leakage`.
@@ -201,7 +207,7 @@ def read_corpus(path: str | os.PathLike, allow_leakage: bool = False, streaming:
     if streaming:
         if Path(path).exists():
             raise UserError(f"--streaming reads from the Hub, and {path} is here already: leave it out")
-        splits, folder = stream_corpus(str(path), FEATURES)
+        splits, folder = stream_corpus(str(path), FEATURES, OPTIONAL)
     else:
         folder = corpus_folder(path)
         splits = read_splits(folder)

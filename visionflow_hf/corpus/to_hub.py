@@ -124,6 +124,7 @@ def corpus_card(corpus: Corpus, name: str, license: str, source: str | None, cit
         unit=corpus.unit,
         splits={split: split_summary(rows, corpus.pictures[split]) for split, rows in corpus.splits.items()},
         subjects=corpus.subjects,
+        columns=next(iter(corpus.splits.values())).column_names,
         license=license,
         source=source,
         citation=citation,

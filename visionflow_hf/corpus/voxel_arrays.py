@@ -98,17 +98,17 @@ def read_rois(file: str | os.PathLike, keys: list[str], num_voxels: int) -> tupl
                 f"a mask for each region and the key of their names after it, --rois {masks_key} NAMES"
             )
         return names, None
-    names = texts(arrays[keys[1]])
+    number = arrays[keys[1]].size
     if array.dtype == object:
         masks = stack(list(array.ravel()), masks_key, num_voxels)
-    elif array.ndim in (2, 4) and len(names) in (array.shape[0], array.shape[-1]):
-        first = array.shape[0] == len(names) and (array.ndim == 4 or array.shape[1] == num_voxels)
+    elif array.ndim in (2, 4) and number in (array.shape[0], array.shape[-1]):
+        first = array.shape[0] == number and (array.ndim == 4 or array.shape[1] == num_voxels)
         masks = stack(list(array if first else np.moveaxis(array, -1, 0)), masks_key, num_voxels)
     else:
-        raise UserError(f"{masks_key} has shape {array.shape} for {len(names)} names: a mask for each is expected")
-    if len(masks) != len(names):
-        raise UserError(f"{masks_key} has {len(masks)} masks, {keys[1]} has {len(names)} names: one each is expected")
-    return names, masks
+        raise UserError(f"{masks_key} has shape {array.shape} for {number} names: a mask for each is expected")
+    if len(masks) != number:
+        raise UserError(f"{masks_key} has {len(masks)} masks, {keys[1]} has {number} names: one each is expected")
+    return texts(arrays[keys[1]]), masks
 
 
 def stack(masks: list[np.ndarray], key: str, num_voxels: int) -> np.ndarray:
