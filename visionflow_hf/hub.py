@@ -213,6 +213,7 @@ def load_model(
     try:
         model, found = VisionFlowModel.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True)
         processor = VisionFlowProcessor.from_pretrained(name)
+        model.config.check_widths()
     except MODEL_ERRORS as error:
         if isinstance(error, OSError) and error.errno:
             file = f" ({error.filename})" if error.filename else ""

@@ -19,6 +19,7 @@ from visionflow_hf.corpus.files import (
     refuse_bomb,
     refuse_bombs,
 )
+from visionflow_hf.corpus.mat5 import load_mat5
 from visionflow_hf.errors import UserError
 
 
@@ -42,7 +43,7 @@ def read_arrays(file: str | os.PathLike, keys: Sequence[str]) -> dict[str, np.nd
                 refuse_bombs(source.zip, [f"{key}.npy" for key in keys])
                 return {key: source[key] for key in keys}
         refuse_bomb_of_mat5(file, {key.split("/")[0] for key in keys})
-        variables = scipy.io.loadmat(file, variable_names=[key.split("/")[0] for key in keys])
+        variables = load_mat5(file, [key.split("/")[0] for key in keys])
         return {key: read_mat5(variables, key, file) for key in keys}
 
 
@@ -62,7 +63,7 @@ def array_keys(file: str | os.PathLike) -> list[str]:
             try:
                 return [name for name, _, _ in scipy.io.whosmat(file)]
             except TypeError:  # whosmat fails on MATLAB's strings, tables and dates, which loadmat leaves out
-                return [name for name in scipy.io.loadmat(file) if name != "None" and not name.startswith("__")]
+                return [name for name in load_mat5(file) if name != "None" and not name.startswith("__")]
     raise UserError(f"{file} is neither .mat, .npz nor HDF5: give one of these")
 
 
@@ -131,7 +132,7 @@ def field_keys(file: str | os.PathLike, key: str) -> list[str]:
     file = Path(file)
     if file.suffix == ".mat" and not h5py.is_hdf5(file):
         with reading(file):
-            array = scipy.io.loadmat(file, variable_names=[key]).get(key)
+            array = load_mat5(file, [key]).get(key)
         return [f"{key}/{name}" for name in array.dtype.names or ()] if isinstance(array, np.ndarray) else []
     return [name for name in array_keys(file) if name.startswith(f"{key}/")]
 
@@ -148,7 +149,7 @@ def array_kinds(file: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], str
             with zipfile.ZipFile(file) as archive:
                 return {key: npy_kind(archive, f"{key}.npy") for key in keys}
         kinds: dict[str, tuple[tuple[int, ...], str]] = {}
-        for name, array in scipy.io.loadmat(file, variable_names=keys).items():
+        for name, array in load_mat5(file, keys).items():
             if name in keys and array.dtype.names and array.size == 1:
                 fields = {f"{name}/{field}": np.asarray(array[field].item()) for field in array.dtype.names}
                 kinds |= {key: (field.shape, kind_of(field)) for key, field in fields.items()}
