@@ -5,6 +5,7 @@
     kills      SIGKILL of `train` and `prepare` at random moments; checkpoints cut short
     files      fuzzing of every reader
     hub        faults of the Hub, on the loopback interface
+    machine    full and read-only disks, signals, two commands at once; as root, which may mount
 
 Prints a line for each problem, and writes WORK/faults.md, the table of docs/reliability.md. Linux, as root or not; CPU.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads do not survive a fork
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-PARTS = ("kills", "files", "hub")
+PARTS = ("kills", "files", "hub", "machine")
 IMPORTED = (  # in this process once, for all forks
     *("cli", "inference", "training.train", "training_flags", "evaluation.evaluate"),
     *(f"corpus.{name}" for name in ("algonauts23", "arrays", "bids", "bold5000", "god", "images", "inspect")),
@@ -53,7 +54,7 @@ def measure(args) -> None:
 
     rows = []
     for part in args.parts:
-        for row in {"kills": kills, "files": files, "hub": hub}[part](args):
+        for row in {"kills": kills, "files": files, "hub": hub, "machine": machine}[part](args):
             print(f"{row.fault}: {row.survived} of {row.tried}", *row.problems, sep="\n    ", flush=True)
             rows.append(row)
             (args.work / "faults.md").write_text(written(rows) + "\n")
@@ -87,6 +88,15 @@ def hub(args):
     yield from faults_hub.hub_faults(
         args.hub, args.work, args.work / "model", args.work / "corpus", args.tries, args.seed
     )
+
+
+def machine(args):
+    """Rows of faults of the machine."""
+    import faults_files
+    import faults_machine
+
+    faults_files.make_model(args.work)
+    yield from faults_machine.machine_faults(args.work, args.tries, args.seed)
 
 
 if __name__ == "__main__":

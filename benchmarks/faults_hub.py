@@ -6,7 +6,7 @@ one on; then the same command runs again without a fault.
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Use:
     pushes: bool = False
 
 
-def hub_faults(hub: LoopbackHub, work: Path, model: Path, corpus: Path, tries: int, seed: int = 0) -> list[Row]:
+def hub_faults(hub: LoopbackHub, work: Path, model: Path, corpus: Path, tries: int, seed: int = 0) -> Iterator[Row]:
     """Rows of the faults of the Hub.
 
     Args:
@@ -64,7 +64,6 @@ def hub_faults(hub: LoopbackHub, work: Path, model: Path, corpus: Path, tries: i
             raise SystemExit(ended.text)
     whole = {key: repository.commits[-1][1] for key, repository in hub.repositories.items()}
     sound = {place: outcome(use, hub, work, log, whole) for place, use in enumerate(uses)}
-    rows = []
     for fault in [*WAYS, CHANGED]:
         row = Row(f"Hub: {fault}")
         for place, use in enumerate(uses):
@@ -77,8 +76,7 @@ def hub_faults(hub: LoopbackHub, work: Path, model: Path, corpus: Path, tries: i
                 case = f"{use.words[0]} {use.name}, request {moment}{' and all that follow' if for_good else ''}"
                 problems, wrong = try_once(use, hub, work, whole, expected, fault, moment, for_good)
                 row.add([f"{case}: {problem}" for problem in problems], wrong=wrong)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def try_once(use, hub, work, whole, expected, fault, moment, for_good) -> tuple[list[str], bool]:

@@ -73,6 +73,7 @@ def test_model_and_processor_are_of_one_commit(monkeypatch):
     repository = Path(constants.HF_HUB_CACHE) / "models--lab--changes"
     for commit, factor in (("a" * 40, 1.0), ("b" * 40, 2.0)):
         model_folder(repository / "snapshots" / commit, factor)
+    assert load_model(repository / "snapshots" / ("b" * 40))[0].linear_logvar[0] == 2  # a folder, too
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
     read = VisionFlowModel.from_pretrained.__func__

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import constants
-from huggingface_hub.file_download import repo_folder_name
 
 from visionflow_hf.errors import UserError
 
@@ -22,7 +21,7 @@ def whole_files(name: str, kind: str = "model") -> Iterator[None]:
     try:
         yield
     finally:
-        blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / "blobs"
+        blobs = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "blobs"  # none for a folder
         files = [file for file in blobs.glob("*") if not file.suffix]  # others are still on their way
         damaged = [file for file in files if file.stat().st_mtime >= began - 1 and is_damaged(file)]
         for file in damaged:
