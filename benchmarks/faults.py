@@ -7,7 +7,7 @@
     hub        faults of the Hub, on the loopback interface
     machine    full and read-only disks, signals, two commands at once; as root, which may mount
 
-Prints a line for each problem, and writes WORK/faults.md, the table of docs/reliability.md. Linux, as root or not; CPU.
+Prints a line for each problem, and writes WORK/faults.md, the table of docs/reliability.md. Linux; CPU.
 """
 
 import argparse
