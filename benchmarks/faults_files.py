@@ -165,6 +165,8 @@ def make_model(work: Path) -> None:
         setattr(mosaic, name, number)
     if not (work / "corpus").exists():
         simulate(work / "corpus", work / "log")
+    if (work / "responses").exists():
+        return
     ended = run(["train", work / "corpus", work / "model", *SHORT], work / "log")
     if ended.code:
         raise SystemExit(ended.text)

@@ -15,7 +15,7 @@ except ImportError as error:
     ) from error
 
 from .sizes import bridge_width, small_vit
-from .vision_encoder import layer_widths, layers_by_depth, native_image_size
+from .vision_encoder import PLAIN, layer_widths, layers_by_depth, native_image_size
 
 TAGS = ("visionflow", "fmri", "visual-cortex", "brain-decoding", "brain-encoding")  # on the Hub
 PIPELINES = {
@@ -138,11 +138,12 @@ class VisionFlowConfig(PreTrainedConfig):
         if not self.linear_layers:
             self.linear_widths = []
         if self.feature_widths is None or self.linear_widths is None:
-            layers = [*self.feature_layers, *self.linear_layers]
-            widths = layer_widths(self.vision_config, layers, self.encoder_image_size)
+            widths = self.encoder_widths()
             self.feature_widths = self.feature_widths or widths[: len(self.feature_layers)]
             self.linear_widths = widths[len(self.feature_layers) :]
         self.feature_widths, self.linear_widths = list(self.feature_widths), list(self.linear_widths)
+        if self.vision_config.model_type in PLAIN:  # another one is run for its widths, which takes a second
+            self.check_widths()
         if self.latent_dim < 1 or self.linear_dim < 0:
             raise ValueError(
                 f"latent_dim is {self.latent_dim}, linear_dim {self.linear_dim}: at least 1 and at least 0 are expected"
@@ -158,6 +159,21 @@ class VisionFlowConfig(PreTrainedConfig):
         if len(self.subjects) != len(self.num_voxels) or len(set(self.subjects)) != len(self.subjects):
             raise ValueError(
                 f"subjects {self.subjects} and num_voxels {self.num_voxels}: one voxel count for each distinct subject"
+            )
+
+    def encoder_widths(self) -> list[int]:
+        """Width of each of `feature_layers`, then of each of `linear_layers`, as `layer_widths` gives them."""
+        return layer_widths(self.vision_config, [*self.feature_layers, *self.linear_layers], self.encoder_image_size)
+
+    def check_widths(self) -> None:
+        """
+        Raises:
+            ValueError: The encoder has no such layers, or layers of other widths.
+        """
+        stated, widths = [*self.feature_widths, *self.linear_widths], self.encoder_widths()
+        if stated != widths:
+            raise ValueError(
+                f"feature_widths and linear_widths are {stated}: the encoder's layers have {widths}; leave both out"
             )
 
     @classmethod

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -39,8 +40,15 @@ class Repository:
         return next((commit for commit in self.commits if commit[0].startswith(revision)), None)
 
 
+Answer = tuple[int, dict, bytes]  # status, headers, content
+
+
 class LoopbackHub(ThreadingHTTPServer):
-    """`with LoopbackHub() as hub:` serves at `hub.endpoint` until the block ends."""
+    """`with LoopbackHub() as hub:` serves at `hub.endpoint` until the block ends.
+
+    `hub.spoil(make, method, path)` gives the answer, which is `make()` unless it is set to something else. None closes
+    the connection without an answer; content shorter than its `Content-Length` closes it in the midst of one.
+    """
 
     daemon_threads = True
 
@@ -50,6 +58,7 @@ class LoopbackHub(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}  # "models/org/name"
         self.blobs: dict[str, bytes] = {}  # by SHA-256
         self.requests: list[str] = []
+        self.spoil: Callable[[Callable[[], Answer], str, str], Answer | None] = lambda make, method, path: make()
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -82,11 +91,11 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(address.path).strip("/")
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.requests.append(f"{method} /{path}")
-        try:
-            status, headers, data = self.route(method, path)
-        except Refused as refused:
-            status, code = refused.args
-            headers, data = {"X-Error-Code": code, "X-Error-Message": code}, b""
+        given = self.server.spoil(lambda: self.made(method, path), method, path)
+        if given is None:
+            self.close_connection = True
+            return
+        status, headers, data = given
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, str(value))
@@ -95,13 +104,21 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if method != "HEAD":
             self.wfile.write(data)
+            self.close_connection |= len(data) < int(headers.get("Content-Length", 0))
+
+    def made(self, method: str, path: str) -> Answer:
+        try:
+            return self.route(method, path)
+        except Refused as refused:
+            status, code = refused.args
+            return status, {"X-Error-Code": code, "X-Error-Message": code}, b""
 
     do_GET = lambda self: self.answer("GET")  # noqa: E731
     do_HEAD = lambda self: self.answer("HEAD")  # noqa: E731
     do_POST = lambda self: self.answer("POST")  # noqa: E731
     do_PUT = lambda self: self.answer("PUT")  # noqa: E731
 
-    def route(self, method: str, path: str) -> tuple[int, dict, bytes]:
+    def route(self, method: str, path: str) -> Answer:
         if path == "api/repos/create":
             return self.create(json.loads(self.body))
         if path == "api/validate-yaml":
@@ -135,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
             self.authorise()
         return repository
 
-    def create(self, asked: dict) -> tuple[int, dict, bytes]:
+    def create(self, asked: dict) -> Answer:
         self.authorise()
         kind = asked.get("type", "model") + "s"
         name = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
@@ -147,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.repositories[f"{kind}/{name}"] = repository
         return reply(url)
 
-    def blobs_wanted(self) -> tuple[int, dict, bytes]:
+    def blobs_wanted(self) -> Answer:
         self.authorise()
         objects = []
         for wanted in json.loads(self.body)["objects"]:
@@ -155,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
             objects.append(wanted | ({} if wanted["oid"] in self.server.blobs else {"actions": upload}))
         return reply({"transfer": "basic", "objects": objects})
 
-    def api(self, kind: str, name: str, verb: str | None, rest: str | None) -> tuple[int, dict, bytes]:
+    def api(self, kind: str, name: str, verb: str | None, rest: str | None) -> Answer:
         repository = self.repository(kind, name)
         if verb == "preupload":
             asked = json.loads(self.body)["files"]
@@ -213,7 +230,7 @@ class Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
         return files
 
-    def file(self, repository: Repository, revision: str, path: str) -> tuple[int, dict, bytes]:
+    def file(self, repository: Repository, revision: str, path: str) -> Answer:
         found = repository.at(revision)
         if found is None:
             raise Refused(404, "RevisionNotFound")
@@ -243,7 +260,7 @@ def entry(path: str, data: bytes) -> dict:
     return {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
 
 
-def reply(value, status: int = 200) -> tuple[int, dict, bytes]:
+def reply(value, status: int = 200) -> Answer:
     return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
 
 

@@ -1,6 +1,8 @@
 """`prepare arrays`: every layout gives the same corpus, and what does not fit leaves one line and no folder."""
 
 import struct
+import zlib
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,6 +11,7 @@ import scipy.io
 from conftest import REAL_DATA
 
 from visionflow_hf.cli import main
+from visionflow_hf.corpus.mat5 import load_mat5
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import open_corpus
 
@@ -408,6 +411,50 @@ def test_a_truncated_file(tmp_path, refused):
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
         refused(lambda name=name: prepare(tmp_path / name, tmp_path / "out"), name)
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", ["type", "type of a compressed one", "complex"])
+def test_what_would_make_scipy_end_the_process(tmp_path, refused, change):
+    mat5(tmp_path / "five.mat", images=IMAGES, fmri=FMRI, others=FMRI)
+    content = bytearray((tmp_path / "five.mat").read_bytes())
+    tag = content.index(FMRI.tobytes(order="F")) - 8
+    begin, end = tag - 48, tag + 8 + FMRI.nbytes
+    assert content[begin : begin + 4] == struct.pack("<I", 14)
+    if change == "complex":
+        content[begin + 17] |= 8  # of the flags: scipy would take the next variable for the imaginary part
+    else:
+        content[tag + 1] = 0x31  # scipy would look far behind its table of types
+    if "compressed" in change:
+        packed = zlib.compress(content[begin:end])
+        content[begin:end] = struct.pack("<II", 15, len(packed)) + packed
+    (tmp_path / "five.mat").write_bytes(content)
+    refused(lambda: prepare(tmp_path / "five.mat", tmp_path / "out"), r"five.mat cannot be read \(an element of")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cells_within_cells_without_end(tmp_path):
+    cell = np.zeros((1, 1))
+    for _ in range(120):
+        outer = np.empty((1, 1), dtype=object)
+        outer[0, 0] = cell
+        cell = outer
+    mat5(tmp_path / "five.mat", fmri=FMRI, cells=cell)
+    assert np.array_equal(load_mat5(tmp_path / "five.mat", ["fmri"])["fmri"], FMRI)
+    with pytest.raises(ValueError, match="nested deeper than 100"):
+        load_mat5(tmp_path / "five.mat")
+
+
+MATLAB = sorted((Path(scipy.io.__file__).parent / "matlab" / "tests" / "data").glob("*.mat"))
+
+
+@pytest.mark.skipif(not MATLAB, reason="this scipy comes without its tests")
+def test_no_file_of_matlab_that_scipy_reads_is_refused():
+    for file in MATLAB:
+        try:
+            expected = scipy.io.loadmat(file)
+        except Exception:
+            continue
+        assert load_mat5(file).keys() == expected.keys()
 
 
 def test_values_that_lie_in_other_files_are_refused(tmp_path, refused):

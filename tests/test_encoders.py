@@ -303,6 +303,19 @@ def test_layers_that_an_encoder_does_not_have(family, last, layer):
         layer_maps(encoder_of(family), torch.rand(1, 3, *FAMILIES[family][2]), [layer])
 
 
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_a_config_whose_layers_the_encoder_does_not_have(family):
+    settings = VisionFlowConfig(
+        vision_config=config_of(family), image_size=[32, 32], encoder_image_size=[32, 32], feature_layers=[1, -1]
+    ).to_dict()
+    for change, message in (({"feature_layers": [1, 40]}, "layer 40"), ({"feature_widths": [5, 5]}, r"are \[5, 5\]")):
+        with pytest.raises(ValueError, match=message):
+            VisionFlowConfig(**(settings | change)).check_widths()
+    if family == "vit":  # whose widths are known without a run
+        with pytest.raises(ValueError, match="layer 40"):
+            VisionFlowConfig(**(settings | {"feature_layers": [1, 40]}))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_by_depth_are_layers_that_can_be_read(family):
     config, size = config_of(family), FAMILIES[family][2]

@@ -108,3 +108,18 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, number):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="Not a directory"), new_folder(tmp_path / "file" / "out", marker="m"):
         pass
+
+
+def test_two_commands_do_not_write_to_one_folder(tmp_path):
+    with new_folder(tmp_path / "out", marker="mark") as folder:
+        (folder / "mark").touch()
+        with pytest.raises(UserError, match=r"another command is writing .*out: wait until it ends"):
+            new_folder(tmp_path / "out", overwrite=True, marker="mark").__enter__()
+        with new_folder(tmp_path / "other", marker="mark"):
+            pass
+        assert (folder / "mark").exists()  # of the first, which the second has left alone
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+    (tmp_path / ".out.lock").touch()  # of a process that was killed
+    with new_folder(tmp_path / "out", overwrite=True, marker="mark"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]

@@ -1,6 +1,7 @@
 """Every failure between here and the Hub names its own cause."""
 
 import errno
+import json
 import os
 import socket
 from types import SimpleNamespace
@@ -46,6 +47,7 @@ def line_of(context, error: Exception) -> str:
         (failed(errno.ENOSPC, "/disk/model"), "lab/x cannot be transferred: No space left on device (/disk/model)"),
         (failed(errno.ENOENT, "/gone"), "lab/x cannot be transferred: No such file or directory (/gone)"),
         (failed(errno.EACCES, "/mine"), "lab/x cannot be transferred: Permission denied (/mine)"),
+        (json.JSONDecodeError("Unterminated string", '{"a": "', 6), "the Hub's answer about lab/x is not whole"),
         (OSError("Consistency check failed"), "lab/x cannot be transferred: Consistency check failed"),
     ],
 )

@@ -169,6 +169,8 @@ def test_a_model_folder_that_cannot_be_read_is_named(run, pictures, tmp_path, re
         ("image_size", 0.5),
         ("vision_config", []),
         ("subjects", None),
+        ("feature_layers", [40]),
+        ("feature_widths", [3]),
     )
     texts = ["{", "[]", '{"a":' * 10**4, *(json.dumps(config | {name: value}) for name, value in damaged)]
     for text in texts:

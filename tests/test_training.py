@@ -17,6 +17,7 @@ from visionflow_hf.checkpoints import find_checkpoint
 from visionflow_hf.cli import main, parse
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.errors import UserError
+from visionflow_hf.folders import alone
 from visionflow_hf.modeling.augmentation import augment
 from visionflow_hf.modeling.sizes import bridge_width, small_vit
 from visionflow_hf.training import train as train_module
@@ -326,6 +327,32 @@ def test_a_run_that_fails_leaves_the_model_that_it_was_to_replace(corpus, run, t
     assert train(corpus, copy, "--overwrite", "true", *unsaved, *flags) == 130
     assert all(torch.equal(values, before[name]) for name, values in weights(copy).items())
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_at_the_last_good_checkpoint(corpus, tmp_path, monkeypatch, refused):
+    forward, seen = VisionFlowModel.forward, []
+
+    def spoiled(self, *args, **kwargs):
+        outputs = forward(self, *args, **kwargs)
+        if self.training:
+            seen.append(outputs.loss_image.detach())
+            if len(seen) == 6:
+                outputs.loss = outputs.loss * float("nan")
+        return outputs
+
+    monkeypatch.setattr(VisionFlowModel, "forward", spoiled)
+    out, flags = tmp_path / "run", ["--save_steps", "4"]
+    names = r"with 8 stimuli \(.+, .+\): earlier checkpoints are kept"
+    flags += ["--per_device_train_batch_size", "8", "--load_best_model_at_end", "false"]
+    refused(lambda: train(corpus, out, *flags), rf"the loss is nan in step 6 \(loss_image 0.*, loss_kl .*\), {names}")
+    assert not (out / "config.json").exists()
+    assert find_checkpoint([out], "auto") == str(out / "checkpoint-4")
+
+
+def test_a_run_that_another_command_writes_is_left_alone(corpus, tmp_path, refused):
+    with alone(tmp_path / "run"):
+        refused(lambda: train(corpus, tmp_path / "run"), "another command is writing .*run: wait until it ends")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_run_is_replaced_only_on_request(corpus, run, tmp_path, refused):

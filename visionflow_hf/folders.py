@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from visionflow_hf.errors import UserError
 
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -42,19 +44,45 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False, *, marker: str)
     back.
 
     Raises:
-        UserError: see `refuse_existing`, or the folder cannot be replaced.
+        UserError: see `refuse_existing` and `alone`, or the folder cannot be replaced.
     """
-    refuse_existing(path, overwrite, marker)
     path = Path(path).absolute()
     partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with writing(path):
-            partial.mkdir(parents=True)
-            yield partial
-        take_name(partial, path)
-    finally:
+    refuse_existing(path, overwrite, marker)
+    with alone(path):
         shutil.rmtree(partial, ignore_errors=True)
+        try:
+            with writing(path):
+                partial.mkdir(parents=True)
+                yield partial
+            take_name(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def alone(path: str | os.PathLike) -> Iterator[None]:
+    """Keep other commands from writing to `path` meanwhile, by a lock on `.NAME.lock` beside it.
+
+    Raises:
+        UserError: another command is writing to it.
+    """
+    path = Path(path).absolute()
+    file = path.with_name(f".{path.name}.lock")
+    lock = FileLock(file, timeout=0)
+    with writing(path):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except FileExistsError as error:
+            raise UserError(f"{path} cannot be written: {os.strerror(errno.ENOTDIR)} ({path.parent})") from error
+        except Timeout as error:
+            raise UserError(f"another command is writing {path}: wait until it ends, or give another name") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        file.unlink(missing_ok=True)
 
 
 def take_name(folder: Path, path: Path) -> None:

@@ -17,11 +17,13 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from transformers.utils import CONFIG_NAME, cached_file
 
 from visionflow_hf import __version__
 from visionflow_hf.cards import card_template, results_of, with_metadata, with_results
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import writing
+from visionflow_hf.hub_cache import whole_files
 from visionflow_hf.hub_errors import hub_errors
 from visionflow_hf.metrics import LEAST_CEILING
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
@@ -211,8 +213,14 @@ def load_model(
             f"{name} is no model folder (no config.json in it): give a RUN that `train` finished, or ORG/NAME"
         )
     try:
-        model, found = VisionFlowModel.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True)
-        processor = VisionFlowProcessor.from_pretrained(name)
+        with whole_files(name):
+            # the commit names the folder in the cache: model and processor are of one, if the Hub changes meanwhile
+            revision = Path(cached_file(name, CONFIG_NAME)).parent.name
+            model, found = VisionFlowModel.from_pretrained(
+                name, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+            processor = VisionFlowProcessor.from_pretrained(name, revision=revision)
+        model.config.check_widths()
     except MODEL_ERRORS as error:
         if isinstance(error, OSError) and error.errno:
             file = f" ({error.filename})" if error.filename else ""

@@ -1,6 +1,7 @@
 """What can fail between here and the Hub, each as one line that names the cause and the remedy."""
 
 import errno
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from huggingface_hub.errors import (
 
 from visionflow_hf.errors import UserError
 
-HUB_ERRORS = (HfHubHTTPError, HFValidationError, HTTPError, OSError)
+HUB_ERRORS = (HfHubHTTPError, HFValidationError, HTTPError, OSError, json.JSONDecodeError)
 NO_CONNECTION = (HTTPError, ConnectionError, TimeoutError, socket.gaierror, LocalEntryNotFoundError)
 NO_NETWORK = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
 LOG_IN = "log in with `hf auth login`"
@@ -70,6 +71,8 @@ def cause_of(name: str, error: Exception) -> str:
         return f"the Hub did not accept the request for {name} ({status}): {message_of(error)}"
     if is_unreachable(error):
         return f"the Hub cannot be reached ({message_of(error)}): check the network and HF_HUB_OFFLINE"
+    if isinstance(error, json.JSONDecodeError):
+        return f"the Hub's answer about {name} is not whole ({message_of(error)}): try again"
     if isinstance(error, OSError) and error.errno:
         file = f" ({error.filename})" if error.filename else ""
         return f"{name} cannot be transferred: {error.strerror}{file}"

@@ -10,6 +10,7 @@ from huggingface_hub import DatasetCard, HfApi, snapshot_download
 from tqdm import tqdm
 
 from visionflow_hf.errors import UserError
+from visionflow_hf.hub_cache import whole_files
 from visionflow_hf.hub_errors import reading_corpus
 
 SHARD = re.compile(r"data/(\w+)-[^/]*\.parquet")
@@ -22,7 +23,7 @@ def fetch_corpus(name: str) -> Path:
     Raises:
         UserError: there is none, it cannot be stored here, or the Hub does not answer.
     """
-    with reading_corpus(name):
+    with reading_corpus(name), whole_files(name, "dataset"):
         folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=["data/*.parquet", *BESIDE]))
     if not is_parquet(folder):
         raise without_shards(name)
@@ -45,7 +46,8 @@ def stream_corpus(name: str, features: Features, optional: Sequence[str]) -> tup
     corpus = DatasetDict()
     with reading_corpus(name):
         revision = HfApi().dataset_info(name).sha
-        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=BESIDE))
+        with whole_files(name, "dataset"):
+            folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=BESIDE))
         shards = shards_of(HfApi().list_repo_files(name, repo_type="dataset", revision=revision))
         if not shards:
             raise without_shards(name)

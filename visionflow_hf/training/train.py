@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from visionflow_hf.corpus.responses import images_alone, pairs_of
 from visionflow_hf.corpus.schema import Corpus, join_tables, open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
-from visionflow_hf.folders import put_back, refuse_existing, take_name
+from visionflow_hf.folders import alone, put_back, refuse_existing, take_name
 from visionflow_hf.hub import hub_name, load_model, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.augmentation import FEW_STIMULI
@@ -85,21 +86,22 @@ def train(
         refuse_existing(run, training_args.overwrite, MARKER)
     first = training_args.process_index == 0
     PartialState().wait_for_everyone()  # until all have seen what is there
-    try:
-        trained = train_on(opened.splits, folder, model_args, training_args, checkpoint)
-        PartialState().destroy_process_group()  # the first process goes on alone
-        if not first:
-            return trained
-        trained.model.voxels = voxels_known(trained.model, opened)
-        about = description(trained, corpus, opened, model_args, training_args)
-        save_model(trained.model, trained.processor, folder, about, model_id=run)
-    except BaseException:
-        own = first and checkpoint is None and (folder / MARKER).is_file()
-        if own and folder.is_dir() and get_last_checkpoint(folder) is None:  # nothing to resume from
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    if folder != run:
-        take_name(folder, run)
+    with alone(run) if first else nullcontext():
+        try:
+            trained = train_on(opened.splits, folder, model_args, training_args, checkpoint)
+            PartialState().destroy_process_group()  # the first process goes on alone
+            if not first:
+                return trained
+            trained.model.voxels = voxels_known(trained.model, opened)
+            about = description(trained, corpus, opened, model_args, training_args)
+            save_model(trained.model, trained.processor, folder, about, model_id=run)
+        except BaseException:
+            own = first and checkpoint is None and (folder / MARKER).is_file()
+            if own and folder.is_dir() and get_last_checkpoint(folder) is None:  # nothing to resume from
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if folder != run:
+            take_name(folder, run)
     if training_args.push_to_hub:
         push(run, training_args.hub_model_id or run.name, training_args.hub_private_repo or False)
     return trained

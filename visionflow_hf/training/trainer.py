@@ -14,6 +14,7 @@ import torch
 from transformers import Trainer, TrainerState
 from transformers.utils import logging
 
+from visionflow_hf.errors import UserError, count
 from visionflow_hf.modeling.augmentation import augment
 from visionflow_hf.stimuli import Stimuli
 
@@ -46,12 +47,12 @@ class ImageBatches(torch.utils.data.Dataset):
         return self.length
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        """`pixel_values`, and `image_features` where the encoder is frozen."""
+        """`pixel_values`, `image_features` where the encoder is frozen, and the names of the stimuli."""
         names = [self.stimulus_ids[row % len(self.stimulus_ids)] for row in rows]
         if self.unpaired:
             drawn = torch.randint(len(self.unpaired), (len(rows) // 2,)).tolist()
             names[len(rows) - len(drawn) :] = [self.unpaired[row] for row in drawn]
-        batch = {"pixel_values": self.stimuli.pixel_values(names)}
+        batch = {"pixel_values": self.stimuli.pixel_values(names), "stimulus_ids": names}
         features = self.stimuli.image_features(names, self.with_linear)
         return batch if features is None else batch | {"image_features": features}
 
@@ -80,7 +81,11 @@ class ImageTrainer(Trainer):
         """The loss of the images and, unless a frozen encoder's features are at hand, of augmented copies.
 
         Without validation the corpus is small: then no image comes as it is, so that the decoder memorises none.
+
+        Raises:
+            UserError: the loss is not finite in training, whose weights would be lost.
         """
+        names = inputs.pop("stimulus_ids")
         if model.training and "image_features" not in inputs:
             pixels = inputs["pixel_values"]
             first = augment(pixels, self.distinct) if self.eval_dataset is None else pixels
@@ -88,7 +93,14 @@ class ImageTrainer(Trainer):
         outputs = model(**inputs)
         for name in LOSSES:
             self._sums.setdefault(name if model.training else f"eval_{name}", []).append(outputs[name].detach().mean())
-        return (outputs.loss.mean(), outputs) if return_outputs else outputs.loss.mean()
+        loss = outputs.loss.mean()
+        if model.training and not loss.isfinite():
+            losses = ", ".join(f"{name} {outputs[name].detach().mean().item():g}" for name in LOSSES)
+            raise UserError(
+                f"the loss is {loss.item():g} in step {self.state.global_step + 1} ({losses}), with "
+                f"{count(names, 'stimulus')}: earlier checkpoints are kept; try a smaller --learning_rate"
+            )
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs, start_time=None):
         """Each loss by its name beside their weighted sum."""
