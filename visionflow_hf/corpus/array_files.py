@@ -188,7 +188,7 @@ def names_in(file: str | os.PathLike, pattern: str, placeholder: str) -> list[st
             root = re.compile(re.escape(pattern.split("/")[0]).replace(re.escape(placeholder), ".+"))
             keys = [key for key in array_keys(file) if root.fullmatch(key)]
             refuse_bomb_of_mat5(file, keys)
-            variables = scipy.io.loadmat(file, variable_names=keys)
+            variables = load_mat5(file, keys)
             paths = [path for key in keys for path in mat5_paths(variables[key], key)]
         else:
             paths = array_keys(file)
@@ -231,46 +231,3 @@ def field_keys(file: str | os.PathLike, key: str) -> list[str]:
             array = load_mat5(file, [key]).get(key)
         return [f"{key}/{name}" for name in array.dtype.names or ()] if isinstance(array, np.ndarray) else []
     return [name for name in array_keys(file) if name.startswith(f"{key}/")]
-<<<<<<< HEAD
-=======
-
-
-def array_kinds(file: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The shape of each array, in the order of axes in which `read_arrays` gives it, and the name of its type."""
-    keys = array_keys(file)
-    file = Path(file)
-    with reading(file):
-        if h5py.is_hdf5(file):
-            with open_hdf5(file) as source:
-                return {key: hdf5_kind(source[key], file.suffix == ".mat") for key in keys}
-        if file.suffix == ".npz":
-            with zipfile.ZipFile(file) as archive:
-                return {key: npy_kind(archive, f"{key}.npy") for key in keys}
-        kinds: dict[str, tuple[tuple[int, ...], str]] = {}
-        for name, array in load_mat5(file, keys).items():
-            if name in keys and array.dtype.names and array.size == 1:
-                fields = {f"{name}/{field}": np.asarray(array[field].item()) for field in array.dtype.names}
-                kinds |= {key: (field.shape, kind_of(field)) for key, field in fields.items()}
-            elif name in keys:
-                kinds[name] = (array.shape, kind_of(array))
-        return kinds
-
-
-def kind_of(array: np.ndarray) -> str:
-    return {"O": "cell", "U": "text", "V": "struct"}.get(array.dtype.kind, str(array.dtype))
-
-
-def hdf5_kind(dataset: h5py.Dataset, matlab: bool) -> tuple[tuple[int, ...], str]:
-    shape = dataset.shape[::-1] if matlab else dataset.shape
-    if dataset.dtype == h5py.ref_dtype:
-        return shape, "cell"
-    return shape, "text" if is_text(dataset) or h5py.check_string_dtype(dataset.dtype) else str(dataset.dtype)
-
-
-def npy_kind(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], str]:
-    with archive.open(name) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
-    return shape, "text" if dtype.kind in "US" else str(dtype)
->>>>>>> d0bad8903d69bcfae3023291bc18dc201029e8a7

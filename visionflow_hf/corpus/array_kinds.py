@@ -7,10 +7,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import scipy.io
 
 from visionflow_hf.corpus.array_files import array_keys, is_cell_array, is_text
 from visionflow_hf.corpus.files import open_hdf5, own_values, reading
+from visionflow_hf.corpus.mat5 import load_mat5
 
 
 def array_kinds(file: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -25,7 +25,7 @@ def array_kinds(file: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], str
             with zipfile.ZipFile(file) as archive:
                 return {key: npy_kind(archive, f"{key}.npy") for key in keys}
         kinds: dict[str, tuple[tuple[int, ...], str]] = {}
-        for name, array in scipy.io.loadmat(file, variable_names=keys).items():
+        for name, array in load_mat5(file, keys).items():
             if name in keys:
                 kinds |= mat5_kinds(name, array)
         return kinds
