@@ -12,7 +12,9 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.hub import extract_commit_hash
 
 from .card import write_card
 from .configuration_visionflow import TAGS, VisionFlowConfig
@@ -177,19 +179,25 @@ class VisionFlowModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool | None = True, **kwargs):
         """As in `PreTrainedModel`, but from safetensors only: a pickle can run code, and is refused with an OSError.
 
-        The voxel table is read as well, where there is one.
+        The voxel table is read as well, where there is one. All files are of one commit, `config._commit_hash`, of
+        which `refit` and `fit_subject` read the processor.
         """
         if not use_safetensors:
             raise ValueError("use_safetensors is off: VisionFlow reads safetensors only, since a pickle can run code")
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
+        name, commit = pretrained_model_name_or_path, None
+        options = {option: kwargs[option] for option in OF_THE_HUB if kwargs.get(option) is not None}
+        if name is not None:
+            file = cached_file(name, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **options)
+            commit = extract_commit_hash(file, None)
+        if commit is not None:
+            kwargs["revision"] = options["revision"] = commit
+        loaded = super().from_pretrained(name, *args, use_safetensors=True, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.config._commit_hash = commit
         if isinstance(model.image_decoder, AutoencoderKLDecoder):
             model.image_decoder.from_autoencoder.requires_grad_(False)  # loading has made new parameters
-        if pretrained_model_name_or_path is not None:
-            options = {name: kwargs[name] for name in OF_THE_HUB if kwargs.get(name) is not None}
-            if (commit := getattr(model.config, "_commit_hash", None)) is not None:
-                options["revision"] = commit  # that of the weights
-            model.voxels = VoxelTable.of_model(pretrained_model_name_or_path, **options)
+        if name is not None:
+            model.voxels = VoxelTable.of_model(name, **options)
             model._check_voxels()
         return loaded
 

@@ -35,6 +35,7 @@ encode = pipeline("image-to-fmri", model=name, **how)
 decode = pipeline("fmri-to-image", model=name, **how)
 for thing in (config, model, processor, encode, decode):
     assert type(thing).__module__.startswith("transformers_modules."), type(thing)
+assert len(model.config._commit_hash) == 40 and revision in ("main", model.config._commit_hash)
 arrays = np.load(data)
 images, fmri = list(arrays["images"]), arrays["fmri"]
 predicted = model.predict_fmri(**processor(images=images, subject="subj01"))
