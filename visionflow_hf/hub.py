@@ -17,7 +17,6 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers.utils import CONFIG_NAME, cached_file
 
 from visionflow_hf import __version__
 from visionflow_hf.cards import card_template, results_of, with_metadata, with_results
@@ -214,12 +213,9 @@ def load_model(
         )
     try:
         with whole_files(name):
-            # the commit names the folder in the cache: model and processor are of one, if the Hub changes meanwhile
-            revision = Path(cached_file(name, CONFIG_NAME)).parent.name
-            model, found = VisionFlowModel.from_pretrained(
-                name, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-            processor = VisionFlowProcessor.from_pretrained(name, revision=revision)
+            model, found = VisionFlowModel.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True)
+            commit = model.config._commit_hash or "main"  # of both, if the Hub changes meanwhile; none of a folder
+            processor = VisionFlowProcessor.from_pretrained(name, revision=commit)
         model.config.check_widths()
     except MODEL_ERRORS as error:
         if isinstance(error, OSError) and error.errno:

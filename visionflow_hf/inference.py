@@ -214,30 +214,28 @@ def voxels_in(model: VisionFlowModel, subject: str, rois: Sequence[str]) -> tupl
 
 def volume_of(model: VisionFlowModel, subject: str, run: str | os.PathLike) -> tuple:
     """Shape, affine and places of the voxels, see `VoxelTable.volume`."""
-    try:
-        volume = None if model.voxels is None else model.voxels.volume(subject)
-    except ValueError as error:
-        raise UserError(f"{run}: {error}") from error
-    if volume is None:
-        raise UserError(
-            f"{run} does not know where the voxels of {subject} lie in a volume: write an .npz, or train on a corpus "
-            "that was prepared with a mask"
-        )
-    return volume
+    remedy = "write an .npz, or train on a corpus that was prepared with a mask"
+    return places_of(model, subject, run, "volume", f"where the voxels of {subject} lie in a volume: {remedy}")
 
 
 def surface_of(model: VisionFlowModel, subject: str, run: str | os.PathLike) -> dict:
     """The voxels and vertices of each hemisphere, see `VoxelTable.surface`."""
+    remedy = (
+        "write an .npz or .nii.gz, or train on a corpus that knows them, as `prepare algonauts23` makes it from the "
+        "challenge's folder"
+    )
+    return places_of(model, subject, run, "surface", f"the vertices of {subject} on fsaverage: {remedy}")
+
+
+def places_of(model: VisionFlowModel, subject: str, run: str | os.PathLike, where: str, missing: str) -> tuple | dict:
+    """`volume` or `surface` of the model's voxel table; `missing` says what is not known without it."""
     try:
-        surface = None if model.voxels is None else model.voxels.surface(subject)
+        places = None if model.voxels is None else getattr(model.voxels, where)(subject)
     except ValueError as error:
         raise UserError(f"{run}: {error}") from error
-    if surface is None:
-        raise UserError(
-            f"{run} does not know the vertices of {subject} on fsaverage: write an .npz or .nii.gz, or train on a "
-            "corpus that knows them, as `prepare algonauts23` makes it from the challenge's folder"
-        )
-    return surface
+    if places is None:
+        raise UserError(f"{run} does not know {missing}")
+    return places
 
 
 @contextmanager

@@ -36,9 +36,10 @@ def load_mat5(file: str | os.PathLike, names: Collection[str] | None = None) -> 
 
 
 def check_elements(file: Path, names: Collection[str] | None = None) -> None:
-    """
+    """Go through the elements of the variables of these names, or of all.
+
     Raises:
-        ValueError: scipy would end the process on the variables of these names. What it refuses itself is passed over.
+        ValueError: scipy would end the process on them. What it refuses itself is passed over.
     """
     with open(file, "rb") as opened:
         if matfile_version(opened)[0] != 1:  # version 4, which has no types of elements
@@ -177,6 +178,7 @@ class Inflated(io.RawIOBase):
 
 
 def taken(stream: BinaryIO, size: int) -> bytes:
+    """So many bytes, or EOFError where there are fewer."""
     data = stream.read(size)
     if len(data) < size:
         raise EOFError
