@@ -85,7 +85,7 @@ def fit_fmri_side(model, trials: Trials, stimuli, max_steps: int, seed: int, unp
         unpaired: images without fMRI, from which the MLP and the linear decoders learn, too.
     """
     model.train(False)
-    logger.info(f"fitting the fMRI side: {len(trials.subjects)} subjects, {len(trials.stimuli)} stimuli")
+    logger.info(f"fitting the fMRI side (subjects: {len(trials.subjects)}, stimuli: {len(trials.stimuli)})")
     names = trials.stimuli
     learned = image_latents(model, stimuli, names).learned.mean
     voxel_weights = fit_encoding(model, trials, stimuli, dict(zip(names, learned, strict=True)), seed)
