@@ -175,9 +175,8 @@ def fit_encoding(
             read, fmri = read[some], fmri[some]
             rows = torch.tensor([place[stimulus] for stimulus in own], device=model.device)
             weights, left = trust(spaces, rows, read, fmri, seed)
-            logger.info(
-                f"{name}: weights of the encoding models: {', '.join(f'{model} {t:.2f}' for model, t in weights.items())}"
-            )
+            told = ", ".join(f"{model} {t:.2f}" for model, t in weights.items())
+            logger.info(f"{name}: weights of the encoding models: {told}")
             of_latent = weights.pop(LATENT)
             ridge = Ridge(of_latent * ridge.weights, of_latent * ridge.intercept, ridge.penalty)
             missed = missed * left
