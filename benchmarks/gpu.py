@@ -9,8 +9,9 @@ data: nothing here depends on what was learned.
     ceilings      a copy on the device (bytes read and written), and matrix products
     directions    the encoder's feature pass and both directions
     fine-tuning   of everything in bf16, with its share of the FLOP/s of a matrix product (forward and backward as
-                  torch counts them), also compiled
-    fits          ridge in kernel form on the device in float32, beside numpy in float64 on two threads
+                  torch counts them), also compiled, also with weights in channels-last order
+    ridge         in kernel form on the device in float32, beside numpy in float64 on two threads
+    fits          all closed-form fits of `train` on the device, and at last on two threads of the processor
     commands      simulate, train, evaluate on a simulated corpus, train also with --use_cpu
     epochs        two `visionflow train` runs of 224 px and 39,548 vertices, encoder frozen, of 2 and 8 epochs
 """
@@ -27,9 +28,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import machine, random_corpus, vit_b_16
+from datasets import load_from_disk
 from torch.utils.flop_counter import FlopCounterMode
 
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel
+from visionflow_hf.modeling.refit import fit_fmri_side
+from visionflow_hf.modeling.trials import Trials
+from visionflow_hf.stimuli import Stimuli
+from visionflow_hf.training.arguments import ModelArguments
+from visionflow_hf.training.build import build_model, build_processor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -133,8 +140,10 @@ def directions(work: Path, small: bool) -> dict:
     return found
 
 
-def fine_tuning(work: Path, small: bool, images: int = 64, compiled: bool = False) -> dict:
+def fine_tuning(work: Path, small: bool, images: int = 64, compiled: bool = False, channels_last: bool = False) -> dict:
     network, batch = network_and_batch(small, 4 if small else images)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
     trained = torch.compile(network.train()) if compiled else network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
 
@@ -180,7 +189,28 @@ def ridge(features, targets, penalties, solve, eye):
     return [features.T @ (vectors @ (turned / (values + penalty)[:, None])) for penalty in penalties]
 
 
-def fits(work: Path, small: bool) -> dict:
+def fits(work: Path, small: bool, device: torch.device = DEVICE) -> dict:
+    torch.set_num_threads(2)
+    images, voxels = (24, 300) if small else (512, 15724)
+    rows = load_from_disk(str(random_corpus(work / "fits", images, voxels)))["train"]
+    processor = build_processor(rows)
+    told = ModelArguments(encoder=str(vit_b_16(work / "vit")), freeze_encoder=True)
+    model = build_model(processor, told, rows).to(DEVICE)
+    found, trials = {}, Trials(rows, processor)
+    start = time.perf_counter()
+    stimuli = Stimuli(processor, [rows], model, work / "cache")
+    found["pictures and features, s"] = time.perf_counter() - start
+    model.to(device)
+    for run in ("first", "second"):
+        synchronize()
+        start = time.perf_counter()
+        fit_fmri_side(model, trials, stimuli, 1, 0)
+        synchronize()
+        found[f"{images} images, {voxels} voxels, {run} time, s"] = time.perf_counter() - start
+    return found
+
+
+def one_ridge(work: Path, small: bool) -> dict:
     rows, dims, voxels = (500, 800, 1000) if small else (9000, 9408, 15724)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(rows, dims, generator=generator)
@@ -219,13 +249,19 @@ def fits(work: Path, small: bool) -> dict:
 PARTS = {
     "ceilings": ceilings,
     "directions": directions,
+    "fits": fits,
     "fine-tuning in bf16, 64 images": fine_tuning,
     "fine-tuning in bf16, 256 images": partial(fine_tuning, images=256),
-    "fits": fits,
-    "commands": commands,
-    "fine-tuning in bf16, 64 images, compiled": partial(fine_tuning, compiled=True),
+    "fine-tuning in bf16, 256 images, channels last": partial(fine_tuning, images=256, channels_last=True),
     "fine-tuning in bf16, 256 images, compiled": partial(fine_tuning, images=256, compiled=True),
+    "fine-tuning in bf16, 512 images, compiled": partial(fine_tuning, images=512, compiled=True),
+    "fine-tuning in bf16, 512 images, compiled, channels last": partial(
+        fine_tuning, images=512, compiled=True, channels_last=True
+    ),
     "epochs": epochs,
+    "commands": commands,
+    "ridge": one_ridge,
+    "fits on two threads of the processor": partial(fits, device=torch.device("cpu")),
 }
 
 
@@ -251,8 +287,12 @@ def main() -> None:
             continue
         words = [sys.executable, __file__, str(told.work), "--part", part, *["--small"] * told.small]
         done = subprocess.run(words, capture_output=True, text=True)
-        last = (done.stdout or done.stderr).strip().splitlines()[-1]
-        found[part] = json.loads(last) if done.returncode == 0 else {"failed": done.stderr[-3000:]}
+        if done.returncode:  # once more, so that the error names its place
+            blocking = os.environ | {"CUDA_LAUNCH_BLOCKING": "1"}
+            again = subprocess.run(words, capture_output=True, text=True, env=blocking)
+            found[part] = {"failed": done.stderr[-3000:], "failed again": again.stderr[-3000:]}
+        else:
+            found[part] = json.loads(done.stdout.strip().splitlines()[-1])
         print(f"## {part}, {time.perf_counter() - began:.0f} s", flush=True)
         for name, value in found[part].items():
             print(f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |", flush=True)

@@ -3,7 +3,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 work="${1:?usage: bash benchmarks/gpu.sh WORK}"
-timeout 200 python -m pytest -q -m gpu tests/test_gpu.py
+timeout 160 python -m pytest -q -n 4 --durations 12 -m gpu tests/test_gpu.py
 tests=$?
-timeout 280 python benchmarks/gpu.py "$work" --seconds 260
+timeout 320 python benchmarks/gpu.py "$work" --seconds 300
 exit $((tests + $?))

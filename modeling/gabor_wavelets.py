@@ -43,22 +43,18 @@ def wavelet_maps(pixel_values: torch.Tensor) -> torch.Tensor:
         size = (max(1, round(height * share)), max(1, round(width * share)))
         pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
     grey = pixels.mean(1)
+    angles = torch.arange(ORIENTATIONS, device=pixels.device) * (math.pi / ORIENTATIONS)
+    cycles = 2 * math.pi * torch.tensor(CYCLES, device=pixels.device)[:, None]
     energies = []
     for size in SIZES:
-        rows, columns = (_envelopes(side, size, pixels.device) for side in grey.shape[-2:])
-        windowed = torch.einsum("py,byx,qx->bpq", rows[0], grey, columns[0])
-        blank = torch.einsum("p,q->pq", rows[0].sum(1), columns[0].sum(1))
-        for cycles in CYCLES:
-            angles = torch.arange(ORIENTATIONS, device=pixels.device) * (math.pi / ORIENTATIONS)
-            down, across = (
-                _waves(envelope, distance * (2 * math.pi * cycles / size), direction)
-                for (envelope, distance), direction in ((rows, angles.sin()), (columns, angles.cos()))
-            )
-            parts = torch.einsum("iopy,byx,joqx->bijopq", down, grey, across)
-            means = torch.einsum("iop,joq->ijopq", down.sum(-1), across.sum(-1)) / blank
-            parts = parts - means * windowed[:, None, None, None]
-            even, odd = parts[:, 0, 0] - parts[:, 1, 1], parts[:, 0, 1] + parts[:, 1, 0]
-            energies.append((even.square() + odd.square() + 1e-12).sqrt())
+        (rows, tall), (columns, wide) = (_envelopes(side, size, pixels.device) for side in grey.shape[-2:])
+        down = _waves(rows, tall, (cycles / size * angles.sin()).flatten())
+        across = _waves(columns, wide, (cycles / size * angles.cos()).flatten())
+        parts = torch.einsum("iopy,byx,joqx->bijopq", down, grey, across)
+        means = torch.einsum("iop,joq->ijopq", down.sum(-1), across.sum(-1)) / torch.outer(rows.sum(1), columns.sum(1))
+        parts = parts - means * torch.einsum("py,byx,qx->bpq", rows, grey, columns)[:, None, None, None]
+        even, odd = parts[:, 0, 0] - parts[:, 1, 1], parts[:, 0, 1] + parts[:, 1, 0]
+        energies.append((even.square() + odd.square() + 1e-12).sqrt())
     colours = nn.functional.adaptive_avg_pool2d(pixels, GRID)
     return torch.cat([*energies, colours], dim=1)
 
@@ -72,7 +68,7 @@ def _envelopes(side: int, size: float, device) -> tuple[torch.Tensor, torch.Tens
     return envelope / envelope.norm(dim=1, keepdim=True), distance
 
 
-def _waves(envelope: torch.Tensor, phase: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-    """Cosine and sine of each orientation under the envelope, `(2, ORIENTATIONS, GRID, side)`."""
-    phase = phase * direction[:, None, None]
+def _waves(envelope: torch.Tensor, distance: torch.Tensor, frequency: torch.Tensor) -> torch.Tensor:
+    """Cosine and sine of each frequency along one side under the envelope, `(2, frequencies, GRID, side)`."""
+    phase = distance * frequency[:, None, None]
     return torch.stack([envelope * phase.cos(), envelope * phase.sin()])

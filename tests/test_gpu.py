@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -99,10 +100,26 @@ def test_without_bfloat16_training_is_in_float32(corpus, tmp_path, monkeypatch):
 
 
 def test_two_processes_on_one_gpu(corpus, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    """Both have the local rank 0: `accelerate launch` and torchrun give each process a GPU of its own."""
     words = ["train", str(corpus), str(tmp_path / "run"), *FLAGS, "--ddp_backend", "gloo"]
-    done = subprocess.run(
-        [*launch, "-m", "visionflow_hf.cli", *words], cwd=ROOT, env=os.environ, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "visionflow_hf.cli", *words],
+            cwd=ROOT,
+            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": "0"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [one.communicate(timeout=150)[1] for one in started]
+    finally:
+        for one in started:
+            one.kill()
+    assert [one.returncode for one in started] == [0, 0], "\n".join(text[-2000:] for text in said)
     assert main(["evaluate", str(tmp_path / "run"), str(corpus), str(tmp_path / "report")]) == 0
