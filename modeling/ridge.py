@@ -208,10 +208,15 @@ def likelihoods(errors: torch.Tensor, samples: int) -> torch.Tensor:
 
 
 def eigh(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvalues and eigenvectors of symmetric matrices; on the CPU for MPS, which does not compute them."""
-    if products.device.type != "mps":
-        return torch.linalg.eigh(products)
-    return tuple(part.to(products.device) for part in torch.linalg.eigh(products.cpu()))
+    """Eigenvalues and eigenvectors of symmetric matrices, scaled by a power of two: LAPACK makes NaN of tiny ones.
+
+    On the CPU for MPS, which does not compute them.
+    """
+    found = products.cpu() if products.device.type == "mps" else products
+    total = found.abs().sum((-2, -1), keepdim=True)
+    size = torch.where(total > 0, total, 1).log2().round().exp2()
+    values, vectors = torch.linalg.eigh(found / size)
+    return (values * size.squeeze(-1)).to(products.device), vectors.to(products.device)
 
 
 def stack(predictions: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from sklearn.linear_model import Ridge
 from visionflow_hf.modeling.ridge import (
     PENALTIES,
     RidgePath,
+    eigh,
     fit_ridge,
     group_folds,
     held_out_predictions,
@@ -105,3 +106,15 @@ def test_one_precision_is_enough():
         expected = centred.T @ dual
         error = (path.solve(penalty).weights.double() - expected).norm() / expected.norm()
         assert error < 1e-3
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e-30, 1.0, 1e15])
+def test_eigenvalues_of_very_small_and_large_matrices(scale):
+    """LAPACK makes NaN of some whose largest entry is 1e-15: those of the wavelets of an image of 2 x 3 px, say."""
+    features = torch.randn(11, 20, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -8, 11)[:, None]
+    products = torch.stack([features @ features.T, torch.zeros(11, 11)])
+    values, vectors = eigh(products * scale)
+    expected = torch.linalg.eigvalsh(products.double())
+    torch.testing.assert_close(values.double() / scale, expected, rtol=0, atol=1e-5 * expected.max().item())
+    torch.testing.assert_close(vectors.mT @ vectors, torch.eye(11).expand(2, -1, -1), rtol=0, atol=1e-5)
+    assert [part.shape for part in eigh(torch.zeros(0, 0))] == [(0,), (0, 0)]

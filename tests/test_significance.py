@@ -94,4 +94,8 @@ def test_voxels_above_chance_by_benjamini_and_hochberg():
             below = [k for k, one in enumerate(p, 1) if one < 0.05 * k / len(p)]
             assert found[subject][method] == max(below, default=0)
         assert found[subject]["are"] == 40 and 10 < found[subject]["model"] < 25
+    for name in ("fmri/a", "fmri_predicted/a"):
+        predictions[name] = np.zeros_like(predictions[name])
+    found = voxels_above_chance(VoxelScores.of(predictions), predictions)
+    assert found["a"] == {"are": 40, "model": 0, "ridge": 0}
     assert voxels_above_chance(VoxelScores.of(made(stimuli=2)), made(stimuli=2)) == {}

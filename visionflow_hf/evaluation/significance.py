@@ -70,11 +70,9 @@ def voxels_above_chance(voxels: VoxelScores, predictions: dict[str, np.ndarray])
         if n < 3:
             continue
         found[subject] = {"are": len(voxels.ceiling[subject])}
-        for method in ("model", "ridge"):
-            r = by_method.get(method, np.zeros(0))
-            r = r[np.isfinite(r)].clip(-1, 1)
+        for method in {"model", "ridge"} & by_method.keys():
+            r = by_method[method][np.isfinite(by_method[method])].clip(-1, 1)
             with np.errstate(divide="ignore"):
                 p = student_t.sf(r * np.sqrt((n - 2) / (1 - r**2)), n - 2)
-            if len(p):
-                found[subject][method] = int((false_discovery_control(p) < RATE).sum())
+            found[subject][method] = int((false_discovery_control(p) < RATE).sum()) if len(p) else 0
     return found
