@@ -13,6 +13,7 @@ from .ridge import Ridge, eigh, fit_ridge
 LEAST_NOISE = 1e-3  # of a voxel's variance
 SHARED_NOISE = 0.8  # of the covariance of errors; the rest is taken for chance
 MOST_ERRORS = 2000  # trials by which it is measured
+MLP_SHARE = 0.5  # until `visionflow train` chooses it by held-out stimuli
 
 
 class FmriToLatent(nn.Module):
@@ -30,7 +31,7 @@ class FmriToLatent(nn.Module):
         self.to_linear = nn.ModuleList(nn.Linear(voxels, config.linear_dim) for voxels in config.num_voxels)
         self.hidden = nn.Linear(config.latent_dim + config.linear_dim, config.bridge_hidden_size)
         self.head = nn.Linear(config.bridge_hidden_size, 2 * config.latent_dim)
-        self.mlp_share = nn.Parameter(torch.ones(len(config.num_voxels)))
+        self.register_buffer("mlp_share", torch.full((len(config.num_voxels),), MLP_SHARE))  # trained, it would near 1
         self.linear_logvar = nn.Parameter(torch.zeros(config.linear_dim))
         self.voxel_dropout = nn.Dropout(config.voxel_dropout)
         self.dropout = nn.Dropout(config.bridge_dropout)
@@ -104,12 +105,12 @@ class FmriToLatent(nn.Module):
         """Maps of one more subject, zero until they are fitted; the MLP, not trained on it, does not correct it."""
         self.to_learned.append(zero_map(voxels, self.head.out_features // 2, self.hidden.weight))
         self.to_linear.append(zero_map(voxels, len(self.linear_logvar), self.hidden.weight))
-        self.mlp_share = nn.Parameter(nn.functional.pad(self.mlp_share, (0, 1)))
+        self.mlp_share = nn.functional.pad(self.mlp_share, (0, 1))
 
     def remove_subject(self, place: int) -> None:
         """Delete the maps of the subject with this place."""
         del self.to_learned[place], self.to_linear[place]
-        self.mlp_share = nn.Parameter(self.mlp_share[others(place, len(self.mlp_share))])
+        self.mlp_share = self.mlp_share[others(place, len(self.mlp_share))]
 
 
 class VoxelMap(nn.Linear):

@@ -1,7 +1,7 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """The linear part of the latent: encoding models from feature spaces to voxels, and their main components.
 
-    fMRI of a subject  =  t_0 W [z, MLP(z)]  +  sum over models k of t_k model_k
+    fMRI of a subject  =  sum over models k of t_k model_k
 
 The feature spaces are the Gabor energies and colours of an image, and the maps of each of `config.linear_layers` of the
 encoder. The models of each space are
@@ -11,7 +11,7 @@ encoder. The models of each space are
     colours     ridge from the colours on a grid, which are a part of the first space
 
 The weights t are fitted by non-negative least squares to what the models predict of held-out stimuli. The principal
-components of what all models but the first predict, over all subjects, become the latent's linear dimensions w.
+components of what they predict, over all subjects, become the latent's linear dimensions w.
 
 Source: Kay et al. 2008 for the energies, St-Yves & Naselaris 2018 and Klindt et al. 2017 for the fields.
 """
@@ -29,7 +29,7 @@ from .ridge import (
     BLOCK,
     FOLDS,
     WORKING_SET,
-    Ridge,
+    Groups,
     fit_ridge,
     group_folds,
     held_out_predictions,
@@ -45,9 +45,8 @@ MOST_STIMULI = 8000  # shared out among the subjects
 ASKED = 50_000  # held-out responses by which the weights of the models are fitted, about
 ASKED_FOLDS = 3  # of the five folds, that are held out for it: each costs as much as a fit
 MOST_WEIGHTS = 64_000_000  # of a block's linear map from all feature spaces
-LATENT = "latent"  # the name of the ridge from it, among those of the encoding models
 FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
-LEAST_WEIGHT = 1e-3  # of a voxel that the latent does not predict
+LEAST_WEIGHT = 1e-3  # of a voxel that is not predicted
 
 
 class Encoding:
@@ -65,6 +64,7 @@ class Encoding:
         self.space, self.rows, self.fmri = space, rows, fmri
         names = rows.tolist()
         self.from_all = fit_ridge(space.scores[rows], fmri, names)
+        self.pooled: list[tuple[slice, torch.Tensor, Groups]] = []  # channels, weights of the places, what they read
         self.models = {space.name: self.ridge, f"fields of {space.name}": self.fields}
         if space.name == ENERGIES:
             colours = space.values[WAVELETS:, rows].float().transpose(0, 1).flatten(1)
@@ -84,16 +84,17 @@ class Encoding:
     def fields(self, voxels: slice) -> Linear:
         """For each voxel the mean over all fields and penalties, by their likelihood."""
         responses = self.fmri[:, voxels]
-        chunk = max(1, WORKING_SET // responses.numel())
-        parts = [
-            (channels, places[at : at + chunk])
-            for channels, places in pooling_fields(self.space)
-            for at in range(0, len(places), chunk)
-        ]
-        ridges = likely_mean([partial(self._pooled, *part) for part in parts], responses)
+        if not self.pooled:
+            chunk = max(1, WORKING_SET // responses.numel())
+            self.pooled = [
+                (channels, some, Groups(partial(self._pooled, channels, some)))
+                for channels, places in pooling_fields(self.space)
+                for some in places.split(chunk)
+            ]
+        ridges = likely_mean([groups for *_, groups in self.pooled], responses)
         weights = torch.zeros(*self.space.read.shape[::2], responses.shape[1], device=responses.device)
         intercept = torch.zeros(responses.shape[1], device=responses.device)
-        for (channels, places), ridge in zip(parts, ridges, strict=True):
+        for (channels, places, _), ridge in zip(self.pooled, ridges, strict=True):
             if ridge is None:
                 continue
             used = places.any(0)
@@ -140,6 +141,9 @@ def fit_encoding(
 ) -> dict[str, torch.Tensor]:
     """Fit the maps from the latent to the voxels of all subjects, and the head of the latent's linear dimensions.
 
+    Voxels are predicted from the linear dimensions alone. From the learned ones only a model without linear dimensions
+    predicts them, or one of fewer than 6 stimuli.
+
     Args:
         stimuli: as in `refit.RowImages`.
         latent_of: for each stimulus the mean of q(z | image), `(latent_dim,)`.
@@ -148,8 +152,8 @@ def fit_encoding(
 
     Returns:
         For each subject a weight for each voxel, `(voxels,)`, of mean square 1: its correlation, 0 where negative, with
-        what the latent predicts of held-out stimuli. With many voxels and few trials most voxels hold no signal. Over
-        fewer than 50 stimuli a correlation says too little of a voxel: all weights are 1.
+        what ridge from the Gabor energies predicts of held-out stimuli. With many voxels and few trials most voxels
+        hold no signal. Over fewer than 50 stimuli a correlation says too little of a voxel: all weights are 1.
     """
     names = trials.subjects
     chosen = [trials.some_stimuli(name, MOST_STIMULI // len(names), seed) for name in names]
@@ -158,44 +162,38 @@ def fit_encoding(
     use_maps = model.config.linear_dim > 0 and min(map(len, chosen)) >= FEWEST_STIMULI
     spaces = feature_spaces(model, stimuli, distinct) if use_maps else []
     components = Components(spaces, model.config.linear_dim)
-    from_latent, voxel_weights = [], {}
+    maps, voxel_weights = [], {}
     for name, own in zip(names, chosen, strict=True):
-        shown = list(dict.fromkeys(trials.stimulus_ids(name)))
-        fmri = trials.mean_responses(name, shown).to(model.device)
-        learned = torch.stack([latent_of[stimulus] for stimulus in shown])
-        read = model.latent_to_fmri.read(learned, learned[:, :0])
-        ridge = fit_ridge(read, fmri, shown)
-        expected = held_out_predictions(ridge, read, fmri, shown)
-        missed = trials.squared_errors(name, shown, expected)
-        few = len(shown) < FEW_STIMULI
-        voxel_weights[name] = fmri.new_ones(fmri.shape[1]) if few else reliability(expected, fmri)
+        own = own if use_maps else list(dict.fromkeys(trials.stimulus_ids(name)))
+        fmri = trials.mean_responses(name, own).to(model.device)
         if use_maps:
-            kept = set(own)
-            some = [row for row, stimulus in enumerate(shown) if stimulus in kept]
-            read, fmri = read[some], fmri[some]
             rows = torch.tensor([place[stimulus] for stimulus in own], device=model.device)
-            weights, left = trust(spaces, rows, read, fmri, seed)
+            weights, left = trust(spaces, rows, fmri, seed)
             told = ", ".join(f"{model} {t:.2f}" for model, t in weights.items())
             logger.info(f"{name}: weights of the encoding models: {told}")
-            of_latent = weights.pop(LATENT)
-            ridge = Ridge(of_latent * ridge.weights, of_latent * ridge.intercept, ridge.penalty)
-            missed = missed * left
-            components.add([Encoding(space, rows, fmri) for space in spaces], weights)
-        model.set_noise(name, missed)
-        from_latent.append(ridge)
-    readouts = components.put_head(model) if use_maps else []
-    if not use_maps:
+            encodings = [Encoding(space, rows, fmri) for space in spaces]
+            components.add(encodings, weights)
+            read, ridge = spaces[0].scores[rows], encodings[0].from_all
+        else:
+            learned = torch.stack([latent_of[stimulus] for stimulus in own])
+            read, left = model.latent_to_fmri.read(learned, learned[:, :0]), 1.0
+            ridge = fit_ridge(read, fmri, own)
+            maps.append((ridge.weights, ridge.intercept))
+        expected = held_out_predictions(ridge, read, fmri, own)
+        model.set_noise(name, left * trials.squared_errors(name, own, expected))
+        few = len(own) < FEW_STIMULI
+        voxel_weights[name] = fmri.new_ones(fmri.shape[1]) if few else reliability(expected, fmri)
+    if use_maps:
+        maps = components.put_head(model)
+    else:
         model.linear_head.weight.zero_()
         model.linear_head.bias.zero_()
-    for name, ridge in zip(names, from_latent, strict=True):
+    for name, (weights, intercept) in zip(names, maps, strict=True):
         voxel_map = model.latent_to_fmri.voxel_maps[model.config.subjects.index(name)]
         voxel_map.weight.zero_()
-        voxel_map.weight[:, : len(ridge.weights)] = ridge.weights.T
-        voxel_map.bias.copy_(ridge.intercept)
-    for name, (weights, level) in zip(names, readouts, strict=False):
-        voxel_map = model.latent_to_fmri.voxel_maps[model.config.subjects.index(name)]
-        voxel_map.weight[:, -model.config.linear_dim :] = weights.T
-        voxel_map.bias += level
+        read_dims = slice(-len(weights), None) if use_maps else slice(len(weights))
+        voxel_map.weight[:, read_dims] = weights.T
+        voxel_map.bias.copy_(intercept)
     return voxel_weights
 
 
@@ -208,17 +206,18 @@ def reliability(predicted: torch.Tensor, measured: torch.Tensor) -> torch.Tensor
 
 
 def trust(
-    spaces: list[FeatureSpace], rows: torch.Tensor, read: torch.Tensor, fmri: torch.Tensor, seed: int
+    spaces: list[FeatureSpace], rows: torch.Tensor, fmri: torch.Tensor, seed: int
 ) -> tuple[dict[str, float], float]:
-    """Weights of the ridge from the latent and of the encoding models that predict held-out stimuli best.
+    """Weights of the encoding models that predict held-out stimuli best.
 
     They are common to all voxels; of many voxels some stand for all.
 
     Args:
-        rows: the places in the maps of the stimuli whose latents and responses `read` and `fmri` are.
+        rows: the places in the maps of the stimuli whose responses `fmri` are.
 
     Returns:
-        The weights by the models' names, and the squared error with them as a share of that with the latent alone.
+        The weights by the models' names, and the squared error with them as a share of that of ridge from the first
+        space, where it is smaller.
     """
     enough = min(len(fmri), 250)
     voxels = max(100, ASKED // enough)
@@ -227,8 +226,6 @@ def trust(
     predicted, measured = {}, []
     for train, test in group_folds(rows.tolist(), FOLDS, seed)[:ASKED_FOLDS]:
         level = fmri[train].mean(0)
-        ridge = fit_ridge(read[train], fmri[train], rows[train].tolist())
-        predicted.setdefault(LATENT, []).append(ridge.predict(read[test]) - level)
         for space in spaces:
             for name, linear in Encoding(space, rows[train], fmri[train]).models.items():
                 predicted.setdefault(name, []).append(space.predict(linear(everything), rows[test]) - level)
@@ -237,10 +234,11 @@ def trust(
             break
     columns, targets = [torch.cat(one) for one in predicted.values()], torch.cat(measured)
     weights = stack(columns, targets)
-    if not weights.any():  # nothing predicts held-out stimuli: the latent alone
-        weights[0] = 1
+    first = list(predicted).index(spaces[0].name)
+    if not weights.any():  # nothing predicts held-out stimuli
+        weights[first] = 1
     left = targets - sum(t * one for t, one in zip(weights.tolist(), columns, strict=True))
-    alone = (targets - columns[0]).square().sum()
+    alone = (targets - columns[first]).square().sum()
     share = float((left.square().sum() / alone.clamp(min=1e-12)).clamp(1e-3, 1))
     return dict(zip(predicted, weights.tolist(), strict=True)), share
 
@@ -272,10 +270,6 @@ class Components:
         block = max(1, min(BLOCK, MOST_WEIGHTS // sum(self.features)))
         for start in range(0, fmri.shape[1], block):
             voxels = slice(start, min(start + block, fmri.shape[1]))
-            if not any(shares.values()):
-                level = fmri.new_zeros(voxels.stop - voxels.start)
-                self.readouts.append((self.subjects, level.new_zeros(self.scores.shape[1], len(level)), level))
-                continue
             weights, predicted = {}, 0
             for place, encoding in enumerate(encodings):
                 fits = [(shares[name], one(voxels)) for name, one in encoding.models.items() if shares[name]]

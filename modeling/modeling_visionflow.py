@@ -18,7 +18,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from .card import write_card
 from .configuration_visionflow import TAGS, VisionFlowConfig
-from .fmri_bridges import LEAST_NOISE, FmriToLatent, LatentToFmri
+from .fmri_bridges import LEAST_NOISE, MLP_SHARE, FmriToLatent, LatentToFmri
 from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
 from .image_decoder import (
     AutoencoderKLDecoder,
@@ -166,7 +166,7 @@ class VisionFlowModel(PreTrainedModel):
         elif isinstance(module, FmriToLatent):
             init.normal_(module.hidden.weight, std=1 / math.sqrt(module.hidden.in_features))
             init.zeros_(module.head.weight)
-            init.ones_(module.mlp_share)
+            init.constant_(module.mlp_share, MLP_SHARE)
             init.zeros_(module.linear_logvar)
         elif isinstance(module, LatentToFmri):
             init.normal_(module.hidden.weight, std=1 / math.sqrt(module.hidden.in_features))

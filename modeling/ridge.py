@@ -103,15 +103,18 @@ class RidgePath:
     Args:
         features (`torch.Tensor` of shape `(..., samples, features)`): leading dimensions are as many regressions.
         targets (`torch.Tensor` of shape `(samples, targets)`)
+        eigen: eigenvalues and eigenvectors, as another path of the same features has them.
     """
 
-    def __init__(self, features: torch.Tensor, targets: torch.Tensor):
+    def __init__(
+        self, features: torch.Tensor, targets: torch.Tensor, eigen: tuple[torch.Tensor, torch.Tensor] | None = None
+    ):
         self.centre, self.level = features.mean(-2, keepdim=True), targets.mean(0)
         centred = features - self.centre
         turned = centred.mT
         wide = features.shape[-1] > features.shape[-2]
-        products = centred @ turned if wide else turned @ centred
-        values, vectors = eigh(products)
+        self.eigen = eigh(centred @ turned if wide else turned @ centred) if eigen is None else eigen
+        values, vectors = self.eigen
         self.values = values.clamp(min=0)
         self.along = vectors.mT @ ((targets - self.level) if wide else turned @ (targets - self.level))
         self.back = turned @ vectors if wide else vectors
@@ -165,7 +168,27 @@ class RidgePath:
         return self.values + penalty
 
 
-def likely_mean(candidates: list[Callable[[], torch.Tensor]], targets: torch.Tensor) -> Iterator[Ridge | None]:
+class Groups:
+    """Small groups of features, made whenever they are needed; their eigenvectors are kept for all targets.
+
+    Args:
+        make: gives the features, `(groups, samples, features)`.
+    """
+
+    def __init__(self, make: Callable[[], torch.Tensor]):
+        self.make, self.eigen, self.penalties = make, None, None
+
+    def path(self, targets: torch.Tensor) -> RidgePath:
+        """The ridges of each group to targets `(samples, targets)`."""
+        features = self.make()
+        if self.penalties is None:
+            self.penalties = group_penalties(features)
+        path = RidgePath(features, targets, self.eigen)
+        self.eigen = path.eigen
+        return path
+
+
+def likely_mean(candidates: list[Groups], targets: torch.Tensor) -> Iterator[Ridge | None]:
     """For each target the mean of ridges from many small groups of features, weighted by their likelihood.
 
         share_k ~ exp(-(n / 2) (error_k - least error) / least error)
@@ -173,7 +196,6 @@ def likely_mean(candidates: list[Callable[[], torch.Tensor]], targets: torch.Ten
     over groups and penalties, with the cross-validated error of n samples.
 
     Args:
-        candidates: functions that give some groups, `(groups, samples, features)`.
         targets (`torch.Tensor` of shape `(samples, targets)`)
 
     Yields:
@@ -182,15 +204,11 @@ def likely_mean(candidates: list[Callable[[], torch.Tensor]], targets: torch.Ten
     """
     errors = []
     for candidate in logging.tqdm(candidates, desc="candidate features", unit="part", leave=False, disable=None):
-        features = candidate()
-        errors.append(RidgePath(features, targets).cross_validated(group_penalties(features)))
+        path = candidate.path(targets)
+        errors.append(path.cross_validated(candidate.penalties))
     share = likelihoods(torch.cat(errors), len(targets))
     for candidate, own in zip(candidates, share.split([len(one) for one in errors]), strict=True):
-        if not own.any():
-            yield None
-            continue
-        features = candidate()
-        yield RidgePath(features, targets).mean(group_penalties(features), own)
+        yield candidate.path(targets).mean(candidate.penalties, own) if own.any() else None
 
 
 def group_penalties(features: torch.Tensor) -> list[torch.Tensor]:

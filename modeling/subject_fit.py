@@ -20,7 +20,7 @@ import torch
 
 from .feature_spaces import BATCH
 from .fmri_bridges import LEAST_NOISE, put
-from .ridge import BLOCK, FOLDS, WORKING_SET, Ridge, RidgePath, fit_ridge, group_folds, likely_mean, stack
+from .ridge import BLOCK, FOLDS, WORKING_SET, Groups, Ridge, RidgePath, fit_ridge, group_folds, likely_mean, stack
 
 FEWEST_STIMULI = 4  # the least from which folds within folds within folds can be made
 MOST_KNOWN = 2000  # known voxels with which a new one is compared, shared out among the subjects
@@ -183,7 +183,7 @@ def fit_similar_voxels(known: torch.Tensor, fmri: torch.Tensor, stimulus_ids: Se
             responses.new_zeros(known.shape[1], responses.shape[1]),
             responses.new_zeros(responses.shape[1]),
         )
-        ridges = likely_mean([lambda part=part: part for part in parts], responses)
+        ridges = likely_mean([Groups(lambda part=part: part) for part in parts], responses)
         for rows, ridge in zip(torch.arange(len(candidates)).split(len(parts[0])), ridges, strict=True):
             if ridge is not None:
                 own[rows] = ridge.weights[:, 0]

@@ -494,7 +494,7 @@ def test_voxels_read_the_layers_of_a_pretrained_encoder(colour_corpus, tmp_path,
     assert [space.name for space in spaces] == ["energies", *(f"layer {layer}" for layer in layers)]
     fmri = trials.mean_responses("ann", trials.stimuli)
     encodings = [linear_latent.Encoding(space, torch.arange(len(fmri)), fmri) for space in spaces]
-    names = ["latent", *(name for one in encodings for name in one.models)]
+    names = [name for one in encodings for name in one.models]
     weights = dict.fromkeys(names, 0.0) | {"layer 1": 1.0}
     monkeypatch.setattr(linear_latent, "trust", lambda *_: (dict(weights), 1.0))
     latents = dict.fromkeys(trials.stimuli, torch.zeros(model.config.latent_dim))
