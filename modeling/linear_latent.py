@@ -87,7 +87,7 @@ class Encoding:
         if not self.pooled:
             chunk = max(1, WORKING_SET // responses.numel())
             self.pooled = [
-                (channels, some, Groups(partial(self._pooled, channels, some)))
+                (channels, some, Groups(partial(pooled, self.space, self.rows, channels, some)))
                 for channels, places in pooling_fields(self.space)
                 for some in places.split(chunk)
             ]
@@ -104,14 +104,15 @@ class Encoding:
             weights = torch.einsum("ck,kpv->cpv", self.space.turn, weights)
         return weights, intercept
 
-    def _pooled(self, channels: slice, places: torch.Tensor) -> torch.Tensor:
-        """What each field reads of the channels, `(fields, stimuli, channels)`."""
-        used = places.any(0)
-        everywhere = bool(used.all())  # an index would copy all
-        places = places if everywhere else places[:, used]
-        shown = (channel[self.rows] for channel in self.space.read[channels])
-        read = [(one if everywhere else one[:, used]).float() @ places.T for one in shown]
-        return torch.stack(read, dim=2).transpose(0, 1)
+
+def pooled(space: FeatureSpace, rows: torch.Tensor, channels: slice, places: torch.Tensor) -> torch.Tensor:
+    """What fields, by their weights of the places, read of the channels of some stimuli, `(fields, rows, channels)`."""
+    used = places.any(0)
+    everywhere = bool(used.all())  # an index would copy all
+    places = places if everywhere else places[:, used]
+    shown = (channel[rows] for channel in space.read[channels])
+    read = [(one if everywhere else one[:, used]).float() @ places.T for one in shown]
+    return torch.stack(read, dim=2).transpose(0, 1)
 
 
 def pooling_fields(space: FeatureSpace) -> Iterator[tuple[slice, torch.Tensor]]:
