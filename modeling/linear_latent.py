@@ -22,6 +22,7 @@ from functools import partial
 import torch
 from transformers.utils import logging
 
+from .alignment import image_latents
 from .augmentation import FEW_STIMULI
 from .feature_spaces import ENERGIES, FeatureSpace, Linear, feature_spaces
 from .gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS
@@ -64,7 +65,9 @@ class Encoding:
         self.space, self.rows, self.fmri = space, rows, fmri
         names = rows.tolist()
         self.from_all = fit_ridge(space.scores[rows], fmri, names)
-        self.pooled: list[tuple[slice, torch.Tensor, Groups]] = []  # channels, weights of the places, what they read
+        self.field_groups: list[
+            tuple[slice, torch.Tensor, Groups]
+        ] = []  # channels, weights of the places, what they read
         self.models = {space.name: self.ridge, f"fields of {space.name}": self.fields}
         if space.name == ENERGIES:
             colours = space.values[WAVELETS:, rows].float().transpose(0, 1).flatten(1)
@@ -84,17 +87,17 @@ class Encoding:
     def fields(self, voxels: slice) -> Linear:
         """For each voxel the mean over all fields and penalties, by their likelihood."""
         responses = self.fmri[:, voxels]
-        if not self.pooled:
+        if not self.field_groups:
             chunk = max(1, WORKING_SET // responses.numel())
-            self.pooled = [
+            self.field_groups = [
                 (channels, some, Groups(partial(pooled, self.space, self.rows, channels, some)))
                 for channels, places in pooling_fields(self.space)
                 for some in places.split(chunk)
             ]
-        ridges = likely_mean([groups for *_, groups in self.pooled], responses)
+        ridges = likely_mean([groups for *_, groups in self.field_groups], responses)
         weights = torch.zeros(*self.space.read.shape[::2], responses.shape[1], device=responses.device)
         intercept = torch.zeros(responses.shape[1], device=responses.device)
-        for (channels, places, _), ridge in zip(self.pooled, ridges, strict=True):
+        for (channels, places, _), ridge in zip(self.field_groups, ridges, strict=True):
             if ridge is None:
                 continue
             used = places.any(0)
@@ -137,9 +140,7 @@ def pooling_fields(space: FeatureSpace) -> Iterator[tuple[slice, torch.Tensor]]:
 
 
 @torch.no_grad()
-def fit_encoding(
-    model, trials: Trials, stimuli, latent_of: dict[str, torch.Tensor], seed: int
-) -> dict[str, torch.Tensor]:
+def fit_encoding(model, trials: Trials, stimuli, seed: int) -> dict[str, torch.Tensor]:
     """Fit the maps from the latent to the voxels of all subjects, and the head of the latent's linear dimensions.
 
     Voxels are predicted from the linear dimensions alone. From the learned ones only a model without linear dimensions
@@ -147,7 +148,6 @@ def fit_encoding(
 
     Args:
         stimuli: as in `refit.RowImages`.
-        latent_of: for each stimulus the mean of q(z | image), `(latent_dim,)`.
         seed: which stimuli the encoding models are fitted to where there are more than 8,000, and which are held out to
             find their weights.
 
@@ -176,7 +176,7 @@ def fit_encoding(
             components.add(encodings, weights)
             read, ridge = spaces[0].scores[rows], encodings[0].from_all
         else:
-            learned = torch.stack([latent_of[stimulus] for stimulus in own])
+            learned = image_latents(model, stimuli, own).learned.mean
             read, left = model.latent_to_fmri.read(learned, learned[:, :0]), 1.0
             ridge = fit_ridge(read, fmri, own)
             maps.append((ridge.weights, ridge.intercept))

@@ -87,9 +87,8 @@ def fit_fmri_side(model, trials: Trials, stimuli, max_steps: int, seed: int, unp
     model.train(False)
     logger.info(f"fitting the fMRI side (subjects: {len(trials.subjects)}, stimuli: {len(trials.stimuli)})")
     names = trials.stimuli
-    learned = image_latents(model, stimuli, names).learned.mean
-    voxel_weights = fit_encoding(model, trials, stimuli, dict(zip(names, learned, strict=True)), seed)
-    posterior = image_latents(model, stimuli, names)  # whose linear dimensions are there now
+    voxel_weights = fit_encoding(model, trials, stimuli, seed)
+    posterior = image_latents(model, stimuli, names)
     place = {stimulus: row for row, stimulus in enumerate(names)}
     errors = []
     for name in trials.subjects:

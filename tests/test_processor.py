@@ -403,8 +403,7 @@ else:
 """
 
 
-@pytest.mark.nightly  # four processes of their own; test_hub.py pushes and pulls whole models
-@pytest.mark.parametrize("how", ["push_to_hub", "save_pretrained"])
+@pytest.mark.parametrize("how", ["push_to_hub", pytest.param("save_pretrained", marks=pytest.mark.nightly)])
 def test_the_hub_holds_a_whole_processor(processor, tmp_path, how):
     """Pushed and pulled without this package, by revision, and then from the cache, offline."""
     with LoopbackHub() as hub:

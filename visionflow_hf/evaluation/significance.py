@@ -70,7 +70,9 @@ def voxels_above_chance(voxels: VoxelScores, predictions: dict[str, np.ndarray])
         if n < 3:
             continue
         found[subject] = {"are": len(voxels.ceiling[subject])}
-        for method in {"model", "ridge"} & by_method.keys():
+        for method in ("model", "ridge"):
+            if method not in by_method:
+                continue
             r = by_method[method][np.isfinite(by_method[method])].clip(-1, 1)
             with np.errstate(divide="ignore"):
                 p = student_t.sf(r * np.sqrt((n - 2) / (1 - r**2)), n - 2)
