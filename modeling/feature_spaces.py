@@ -2,11 +2,12 @@
 """The feature spaces from which voxels are predicted: Gabor energies with colours, and layers of the encoder."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 
 from .gabor_wavelets import wavelet_maps
-from .ridge import Ridge, eigh
+from .ridge import WORKING_SET, eigh
 
 ENERGIES = "energies"
 BATCH = 64
@@ -14,8 +15,6 @@ LARGEST = torch.finfo(torch.float16).max
 LEAST_SCALE = 1e-4  # of a channel's standard deviation, against the largest
 READ_CHANNELS = 128  # of a layer, that fields read: the main components of more
 SOME_STIMULI = 500  # by which these are found
-
-Linear = tuple[torch.Tensor, torch.Tensor]  # weights (channels, places, voxels) and intercept (voxels,)
 
 
 class FeatureSpace:
@@ -38,16 +37,18 @@ class FeatureSpace:
         self.grid = math.isqrt(values.shape[2])
         self.centre, self.scale = (fill(len(values), device=values.device) for fill in (torch.zeros, torch.ones))
         if name != ENERGIES:
-            self.centre = torch.stack([one.float().mean() for one in values])
-            self.scale = torch.stack([one.float().std(correction=0) for one in values])
+            found = [torch.std_mean(part, (1, 2), correction=0) for part in in_parts(values)]
+            self.scale, self.centre = (torch.cat(parts) for parts in zip(*found, strict=True))
             self.scale = self.scale.clamp(min=max(LEAST_SCALE * float(self.scale.max()), 1e-12))
-            for one, centre, scale in zip(values, self.centre, self.scale, strict=True):
-                one.copy_((one.float() - centre) / scale)  # in place: all in float32 would fill memory
-        self.mean = values.float().mean(1)
+            start = 0
+            for part in in_parts(values):  # in place: all in float32 would fill memory
+                own = slice(start, start := start + len(part))
+                values[own] = (part - self.centre[own, None, None]) / self.scale[own, None, None]
+        self.mean = torch.cat([part.mean(1) for part in in_parts(values)])
         stimuli = values.shape[1]
         products = torch.zeros(stimuli, stimuli, device=values.device)
-        for channel, mean in zip(values, self.mean, strict=True):
-            centred = channel.float() - mean
+        for part in in_parts(values):
+            centred = (part - part.mean(1, keepdim=True)).transpose(0, 1).flatten(1)
             products += centred @ centred.T
         sizes, vectors = eigh(products)
         kept = sizes > 1e-6 * sizes.max()
@@ -61,20 +62,17 @@ class FeatureSpace:
             parts = [torch.einsum("ck,csp->ksp", self.turn, part.float()) for part in values.split(BATCH, dim=1)]
             self.read = torch.cat([part.half() for part in parts], dim=1)
 
-    def predict(self, linear: Linear, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
-        """`(rows, voxels)`, what a linear map makes of some stimuli."""
-        weights, intercept = linear
-        predicted = intercept.expand(len(self.scores[rows]), -1).clone()
-        for channel, part in zip(self.values, weights, strict=True):
-            predicted += channel[rows].float() @ part
-        return predicted
-
-    def of_scores(self, ridge: Ridge, voxels: slice) -> Linear:
-        """The linear map of the maps that a ridge from `scores` is."""
-        dual = self._dual @ ridge.weights[:, voxels]
+    def of_scores(self, weights: torch.Tensor) -> torch.Tensor:
+        """The linear map of `values` that a linear map of `scores` is: `(components, k)` to `(channels, places, k)`."""
+        dual = self._dual @ weights
         dual = dual - dual.mean(0)
-        weights = torch.stack([channel.float().T @ dual for channel in self.values])
-        return weights, ridge.intercept[voxels] - torch.einsum("cp,cpv->v", self.mean, weights)
+        return torch.cat([torch.einsum("csp,sk->cpk", part, dual) for part in in_parts(self.values)])
+
+
+def in_parts(values: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Some channels of `(channels, stimuli, places)` at a time, in float32."""
+    for part in values.split(max(1, WORKING_SET // values[0].numel())):
+        yield part.float()
 
 
 def feature_spaces(model, stimuli, stimulus_ids: list[str]) -> list[FeatureSpace]:

@@ -16,7 +16,8 @@ components of what they predict, over all subjects, become the latent's linear d
 Source: Kay et al. 2008 for the energies, St-Yves & Naselaris 2018 and Klindt et al. 2017 for the fields.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -24,7 +25,7 @@ from transformers.utils import logging
 
 from .alignment import image_latents
 from .augmentation import FEW_STIMULI
-from .feature_spaces import ENERGIES, FeatureSpace, Linear, feature_spaces
+from .feature_spaces import ENERGIES, FeatureSpace, feature_spaces, in_parts
 from .gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS
 from .ridge import (
     BLOCK,
@@ -45,9 +46,23 @@ FEWEST_STIMULI = 6  # the least from which folds within folds can be made
 MOST_STIMULI = 8000  # shared out among the subjects
 ASKED = 50_000  # held-out responses by which the weights of the models are fitted, about
 ASKED_FOLDS = 3  # of the five folds, that are held out for it: each costs as much as a fit
-MOST_WEIGHTS = 64_000_000  # of a block's linear map from all feature spaces
+MOST_WEIGHTS = 64_000_000  # of the fields of a block of voxels
 FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
 LEAST_WEIGHT = 1e-3  # of a voxel that is not predicted
+
+
+@dataclass
+class Prediction:
+    """What one encoding model predicts of all stimuli of its feature space, and by which linear map.
+
+    Attributes:
+        fmri (`torch.Tensor` of shape `(stimuli, voxels)`)
+        times: `(voxels, k)` to `(channels, places, k)`, the map's weights times a matrix. The weights themselves,
+            `(channels, places, voxels)`, would fill memory.
+    """
+
+    fmri: torch.Tensor
+    times: Callable[[torch.Tensor], torch.Tensor]
 
 
 class Encoding:
@@ -58,7 +73,7 @@ class Encoding:
         fmri (`torch.Tensor` of shape `(stimuli, voxels)`): standardised.
 
     Attributes:
-        models: functions that give the linear map to some voxels, by their name.
+        models: functions that give the `Prediction` of some voxels, by their name.
     """
 
     def __init__(self, space: FeatureSpace, rows: torch.Tensor, fmri: torch.Tensor):
@@ -70,52 +85,65 @@ class Encoding:
         ] = []  # channels, weights of the places, what they read
         self.models = {space.name: self.ridge, f"fields of {space.name}": self.fields}
         if space.name == ENERGIES:
-            colours = space.values[WAVELETS:, rows].float().transpose(0, 1).flatten(1)
-            self.from_colours = fit_ridge(colours, fmri, names)
+            self.from_colours = fit_ridge(self._colours(rows), fmri, names)
             self.models = {"colours": self.colours, **self.models}
 
-    def colours(self, voxels: slice) -> Linear:
+    @property
+    def field_weights(self) -> int:
+        """How many weights the fields have for each voxel."""
+        return sum(len(places) * len(self.space.read[channels]) for channels, places in pooling_fields(self.space))
+
+    def colours(self, voxels: slice) -> Prediction:
         """Ridge from the colours."""
-        weights = self.space.mean.new_zeros(*self.space.mean.shape, voxels.stop - voxels.start)
-        weights[WAVELETS:] = self.from_colours.weights[:, voxels].unflatten(0, (-1, GRID**2))
-        return weights, self.from_colours.intercept[voxels]
+        own = self.from_colours.weights[:, voxels]
 
-    def ridge(self, voxels: slice) -> Linear:
+        def times(matrix: torch.Tensor) -> torch.Tensor:
+            weights = own.new_zeros(*self.space.mean.shape, matrix.shape[1])
+            weights[WAVELETS:] = (own @ matrix).unflatten(0, (-1, GRID**2))
+            return weights
+
+        return Prediction(self._colours(slice(None)) @ own + self.from_colours.intercept[voxels], times)
+
+    def ridge(self, voxels: slice) -> Prediction:
         """Ridge from the whole feature space."""
-        return self.space.of_scores(self.from_all, voxels)
+        own = self.from_all.weights[:, voxels]
+        fmri = self.space.scores @ own + self.from_all.intercept[voxels]
+        return Prediction(fmri, lambda matrix: self.space.of_scores(own @ matrix))
 
-    def fields(self, voxels: slice) -> Linear:
+    def fields(self, voxels: slice) -> Prediction:
         """For each voxel the mean over all fields and penalties, by their likelihood."""
-        responses = self.fmri[:, voxels]
+        space, responses = self.space, self.fmri[:, voxels]
         if not self.field_groups:
             chunk = max(1, WORKING_SET // responses.numel())
             self.field_groups = [
-                (channels, some, Groups(partial(pooled, self.space, self.rows, channels, some)))
-                for channels, places in pooling_fields(self.space)
+                (channels, some, Groups(partial(pooled, space, self.rows, channels, some)))
+                for channels, places in pooling_fields(space)
                 for some in places.split(chunk)
             ]
         ridges = likely_mean([groups for *_, groups in self.field_groups], responses)
-        weights = torch.zeros(*self.space.read.shape[::2], responses.shape[1], device=responses.device)
-        intercept = torch.zeros(responses.shape[1], device=responses.device)
+        fmri, used = responses.new_zeros(len(space.scores), responses.shape[1]), []
         for (channels, places, _), ridge in zip(self.field_groups, ridges, strict=True):
-            if ridge is None:
-                continue
-            used = places.any(0)
-            weights[channels][:, used] += torch.einsum("fp,fcv->cpv", places[:, used], ridge.weights)
-            intercept += ridge.intercept.sum(0)
-        if self.space.turn is not None:
-            weights = torch.einsum("ck,kpv->cpv", self.space.turn, weights)
-        return weights, intercept
+            if ridge is not None:
+                read = pooled(space, slice(None), channels, places)
+                fmri += torch.einsum("fsc,fcv->sv", read, ridge.weights) + ridge.intercept.sum(0)
+                used.append((channels, places, ridge.weights))
+
+        def times(matrix: torch.Tensor) -> torch.Tensor:
+            weights = matrix.new_zeros(*space.read.shape[::2], matrix.shape[1])
+            for channels, places, own in used:
+                weights[channels] += torch.einsum("fp,fck->cpk", places, own @ matrix)
+            return weights if space.turn is None else torch.einsum("ck,kpd->cpd", space.turn, weights)
+
+        return Prediction(fmri, times)
+
+    def _colours(self, rows: torch.Tensor | slice) -> torch.Tensor:
+        return self.space.values[WAVELETS:, rows].float().transpose(0, 1).flatten(1)
 
 
-def pooled(space: FeatureSpace, rows: torch.Tensor, channels: slice, places: torch.Tensor) -> torch.Tensor:
+def pooled(space: FeatureSpace, rows: torch.Tensor | slice, channels: slice, places: torch.Tensor) -> torch.Tensor:
     """What fields, by their weights of the places, read of the channels of some stimuli, `(fields, rows, channels)`."""
-    used = places.any(0)
-    everywhere = bool(used.all())  # an index would copy all
-    places = places if everywhere else places[:, used]
-    shown = (channel[rows] for channel in space.read[channels])
-    read = [(one if everywhere else one[:, used]).float() @ places.T for one in shown]
-    return torch.stack(read, dim=2).transpose(0, 1)
+    read = [part[:, rows] @ places.T for part in in_parts(space.read[channels])]
+    return torch.cat(read).permute(2, 1, 0)
 
 
 def pooling_fields(space: FeatureSpace) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -228,8 +256,8 @@ def trust(
     for train, test in group_folds(rows.tolist(), FOLDS, seed)[:ASKED_FOLDS]:
         level = fmri[train].mean(0)
         for space in spaces:
-            for name, linear in Encoding(space, rows[train], fmri[train]).models.items():
-                predicted.setdefault(name, []).append(space.predict(linear(everything), rows[test]) - level)
+            for name, model in Encoding(space, rows[train], fmri[train]).models.items():
+                predicted.setdefault(name, []).append(model(everything).fmri[rows[test]] - level)
         measured.append(fmri[test] - level)
         if sum(map(len, measured)) >= enough:
             break
@@ -250,7 +278,7 @@ class Components:
         predicted - mean  ~  scores readout        scores  =  sum over feature spaces of (maps - mean) head
 
     The predictions of a block are reduced to their largest components, and these with those kept so far to the largest
-    again, so that neither the predictions nor their linear maps are in memory for all voxels.
+    again, so that the predictions are never in memory for all voxels, and their linear maps for none.
 
     Source: Iwen & Ong 2016, A distributed and incremental SVD algorithm for agglomerative data analysis.
     """
@@ -268,24 +296,25 @@ class Components:
         fmri = encodings[0].fmri
         if self.scores is None:
             self.scores = fmri.new_zeros(self.spaces[0].values.shape[1], 0)
-        block = max(1, min(BLOCK, MOST_WEIGHTS // sum(self.features)))
+        block = max(1, min(BLOCK, MOST_WEIGHTS // sum(encoding.field_weights for encoding in encodings)))
         for start in range(0, fmri.shape[1], block):
             voxels = slice(start, min(start + block, fmri.shape[1]))
-            weights, predicted = {}, 0
-            for place, encoding in enumerate(encodings):
-                fits = [(shares[name], one(voxels)) for name, one in encoding.models.items() if shares[name]]
-                if fits:
-                    weights[place] = sum(share * linear for share, (linear, _) in fits)
-                    level = sum(share * constant for share, (_, constant) in fits)
-                    predicted = predicted + encoding.space.predict((weights[place], level))
+            predictions = [
+                (place, shares[name], model(voxels))
+                for place, encoding in enumerate(encodings)
+                for name, model in encoding.models.items()
+                if shares[name]
+            ]
+            predicted = sum(share * one.fmri for _, share, one in predictions)
             scores, readout = self._largest(predicted - predicted.mean(0))
             kept = self.scores.shape[1]
             self.scores, turn = self._largest(torch.cat([self.scores, scores], dim=1))
             self.heads = [head @ turn[:, :kept].T for head in self.heads]
-            for place, own in weights.items():
-                self.heads[place] += own.flatten(0, 1) @ (turn[:, kept:] @ readout).T
-            self.readouts = [(subject, turn[:, :kept] @ one, mean) for subject, one, mean in self.readouts]
-            self.readouts.append((self.subjects, turn[:, kept:] @ readout, predicted.mean(0)))
+            readout = turn[:, kept:] @ readout
+            for place, share, one in predictions:
+                self.heads[place] += one.times(share * readout.T).flatten(0, 1)
+            self.readouts = [(subject, turn[:, :kept] @ own, mean) for subject, own, mean in self.readouts]
+            self.readouts.append((self.subjects, readout, predicted.mean(0)))
         self.subjects += 1
 
     def put_head(self, model) -> list[tuple[torch.Tensor, torch.Tensor]]:

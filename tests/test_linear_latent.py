@@ -46,7 +46,7 @@ def cells():
 def held_out_r(model, cells) -> float:
     maps, fmri, signal = cells
     encoding = Encoding(maps, torch.arange(200), fmri[:200])
-    predicted = maps.predict(encoding.models[model](EVERY_VOXEL), torch.arange(200, 260))
+    predicted = encoding.models[model](EVERY_VOXEL).fmri[200:]
     return np.mean([np.corrcoef(predicted[:, voxel], signal[200:, voxel])[0, 1] for voxel in range(6)])
 
 
@@ -59,10 +59,20 @@ def test_fields_find_the_place_that_a_voxel_reads(cells):
 def test_a_block_of_voxels_has_the_maps_that_it_has_among_all(model, cells):
     maps, fmri, _ = cells
     encoding = Encoding(maps, torch.arange(60), fmri[:60])
-    whole, constant = encoding.models[model](EVERY_VOXEL)
-    part, part_constant = encoding.models[model](slice(4, 7))
-    torch.testing.assert_close(part, whole[..., 4:7], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(part_constant, constant[4:7], atol=1e-4, rtol=1e-4)
+    whole, part = encoding.models[model](EVERY_VOXEL), encoding.models[model](slice(4, 7))
+    torch.testing.assert_close(part.fmri, whole.fmri[:, 4:7], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(part.times(torch.eye(3)), whole.times(torch.eye(12))[..., 4:7], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("space", ["cells", "layer"])
+def test_predictions_are_those_of_the_linear_maps(space, request):
+    maps, fmri, _ = request.getfixturevalue(space)
+    everything = maps.values.double().transpose(0, 1).flatten(1)
+    for model in Encoding(maps, torch.arange(60), fmri[:60]).models.values():
+        found = model(EVERY_VOXEL)
+        expected = everything @ found.times(torch.eye(12)).double().flatten(0, 1)
+        left = found.fmri - expected
+        torch.testing.assert_close(left, left.mean(0).expand_as(left), atol=2e-3, rtol=0)  # the intercept
 
 
 def test_the_ridge_from_energies_is_that_of_scikit_learn(cells):
@@ -72,11 +82,8 @@ def test_the_ridge_from_energies_is_that_of_scikit_learn(cells):
     encoding = Encoding(maps, rows, fmri[rows])
     features = maps.values[:, rows].double().transpose(0, 1).flatten(1).numpy()
     expected = Reference(alpha=encoding.from_all.penalty).fit(features, fmri[rows].numpy())
-    weights, intercept = encoding.ridge(EVERY_VOXEL)
     everything = maps.values.double().transpose(0, 1).flatten(1)
-    predicted = everything @ weights.double().flatten(0, 1) + intercept
-    np.testing.assert_allclose(predicted, expected.predict(everything.numpy()), atol=2e-2)
-    torch.testing.assert_close(maps.predict((weights, intercept)).double(), predicted, atol=2e-3, rtol=0)
+    np.testing.assert_allclose(encoding.ridge(EVERY_VOXEL).fmri, expected.predict(everything.numpy()), atol=2e-2)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +114,7 @@ def test_fields_find_the_place_that_a_voxel_reads_in_a_layer(layer):
     assert list(encoding.models) == ["layer 3", "fields of layer 3"]
     whole, fields = (
         np.mean([np.corrcoef(predicted[:, voxel], signal[200:, voxel])[0, 1] for voxel in range(6)])
-        for predicted in (space.predict(one(EVERY_VOXEL), torch.arange(200, 260)) for one in encoding.models.values())
+        for predicted in (one(EVERY_VOXEL).fmri[200:] for one in encoding.models.values())
     )
     assert fields > whole + 0.1 and fields > 0.5, (fields, whole)
 
@@ -175,8 +182,7 @@ def test_components_of_blocks_are_those_of_all_at_once(cells, most, monkeypatch)
     monkeypatch.setattr(linear_latent, "BLOCK", 5)
     components = Components([maps], most)
     components.add([encoding], {"colours": 0.0, "energies": 0.5, "fields of energies": 0.5})
-    linear = [encoding.ridge(EVERY_VOXEL), encoding.fields(EVERY_VOXEL)]
-    predicted = sum(0.5 * maps.predict(one) for one in linear)
+    predicted = sum(0.5 * one(EVERY_VOXEL).fmri for one in (encoding.ridge, encoding.fields))
     predicted = predicted - predicted.mean(0)
     readout = torch.cat([one for _, one, _ in components.readouts], dim=1)
     assert components.scores.shape[1] == min(most, 12)
@@ -218,7 +224,7 @@ def test_the_model_predicts_the_weighted_sum(small, monkeypatch):
     own = trials.some_stimuli("subj02", 100, 0)
     (maps,) = feature_spaces(model, stimuli, own)
     encoding = Encoding(maps, torch.arange(len(own)), trials.mean_responses("subj02", own))
-    expected = maps.predict(encoding.ridge(slice(0, 30)))
+    expected = encoding.ridge(slice(0, 30)).fmri
     torch.testing.assert_close(energies, expected, atol=5e-3, rtol=0)
 
 
