@@ -21,10 +21,18 @@ from PIL import Image
 
 VOLUME, VOXELS, TRIALS = (81, 104, 83), 15724, 750  # of subj01; trials a session
 IMAGES, SIDE = 73000, 425
+COLOURS = 24  # a side, of which a picture is made
 
 
-def write_source(root: Path, sessions: int, full: bool) -> None:
-    """subj01 with these sessions; all images have rows of their own, and noise below where `full`."""
+def write_source(root: Path, sessions: int, full: bool, stimuli: int = 10000) -> np.ndarray:
+    """subj01 with these sessions, in which it sees so many images three times, a tenth of them those that all see.
+
+    Where `full`, all images that it sees are written, and each voxel follows one colour of one place under noise twice
+    as strong; files are mostly holes otherwise.
+
+    Returns:
+        The numbers of the images that it sees.
+    """
     rng = np.random.default_rng(0)
     for folder in ("nsddata_stimuli/stimuli/nsd", "nsddata/experiments/nsd", "nsddata/ppdata/subj01/func1pt8mm/roi"):
         (root / folder).mkdir(parents=True)
@@ -32,15 +40,20 @@ def write_source(root: Path, sessions: int, full: bool) -> None:
     betas.mkdir(parents=True)
     subjectim = np.stack([1 + rng.permutation(IMAGES)[:10000] for _ in range(8)])
     subjectim[:, :1000] = subjectim[0, :1000]
-    ordering = rng.permutation(np.repeat(np.arange(1, 10001), 3))
+    order = np.arange(1, 10001).reshape(10, 1000).T.ravel()  # one of the first thousand, which all see, in ten
+    ordering = np.concatenate([rng.permutation(np.repeat(some, 3)) for some in np.split(order, [stimuli])])
     design = {"masterordering": ordering[None], "subjectim": subjectim, "sharedix": subjectim[:1, :1000]}
     scipy.io.savemat(root / "nsddata/experiments/nsd/nsd_expdesign.mat", design)
     shown = np.unique(subjectim[0, ordering[: sessions * TRIALS] - 1]) - 1
+    places = np.argwhere(np.ones((40, 30, 30)))[rng.choice(36000, VOXELS, replace=False)] + (20, 10, 20)
+    read, signal = rng.integers(0, COLOURS**2 * 3, VOXELS), {}
     with h5py.File(root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5", "w") as file:
         brick = holes(file, "imgBrick", (IMAGES, SIDE, SIDE, 3), np.uint8)
         for image in shown:
             if full:
-                brick[image] = photograph(rng)
+                colours = rng.integers(0, 256, (COLOURS, COLOURS, 3), dtype=np.uint8)
+                brick[image] = photograph(rng, colours)
+                signal[image] = 12 * (colours.ravel()[read].astype(np.int16) - 128)  # standard deviation 886
             else:
                 brick[image, 0] = rng.integers(0, 256, (SIDE, 3))
     for session in range(1, sessions + 1):
@@ -48,16 +61,19 @@ def write_source(root: Path, sessions: int, full: bool) -> None:
             values = holes(file, "betas", (TRIALS, *VOLUME[::-1]), np.int16)
             if full:
                 for trial in range(TRIALS):
-                    values[trial] = rng.integers(-3000, 3000, VOLUME[::-1], dtype=np.int16)
+                    volume = rng.integers(-3000, 3000, VOLUME[::-1], dtype=np.int16)
+                    image = subjectim[0, ordering[(session - 1) * TRIALS + trial] - 1] - 1
+                    volume[tuple(places.T[::-1])] += signal[image]
+                    values[trial] = volume
             else:
                 values[::250] = rng.integers(-3000, 3000, (TRIALS // 250, *VOLUME[::-1]), dtype=np.int16)
     mask = np.zeros(VOLUME, dtype=np.int16)
-    places = np.argwhere(np.ones((40, 30, 30)))[rng.choice(36000, VOXELS, replace=False)] + (20, 10, 20)
     mask[tuple(places.T)] = 1
     affine = np.diag([1.8, 1.8, 1.8, 1])
     nibabel.save(nibabel.Nifti1Image(mask, affine), root / "nsddata/ppdata/subj01/func1pt8mm/roi/nsdgeneral.nii.gz")
     ncsnr = rng.random(VOLUME).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(ncsnr, affine), betas / "ncsnr.nii.gz")
+    return shown
 
 
 def holes(file: h5py.File, key: str, shape: tuple[int, ...], kind: type) -> h5py.Dataset:
@@ -69,9 +85,9 @@ def holes(file: h5py.File, key: str, shape: tuple[int, ...], kind: type) -> h5py
     return h5py.Dataset(h5py.h5d.create(file.id, key.encode(), kind, space, plan))
 
 
-def photograph(rng: np.random.Generator) -> np.ndarray:
+def photograph(rng: np.random.Generator, colours: np.ndarray) -> np.ndarray:
     """Smooth colours with fine noise: compresses about as a photograph does."""
-    coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).resize((SIDE, SIDE), Image.BICUBIC)
+    coarse = Image.fromarray(colours).resize((SIDE, SIDE), Image.BICUBIC)
     return (np.asarray(coarse, dtype=np.int16) + rng.integers(-4, 5, (SIDE, SIDE, 3))).clip(0, 255).astype(np.uint8)
 
 
@@ -129,9 +145,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
 
     source = args.work / "full"
-    write_source(source, args.sessions, full=True)
-    design = scipy.io.loadmat(next(source.rglob("nsd_expdesign.mat")))
-    images = np.unique(design["subjectim"][0, design["masterordering"][0, : args.sessions * TRIALS] - 1]) - 1
+    images = write_source(source, args.sessions, full=True)
     read = sum(file.stat().st_size for file in source.rglob("betas_session*")) + len(images) * SIDE * SIDE * 3
     seconds = copy(source, args.work / "copy", images)
     print_row("plain copy, noise", read / 2**30, seconds, "-", read / 2**20 / seconds, "-", "-", "-")

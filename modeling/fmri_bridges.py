@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .latent_gaussian import Gaussian, LatentGaussian
-from .ridge import Ridge, eigh, fit_ridge
+from .ridge import Ridge, eigh, fit_ridges
 
 LEAST_NOISE = 1e-3  # of a voxel's variance
 SHARED_NOISE = 0.8  # of the covariance of errors; the rest is taken for chance
@@ -93,12 +93,10 @@ class FmriToLatent(nn.Module):
         Returns:
             Mean squared errors of z and of w on held-out stimuli, `(latent_dim,)` and `(linear_dim,)`.
         """
-        to_learned = fit_ridge(fmri * voxel_weights, learned, stimulus_ids)
-        put(self.to_learned[place], weighted(to_learned, voxel_weights))
-        if not linear.shape[1]:
-            return to_learned.held_out_error, linear.new_zeros(0)
-        to_linear = fit_ridge(fmri * voxel_weights, linear, stimulus_ids)
-        put(self.to_linear[place], weighted(to_linear, voxel_weights))
+        ridges = fit_ridges(fmri * voxel_weights, [learned, linear], stimulus_ids)
+        for own, ridge in zip((self.to_learned, self.to_linear), ridges, strict=True):
+            put(own[place], weighted(ridge, voxel_weights))
+        to_learned, to_linear = ridges
         return to_learned.held_out_error, to_linear.held_out_error
 
     def add_subject(self, voxels: int) -> None:

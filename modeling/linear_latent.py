@@ -38,6 +38,7 @@ from .ridge import (
     likely_mean,
     stack,
 )
+from .shared_fit import Processes
 from .trials import Trials
 
 logger = logging.get_logger(__name__)
@@ -168,7 +169,9 @@ def pooling_fields(space: FeatureSpace) -> Iterator[tuple[slice, torch.Tensor]]:
 
 
 @torch.no_grad()
-def fit_encoding(model, trials: Trials, stimuli, seed: int) -> dict[str, torch.Tensor]:
+def fit_encoding(
+    model, trials: Trials, stimuli, seed: int, processes: Processes | None = None
+) -> dict[str, torch.Tensor]:
     """Fit the maps from the latent to the voxels of all subjects, and the head of the latent's linear dimensions.
 
     Voxels are predicted from the linear dimensions alone. From the learned ones only a model without linear dimensions
@@ -178,22 +181,24 @@ def fit_encoding(model, trials: Trials, stimuli, seed: int) -> dict[str, torch.T
         stimuli: as in `refit.RowImages`.
         seed: which stimuli the encoding models are fitted to where there are more than 8,000, and which are held out to
             find their weights.
+        processes: that share the subjects. Each one fits the maps of its own, and the common head.
 
     Returns:
-        For each subject a weight for each voxel, `(voxels,)`, of mean square 1: its correlation, 0 where negative, with
-        what ridge from the Gabor energies predicts of held-out stimuli. With many voxels and few trials most voxels
-        hold no signal. Over fewer than 50 stimuli a correlation says too little of a voxel: all weights are 1.
+        For each subject of this process a weight for each voxel, `(voxels,)`, of mean square 1: its correlation, 0
+        where negative, with what ridge from the Gabor energies predicts of held-out stimuli. With many voxels and few
+        trials most voxels hold no signal. Over fewer than 50 stimuli a correlation says too little of a voxel: all
+        weights are 1.
     """
-    names = trials.subjects
-    chosen = [trials.some_stimuli(name, MOST_STIMULI // len(names), seed) for name in names]
-    distinct = list(dict.fromkeys(stimulus for own in chosen for stimulus in own))
+    names, processes = trials.subjects, processes or Processes()
+    chosen = {name: trials.some_stimuli(name, MOST_STIMULI // len(names), seed) for name in names}
+    distinct = list(dict.fromkeys(stimulus for own in chosen.values() for stimulus in own))
     place = {stimulus: row for row, stimulus in enumerate(distinct)}
-    use_maps = model.config.linear_dim > 0 and min(map(len, chosen)) >= FEWEST_STIMULI
+    use_maps = model.config.linear_dim > 0 and min(map(len, chosen.values())) >= FEWEST_STIMULI
     spaces = feature_spaces(model, stimuli, distinct) if use_maps else []
     components = Components(spaces, model.config.linear_dim)
-    maps, voxel_weights = [], {}
-    for name, own in zip(names, chosen, strict=True):
-        own = own if use_maps else list(dict.fromkeys(trials.stimulus_ids(name)))
+    maps, voxel_weights = {}, {}
+    for name in processes.own(names):
+        own = chosen[name] if use_maps else list(dict.fromkeys(trials.stimulus_ids(name)))
         fmri = trials.mean_responses(name, own).to(model.device)
         if use_maps:
             rows = torch.tensor([place[stimulus] for stimulus in own], device=model.device)
@@ -201,23 +206,24 @@ def fit_encoding(model, trials: Trials, stimuli, seed: int) -> dict[str, torch.T
             told = ", ".join(f"{model} {t:.2f}" for model, t in weights.items())
             logger.info(f"{name}: weights of the encoding models: {told}")
             encodings = [Encoding(space, rows, fmri) for space in spaces]
-            components.add(encodings, weights)
+            components.add(name, encodings, weights)
             read, ridge = spaces[0].scores[rows], encodings[0].from_all
         else:
             learned = image_latents(model, stimuli, own).learned.mean
             read, left = model.latent_to_fmri.read(learned, learned[:, :0]), 1.0
             ridge = fit_ridge(read, fmri, own)
-            maps.append((ridge.weights, ridge.intercept))
+            maps[name] = ridge.weights, ridge.intercept
         expected = held_out_predictions(ridge, read, fmri, own)
         model.set_noise(name, left * trials.squared_errors(name, own, expected))
         few = len(own) < FEW_STIMULI
         voxel_weights[name] = fmri.new_ones(fmri.shape[1]) if few else reliability(expected, fmri)
     if use_maps:
+        components.join(processes)
         maps = components.put_head(model)
     else:
         model.linear_head.weight.zero_()
         model.linear_head.bias.zero_()
-    for name, (weights, intercept) in zip(names, maps, strict=True):
+    for name, (weights, intercept) in maps.items():
         voxel_map = model.latent_to_fmri.voxel_maps[model.config.subjects.index(name)]
         voxel_map.weight.zero_()
         read_dims = slice(-len(weights), None) if use_maps else slice(len(weights))
@@ -285,17 +291,13 @@ class Components:
 
     def __init__(self, spaces: list[FeatureSpace], most: int):
         self.spaces, self.most = spaces, most
-        self.features = [space.mean.numel() for space in spaces]
-        self.scores: torch.Tensor | None = None
-        self.heads = [space.mean.new_zeros(size, 0) for space, size in zip(spaces, self.features, strict=True)]
-        self.readouts: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # subject, (components, voxels), mean
-        self.subjects = 0
+        self.scores = spaces[0].mean.new_zeros(len(spaces[0].scores), 0) if spaces else torch.zeros(0, 0)
+        self.heads = [space.mean.new_zeros(space.mean.numel(), 0) for space in spaces]
+        self.readouts: list[tuple[str, torch.Tensor, torch.Tensor]] = []  # subject, (components, voxels), mean
 
-    def add(self, encodings: list[Encoding], shares: dict[str, float]) -> None:
+    def add(self, subject: str, encodings: list[Encoding], shares: dict[str, float]) -> None:
         """The weighted predictions of one more subject, by an encoding from each feature space."""
         fmri = encodings[0].fmri
-        if self.scores is None:
-            self.scores = fmri.new_zeros(self.spaces[0].values.shape[1], 0)
         block = max(1, min(BLOCK, MOST_WEIGHTS // sum(encoding.field_weights for encoding in encodings)))
         for start in range(0, fmri.shape[1], block):
             voxels = slice(start, min(start + block, fmri.shape[1]))
@@ -313,11 +315,23 @@ class Components:
             readout = turn[:, kept:] @ readout
             for place, share, one in predictions:
                 self.heads[place] += one.times(share * readout.T).flatten(0, 1)
-            self.readouts = [(subject, turn[:, :kept] @ own, mean) for subject, own, mean in self.readouts]
-            self.readouts.append((self.subjects, readout, predicted.mean(0)))
-        self.subjects += 1
+            self.readouts = [(name, turn[:, :kept] @ own, mean) for name, own, mean in self.readouts]
+            self.readouts.append((subject, readout, predicted.mean(0)))
 
-    def put_head(self, model) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def join(self, processes: Processes) -> None:
+        """Make one set of components of those that several processes have, each of its own subjects."""
+        if processes.count == 1:
+            return
+        parts = processes.gather(self.scores.cpu())
+        found = processes.of_first(lambda: self._largest(torch.cat(parts, dim=1)))
+        self.scores, turn = (one.to(self.scores.device) for one in found)
+        turn = turn.split([part.shape[1] for part in parts], dim=1)[processes.rank]
+        self.heads = [head @ turn.T for head in self.heads]
+        for head in self.heads:
+            processes.add_up(head)
+        self.readouts = [(name, turn @ own, mean) for name, own, mean in self.readouts]
+
+    def put_head(self, model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Put the components, each of variance 1 over the stimuli, into the model's linear head; unused ones are zero.
 
         Returns:
@@ -336,11 +350,11 @@ class Components:
             heads.append(head)
         model.linear_head.weight.copy_(torch.nn.functional.pad(torch.cat(heads), unused).T)
         model.linear_head.bias.copy_(torch.nn.functional.pad(bias, unused))
-        readouts = []
-        for subject in range(self.subjects):
-            own = [(readout[:kept] * spread[:, None], mean) for of, readout, mean in self.readouts if of == subject]
+        readouts = {}
+        for subject in dict.fromkeys(name for name, *_ in self.readouts):
+            own = [(readout[:kept] * spread[:, None], mean) for name, readout, mean in self.readouts if name == subject]
             weights, level = (torch.cat(parts, dim=-1) for parts in zip(*own, strict=True))
-            readouts.append((torch.nn.functional.pad(weights.T, unused).T, level))
+            readouts[subject] = torch.nn.functional.pad(weights.T, unused).T, level
         return readouts
 
     def _largest(self, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,6 +19,7 @@ from .alignment import STEPS, align, image_latents
 from .linear_decoder import fit_linear_decoders
 from .linear_latent import fit_encoding
 from .processing_visionflow import VisionFlowProcessor
+from .shared_fit import Processes
 from .trials import Trials
 
 logger = logging.get_logger(__name__)
@@ -75,7 +76,9 @@ def refit(model, rows, processor: VisionFlowProcessor, seed: int) -> None:
     model.train(training)
 
 
-def fit_fmri_side(model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: Sequence[str] = ()) -> None:
+def fit_fmri_side(
+    model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: Sequence[str] = (), shared: bool = False
+) -> None:
     """Fit all maps between the latent and fMRI to the trials, in closed form but for the MLP from fMRI to latent.
 
     Args:
@@ -83,26 +86,36 @@ def fit_fmri_side(model, trials: Trials, stimuli, max_steps: int, seed: int, unp
         max_steps: as in `align`.
         seed: of the MLP, and of what is drawn where there is too much.
         unpaired: images without fMRI, from which the MLP and the linear decoders learn, too.
+        shared: that all processes of `torch.distributed` are here for it. They share the subjects' maps; the first one
+            alone goes on to the MLP and the linear decoders.
     """
     model.train(False)
     logger.info(f"fitting the fMRI side (subjects: {len(trials.subjects)}, stimuli: {len(trials.stimuli)})")
     names = trials.stimuli
-    voxel_weights = fit_encoding(model, trials, stimuli, seed)
+    processes = Processes(shared)
+    voxel_weights = fit_encoding(model, trials, stimuli, seed, processes)
     posterior = image_latents(model, stimuli, names)
     place = {stimulus: row for row, stimulus in enumerate(names)}
-    errors = []
-    for name in trials.subjects:
+    to_latent, to_fmri, errors = model.fmri_to_latent, model.latent_to_fmri, []
+    for name in processes.own(trials.subjects):
         own = trials.stimulus_ids(name)
         rows = [place[stimulus] for stimulus in own]
         subject = model.config.subjects.index(name)
         fmri = trials.fmri(name).to(model.device)
         latents = posterior.learned.mean[rows], posterior.linear.mean[rows]
-        errors.append(model.fmri_to_latent.fit(subject, fmri, *latents, own, voxel_weights[name]))
-        voxel_map = model.latent_to_fmri.voxel_maps[subject]
-        predicted = voxel_map(model.latent_to_fmri.read(*latents))
-        model.latent_to_fmri.set_shared_noise(subject, fmri - predicted)
-    learned_error, linear_error = (torch.stack(parts).mean(0) for parts in zip(*errors, strict=True))
-    model.fmri_to_latent.linear_logvar.data.copy_(linear_error.clamp(min=1e-3).log())
+        errors.append([one.cpu() for one in to_latent.fit(subject, fmri, *latents, own, voxel_weights[name])])
+        predicted = to_fmri.voxel_maps[subject](to_fmri.read(*latents))
+        to_fmri.set_shared_noise(subject, fmri - predicted)
+    for number, name in enumerate(trials.subjects):
+        subject = model.config.subjects.index(name)
+        maps = to_latent.to_learned[subject], to_latent.to_linear[subject], to_fmri.voxel_maps[subject]
+        fitted = [*(one for part in maps for one in part.state_dict().values()), to_fmri.noise_logvar[subject]]
+        processes.take_over(fitted, number)
+    errors = [of_subject for some in processes.gather(errors) for of_subject in some]
+    if processes.rank:
+        return
+    learned_error, linear_error = (torch.stack(parts).mean(0).to(model.device) for parts in zip(*errors, strict=True))
+    to_latent.linear_logvar.data.copy_(linear_error.clamp(min=1e-3).log())
     logger.info("training the MLP from fMRI to latent on simulated trials")
     align(model, trials, stimuli, max_steps, seed, unpaired)
     fit_linear_decoders(model, [*names, *unpaired], stimuli, torch.cat([learned_error, linear_error]))

@@ -58,30 +58,45 @@ def fit_ridge(
     Raises:
         ValueError: fewer than two groups, of which none can be held out.
     """
-    penalty, error = choose_penalty(features, targets, groups, folds, seed)
-    ridge = RidgePath(features, targets).solve(penalty)
-    ridge.held_out_error = error
-    return ridge
+    return fit_ridges(features, [targets], groups, folds, seed)[0]
 
 
-def choose_penalty(
-    features: torch.Tensor, targets: torch.Tensor, groups: Sequence, folds: int = FOLDS, seed: int = 0
-) -> tuple[float, torch.Tensor]:
-    """The penalty of `fit_ridge`, and its mean squared error on held-out groups for each target that decided."""
+def fit_ridges(
+    features: torch.Tensor, targets: Sequence[torch.Tensor], groups: Sequence, folds: int = FOLDS, seed: int = 0
+) -> list[Ridge]:
+    """`fit_ridge` of several sets of targets, each with its own penalty; eigenvectors are found once for all."""
+    ridges, eigen = [], None
+    for own, (penalty, error) in zip(targets, choose_penalties(features, targets, groups, folds, seed), strict=True):
+        path = RidgePath(features, own, eigen)
+        eigen = path.eigen
+        ridge = path.solve(penalty)
+        ridge.held_out_error = error
+        ridges.append(ridge)
+    return ridges
+
+
+def choose_penalties(
+    features: torch.Tensor, targets: Sequence[torch.Tensor], groups: Sequence, folds: int = FOLDS, seed: int = 0
+) -> list[tuple[float, torch.Tensor]]:
+    """The penalty of `fit_ridge` for each set of targets, and its mean squared error on held-out groups for each target
+    that decided."""
     penalties = [share * squared_norm(features) for share in PENALTIES]
-    judged = targets[:, :: evenly(targets.shape[1])]
-    errors = judged.new_zeros(len(penalties), judged.shape[1])
+    judged = [one[:, :: evenly(one.shape[1])] for one in targets]
+    errors = [one.new_zeros(len(penalties), one.shape[1]) for one in judged]
     for train, test in group_folds(groups, folds, seed):
-        path = RidgePath(features[train], judged[train])
-        predicted = path.predictions(features[test], penalties)
-        errors += torch.stack([(one - judged[test]).square().sum(0) for one in predicted])
-    best = int(errors.sum(1).argmin())
-    return penalties[best], errors[best] / len(features)
+        eigen = None
+        for own, error in zip(judged, errors, strict=True):
+            path = RidgePath(features[train], own[train], eigen)
+            eigen = path.eigen
+            predicted = path.predictions(features[test], penalties)
+            error += torch.stack([(one - own[test]).square().sum(0) for one in predicted])
+    best = [int(error.sum(1).argmin()) for error in errors]
+    return [(penalties[one], error[one] / len(features)) for one, error in zip(best, errors, strict=True)]
 
 
 def evenly(targets: int) -> int:
     """The step of an even choice of at most 2,000 of so many targets."""
-    return -(-targets // MOST_JUDGED)
+    return max(1, -(-targets // MOST_JUDGED))
 
 
 def held_out_predictions(

@@ -7,10 +7,18 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
+from torch import distributed
+from torch.multiprocessing import start_processes
 
 from visionflow_hf.cli import main
+from visionflow_hf.corpus.responses import pairs_of
+from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.errors import UserError
+from visionflow_hf.hub import load_model
+from visionflow_hf.modeling.refit import RowImages, fit_fmri_side
+from visionflow_hf.modeling.trials import Trials
 from visionflow_hf.processes import place_on_machine
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.train import train
@@ -62,6 +70,42 @@ def test_two_processes_share_the_steps_and_leave_one_model(corpus, tmp_path, val
     found = [json.loads((tmp_path / f"report-{name}" / "metrics.json").read_text()) for name in ("one", "two")]
     one, two = (block["encoding"]["model"]["voxel_r_mean"] for block in found)
     assert two == pytest.approx(one, abs=0.1)
+
+
+def fit_a_share(rank: int, count: int, run, corpus, folder) -> None:
+    """One of some processes that fit the model in `run` anew; writes its maps."""
+    torch.set_num_threads(1)
+    if count > 1:
+        distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=count)
+    model, processor = load_model(run)
+    pairs = pairs_of(open_corpus(corpus).splits["train"])
+    fit_fmri_side(model, Trials(pairs, processor), RowImages(pairs, processor), 1, 0, shared=True)
+    torch.save(model.state_dict(), folder / f"{rank}.pt")
+
+
+def test_processes_share_the_fits_of_subjects(run, corpus, tmp_path):
+    found = {}
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        start_processes(fit_a_share, (count, run, corpus, folder), count, start_method="spawn")
+        found[count] = [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+    (alone,), (first, second) = found.values()
+    images = torch.rand(20, *load_model(run)[0].config.image_size)[:, None]
+    predicted = []
+    for weights in (alone, first, second):
+        model, _ = load_model(run)
+        model.load_state_dict(weights)
+        with torch.no_grad():
+            of_subjects = [model.predict_fmri(images, torch.full((20,), place)) for place in (0, 1)]
+            fmri = of_subjects[0] + 0.5
+            learned, linear = model.fmri_to_latent.voxels_to_latent(fmri, torch.zeros(20, dtype=torch.long))
+            both = model.log_likelihood(fmri[:3], images, subject=model.config.subjects[0])
+            decoded = model.linear_decoder(learned, linear)  # which the first process alone fits
+        predicted.append([*of_subjects, learned, both / both.abs().max(), *[decoded] * (weights is not second)])
+    for one in predicted[1:]:
+        for got, expected in zip(one, predicted[0], strict=False):
+            torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.nightly

@@ -13,7 +13,7 @@ import torch
 from visionflow_hf.corpus.responses import Responses
 from visionflow_hf.metrics import cross_correlation
 from visionflow_hf.modeling import VisionFlowProcessor
-from visionflow_hf.modeling.ridge import choose_penalty, eigh, evenly
+from visionflow_hf.modeling.ridge import choose_penalties, eigh, evenly
 from visionflow_hf.stimuli import Stimuli
 
 LEAST_SCALE = 1e-4  # of a feature
@@ -43,7 +43,7 @@ class SharesRidge:
 
     def __init__(self, blocks: Blocks, width: int, judged: torch.Tensor, stimulus_ids: Sequence[str]):
         train, asked, values = principal_scores(blocks, width, len(judged))
-        self.penalty, errors = choose_penalty(train, judged, stimulus_ids)
+        ((self.penalty, errors),) = choose_penalties(train, [judged], stimulus_ids)
         self.error = float(errors.mean())
         self.shares = (asked / (values + self.penalty)) @ train.T
         self.shares += 1 / len(train)

@@ -179,6 +179,10 @@ class VisionFlowTrainingArguments(TrainingArguments):
     label_names: list[str] | None = field(
         default_factory=lambda: ["pixel_values"], metadata={"help": "Kept: the input that a loss is computed for."}
     )
+    ddp_timeout: int = field(
+        default=7 * 24 * 3600,
+        metadata={"help": "Seconds that processes wait for one another: fits of one subject can take hours."},
+    )
     validation_fraction: float | None = field(
         default=None,
         metadata={

@@ -66,7 +66,7 @@ def train(
     """Train on the train split of `corpus`, and leave in `run` a model folder that `AutoModel` loads.
 
     A model that is in `run` already stays there until the new one is finished. Several processes (`accelerate launch`)
-    share the Trainer's work; the first one does the rest and writes the folder.
+    share the Trainer's work and the fits of the subjects; the first one does the rest and writes the folder.
 
     Args:
         corpus: folder, or ORG/NAME on the Hub.
@@ -122,7 +122,8 @@ def train_on(
     4. On the held-out stimuli the shares of the MLP and of the linear decoder are chosen.
     5. Where stimuli are few, the image side is trained on with all of them. The fMRI side is fitted to all trials.
 
-    Of several processes the first one fits the fMRI side; the others return the model as the Trainer leaves it.
+    Several processes share the subjects' maps of the fMRI side. The first one alone does the rest of it; the others
+    return models without that.
     """
     run = Path(run)
     refuse_contradictions(model_args)
@@ -176,16 +177,17 @@ def train_on(
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         history += trainer.state.log_history
         steps += trainer.state.global_step
-        if own is fitted and held_out.stimuli and first:
-            fit_fmri_side(model, fitted, stimuli, args.max_steps, args.seed, unpaired)
+        if own is fitted and held_out.stimuli:
+            fit_fmri_side(model, fitted, stimuli, args.max_steps, args.seed, unpaired, shared=True)
             few = len(trials.stimuli) < FEW_STIMULI
-            shares = choose_shares(model, held_out, stimuli, args.seed, MLP_SHARES_OF_FEW if few else MLP_SHARES)
+            if first:
+                shares = choose_shares(model, held_out, stimuli, args.seed, MLP_SHARES_OF_FEW if few else MLP_SHARES)
     merge_adapters(model)
+    if fitted is not trials or not held_out.stimuli:
+        fit_fmri_side(model, trials, stimuli, args.max_steps, args.seed, unpaired, shared=True)
     if not first:
         return Trained(model, processor, history, steps)
     trainer.save_state()
-    if fitted is not trials or not held_out.stimuli:
-        fit_fmri_side(model, trials, stimuli, args.max_steps, args.seed, unpaired)
     mlp_share, model.config.linear_share = shares
     model.fmri_to_latent.mlp_share.data.fill_(mlp_share)
     for part in fmri_side:
