@@ -57,15 +57,15 @@ def command(log: Path, *words) -> dict:
 def measure(work: Path, encoder: Path, share: float) -> dict:
     """The row of one share of a subject."""
     source, corpus, run, report = (work / name for name in ("source", "corpus", "run", "report"))
-    cache, stimuli = ["--stimulus_cache", str(work / "cache")], round(share * STIMULI)
-    for folder in (source, corpus, run, report, work / "cache"):
+    stimuli = round(share * STIMULI)
+    for folder in (source, corpus, run, report, work / "hf"):  # the last one holds pixels and features
         shutil.rmtree(folder, ignore_errors=True)
     sessions = math.ceil(share * SESSIONS)
     write_source(source, sessions, full=True, stimuli=stimuli)
     prepared = command(work / "prepare.log", "prepare", "nsd", source, corpus, "--stimuli-once")
     shutil.rmtree(source)
     least = size(corpus / "stimuli") + sessions * TRIALS * VOXELS * 4
-    trained = command(work / "train.log", "train", corpus, run, "--encoder", encoder, *cache, *FLAGS)
+    trained = command(work / "train.log", "train", corpus, run, "--encoder", encoder, *FLAGS)
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
     trainer = next(entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry)
     evaluated = command(work / "evaluate.log", "evaluate", run, corpus, report)

@@ -6,7 +6,7 @@
 The feature spaces are the Gabor energies and colours of an image, and the maps of each of `config.linear_layers` of the
 encoder. The models of each space are
 
-    ridge       ridge from all of it
+    ridge       ridge from all of it, its penalty by generalised cross-validation
     fields      the mean over many ridges that each read one place of the visual field, weighted by likelihood
     colours     ridge from the colours on a grid, which are a part of the first space
 
@@ -32,6 +32,9 @@ from .ridge import (
     FOLDS,
     WORKING_SET,
     Groups,
+    Ridge,
+    RidgePath,
+    evenly,
     fit_ridge,
     group_folds,
     held_out_predictions,
@@ -79,15 +82,17 @@ class Encoding:
 
     def __init__(self, space: FeatureSpace, rows: torch.Tensor, fmri: torch.Tensor):
         self.space, self.rows, self.fmri = space, rows, fmri
-        names = rows.tolist()
-        self.from_all = fit_ridge(space.scores[rows], fmri, names)
+        self.models = {space.name: self.ridge, f"fields of {space.name}": self.fields}
+        read = {space.name: space.scores[rows]}
+        if space.name == ENERGIES:
+            self.models = {"colours": self.colours, **self.models}
+            read["colours"] = self._colours(rows)
+        paths = {name: RidgePath(features, fmri[:, :: evenly(fmri.shape[1])]) for name, features in read.items()}
+        self.penalties = {name: path.best_penalty() for name, path in paths.items()}
+        self.eigen = {name: path.eigen for name, path in paths.items()}
         self.field_groups: list[
             tuple[slice, torch.Tensor, Groups]
         ] = []  # channels, weights of the places, what they read
-        self.models = {space.name: self.ridge, f"fields of {space.name}": self.fields}
-        if space.name == ENERGIES:
-            self.from_colours = fit_ridge(self._colours(rows), fmri, names)
-            self.models = {"colours": self.colours, **self.models}
 
     @property
     def field_weights(self) -> int:
@@ -96,20 +101,19 @@ class Encoding:
 
     def colours(self, voxels: slice) -> Prediction:
         """Ridge from the colours."""
-        own = self.from_colours.weights[:, voxels]
+        ridge = self._ridge("colours", self._colours(self.rows), voxels)
 
         def times(matrix: torch.Tensor) -> torch.Tensor:
-            weights = own.new_zeros(*self.space.mean.shape, matrix.shape[1])
-            weights[WAVELETS:] = (own @ matrix).unflatten(0, (-1, GRID**2))
+            weights = matrix.new_zeros(*self.space.mean.shape, matrix.shape[1])
+            weights[WAVELETS:] = (ridge.weights @ matrix).unflatten(0, (-1, GRID**2))
             return weights
 
-        return Prediction(self._colours(slice(None)) @ own + self.from_colours.intercept[voxels], times)
+        return Prediction(ridge.predict(self._colours(slice(None))), times)
 
     def ridge(self, voxels: slice) -> Prediction:
         """Ridge from the whole feature space."""
-        own = self.from_all.weights[:, voxels]
-        fmri = self.space.scores @ own + self.from_all.intercept[voxels]
-        return Prediction(fmri, lambda matrix: self.space.of_scores(own @ matrix))
+        ridge = self._ridge(self.space.name, self.space.scores[self.rows], voxels)
+        return Prediction(ridge.predict(self.space.scores), lambda matrix: self.space.of_scores(ridge.weights @ matrix))
 
     def fields(self, voxels: slice) -> Prediction:
         """For each voxel the mean over all fields and penalties, by their likelihood."""
@@ -136,6 +140,9 @@ class Encoding:
             return weights if space.turn is None else torch.einsum("ck,kpd->cpd", space.turn, weights)
 
         return Prediction(fmri, times)
+
+    def _ridge(self, name: str, features: torch.Tensor, voxels: slice) -> Ridge:
+        return RidgePath(features, self.fmri[:, voxels], self.eigen[name]).solve(self.penalties[name])
 
     def _colours(self, rows: torch.Tensor | slice) -> torch.Tensor:
         return self.space.values[WAVELETS:, rows].float().transpose(0, 1).flatten(1)
@@ -202,18 +209,18 @@ def fit_encoding(
         fmri = trials.mean_responses(name, own).to(model.device)
         if use_maps:
             rows = torch.tensor([place[stimulus] for stimulus in own], device=model.device)
-            weights, left = trust(spaces, rows, fmri, seed)
+            encodings = [Encoding(space, rows, fmri) for space in spaces]
+            weights, left = trust(encodings, seed)
             told = ", ".join(f"{model} {t:.2f}" for model, t in weights.items())
             logger.info(f"{name}: weights of the encoding models: {told}")
-            encodings = [Encoding(space, rows, fmri) for space in spaces]
             components.add(name, encodings, weights)
-            read, ridge = spaces[0].scores[rows], encodings[0].from_all
+            read, penalty = spaces[0].scores[rows], encodings[0].penalties[spaces[0].name]
         else:
             learned = image_latents(model, stimuli, own).learned.mean
             read, left = model.latent_to_fmri.read(learned, learned[:, :0]), 1.0
             ridge = fit_ridge(read, fmri, own)
-            maps[name] = ridge.weights, ridge.intercept
-        expected = held_out_predictions(ridge, read, fmri, own)
+            maps[name], penalty = (ridge.weights, ridge.intercept), ridge.penalty
+        expected = held_out_predictions(penalty, read, fmri, own)
         model.set_noise(name, left * trials.squared_errors(name, own, expected))
         few = len(own) < FEW_STIMULI
         voxel_weights[name] = fmri.new_ones(fmri.shape[1]) if few else reliability(expected, fmri)
@@ -240,20 +247,19 @@ def reliability(predicted: torch.Tensor, measured: torch.Tensor) -> torch.Tensor
     return weights / weights.square().mean().sqrt()
 
 
-def trust(
-    spaces: list[FeatureSpace], rows: torch.Tensor, fmri: torch.Tensor, seed: int
-) -> tuple[dict[str, float], float]:
+def trust(encodings: list[Encoding], seed: int) -> tuple[dict[str, float], float]:
     """Weights of the encoding models that predict held-out stimuli best.
 
     They are common to all voxels; of many voxels some stand for all.
 
     Args:
-        rows: the places in the maps of the stimuli whose responses `fmri` are.
+        encodings: of one subject, from each feature space.
 
     Returns:
         The weights by the models' names, and the squared error with them as a share of that of ridge from the first
         space, where it is smaller.
     """
+    rows, fmri = encodings[0].rows, encodings[0].fmri
     enough = min(len(fmri), 250)
     voxels = max(100, ASKED // enough)
     fmri = fmri[:, :: max(1, fmri.shape[1] // voxels)]
@@ -261,15 +267,15 @@ def trust(
     predicted, measured = {}, []
     for train, test in group_folds(rows.tolist(), FOLDS, seed)[:ASKED_FOLDS]:
         level = fmri[train].mean(0)
-        for space in spaces:
-            for name, model in Encoding(space, rows[train], fmri[train]).models.items():
+        for encoding in encodings:
+            for name, model in Encoding(encoding.space, rows[train], fmri[train]).models.items():
                 predicted.setdefault(name, []).append(model(everything).fmri[rows[test]] - level)
         measured.append(fmri[test] - level)
         if sum(map(len, measured)) >= enough:
             break
     columns, targets = [torch.cat(one) for one in predicted.values()], torch.cat(measured)
     weights = stack(columns, targets)
-    first = list(predicted).index(spaces[0].name)
+    first = list(predicted).index(encodings[0].space.name)
     if not weights.any():  # nothing predicts held-out stimuli
         weights[first] = 1
     left = targets - sum(t * one for t, one in zip(weights.tolist(), columns, strict=True))

@@ -10,6 +10,7 @@ from transformers.utils import logging
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-10, 5))  # 1e-5 to 100
 FOLDS = 5
 MOST_JUDGED = 2000  # targets by which the penalty is chosen
+LEAST_FREE = 0.01  # 1 - trace(H) / n of a ridge whose error is judged by generalised cross-validation
 BLOCK = 2000  # targets that are worked on at once, which bounds the memory
 
 # Of the ridges from small groups of features in `likely_mean`:
@@ -100,12 +101,12 @@ def evenly(targets: int) -> int:
 
 
 def held_out_predictions(
-    ridge: Ridge, features: torch.Tensor, targets: torch.Tensor, groups: Sequence, folds: int = FOLDS, seed: int = 0
+    penalty: float, features: torch.Tensor, targets: torch.Tensor, groups: Sequence, folds: int = FOLDS, seed: int = 0
 ) -> torch.Tensor:
-    """`(samples, targets)`: what ridges of the same penalty predict of the groups that they were fitted without."""
+    """`(samples, targets)`: what ridges of one penalty predict of the groups that they were fitted without."""
     predicted = torch.empty_like(targets)
     for train, test in group_folds(groups, folds, seed):
-        predicted[test] = RidgePath(features[train], targets[train]).predict(features[test], ridge.penalty)
+        predicted[test] = RidgePath(features[train], targets[train]).predict(features[test], penalty)
     return predicted
 
 
@@ -166,10 +167,26 @@ class RidgePath:
         Source: Golub, Heath & Wahba 1979, Generalized cross-validation as a method for choosing a good ridge parameter.
         """
         shrunk = self.values[..., None, :] + torch.stack(penalties, dim=-1)[..., None]  # (..., penalties, features)
-        trace = 1 + (self.values[..., None, :] / shrunk).sum(-1, keepdim=True)  # 1 is the intercept's
         explained = self.scale[..., None, :] * (2 - self.values[..., None, :] / shrunk) / shrunk
         missed = self.variance - explained @ self.along.square() / self.samples
-        return missed.clamp(min=0) / (1 - trace / self.samples).square()
+        return missed.clamp(min=0) / self._free(penalties)[..., None].square()
+
+    def best_penalty(self) -> float:
+        """That of `PENALTIES`, times the mean squared norm of a centred row of features, with the least error by
+        `cross_validated`, summed over the targets.
+
+        Those by which a ridge fits nearly all that it is fitted to are left out: their errors are rounding.
+        """
+        norm = max(float(self.values.sum()) / self.samples, 1e-12)
+        penalties = [self.values.new_tensor(penalty * norm) for penalty in PENALTIES]
+        errors = self.cross_validated(penalties).sum(-1)
+        errors[self._free(penalties) < LEAST_FREE] = torch.inf
+        return float(penalties[int(errors.argmin())])
+
+    def _free(self, penalties: list[torch.Tensor]) -> torch.Tensor:
+        """1 - trace(H) / n, `(..., penalties)`."""
+        shrunk = self.values[..., None, :] + torch.stack(penalties, dim=-1)[..., None]
+        return 1 - (1 + (self.values[..., None, :] / shrunk).sum(-1)) / self.samples  # 1 is the intercept's
 
     def mean(self, penalties: list[torch.Tensor], shares: torch.Tensor) -> Ridge:
         """The sum of the ridges of some penalties, times the shares `(..., penalties, targets)` of these."""

@@ -68,11 +68,26 @@ def test_repeats_of_a_stimulus_never_choose_the_penalty_for_each_other():
     assert fit_ridge(x, y, range(60)).penalty < by_stimulus
 
 
+@pytest.mark.parametrize("shape", [(60, 12), (60, 59), (30, 80)], ids=["more samples", "as many", "more features"])
+def test_generalised_cross_validation_chooses_the_penalty_of_its_formula(shape):
+    x, y = data(*shape, noise=2.0)
+    centred, targets = (one.double() - one.double().mean(0) for one in (x, y))
+    errors = []
+    for share in PENALTIES:
+        penalty = share * squared_norm(x)
+        hat = centred @ torch.linalg.solve(centred.T @ centred + penalty * torch.eye(shape[1]), centred.T)
+        free = 1 - (1 + torch.trace(hat)) / len(x)
+        missed = (targets - hat @ targets).square().sum() / len(x) / free**2
+        errors.append(missed if free >= 0.01 else torch.inf)
+    best = RidgePath(x, y).best_penalty()
+    assert best == pytest.approx(PENALTIES[int(np.argmin(errors))] * squared_norm(x), rel=1e-3)
+
+
 def test_held_out_predictions_are_those_of_ridges_without_the_stimulus():
     x, y = data(40, 10)
     groups = (np.arange(40) // 2).tolist()
     ridge = fit_ridge(x, y, groups)
-    predicted = held_out_predictions(ridge, x, y, groups)
+    predicted = held_out_predictions(ridge.penalty, x, y, groups)
     train, test = group_folds(groups, 5, seed=0)[2]
     reference = Ridge(alpha=ridge.penalty).fit(x[train].numpy(), y[train].numpy())
     np.testing.assert_allclose(predicted[test], reference.predict(x[test].numpy()), atol=2e-3)
