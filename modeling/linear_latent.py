@@ -1,46 +1,20 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
-"""The linear part of the latent: encoding models from feature spaces to voxels, and their main components.
+"""The linear part of the latent: the main components of what the encoding models of all subjects predict.
 
-    fMRI of a subject  =  sum over models k of t_k model_k
+    [w, 1] readout of a subject  ~  what its encoding models predict        w  =  a linear map of all feature spaces
 
 The feature spaces are the Gabor energies and colours of an image, and the maps of each of `config.linear_layers` of the
-encoder. The models of each space are
-
-    ridge       ridge from all of it, its penalty by generalised cross-validation
-    fields      the mean over many ridges that each read one place of the visual field, weighted by likelihood
-    colours     ridge from the colours on a grid, which are a part of the first space
-
-The weights t are fitted by non-negative least squares to what the models predict of held-out stimuli. The principal
-components of what they predict, over all subjects, become the latent's linear dimensions w.
-
-Source: Kay et al. 2008 for the energies, St-Yves & Naselaris 2018 and Klindt et al. 2017 for the fields.
+encoder.
 """
-
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 
 import torch
 from transformers.utils import logging
 
 from .alignment import image_latents
 from .augmentation import FEW_STIMULI
-from .feature_spaces import ENERGIES, FeatureSpace, feature_spaces, in_parts
-from .gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS
-from .ridge import (
-    BLOCK,
-    FOLDS,
-    WORKING_SET,
-    Groups,
-    Ridge,
-    RidgePath,
-    evenly,
-    fit_ridge,
-    group_folds,
-    held_out_predictions,
-    likely_mean,
-    stack,
-)
+from .encoding_models import Encoding, stacking_weights
+from .feature_spaces import FeatureSpace, feature_spaces
+from .ridge import BLOCK, fit_ridge, held_out_predictions
 from .shared_fit import Processes
 from .trials import Trials
 
@@ -48,131 +22,8 @@ logger = logging.get_logger(__name__)
 
 FEWEST_STIMULI = 6  # the least from which folds within folds can be made
 MOST_STIMULI = 8000  # shared out among the subjects
-ASKED = 50_000  # held-out responses by which the weights of the models are fitted, about
-ASKED_FOLDS = 3  # of the five folds, that are held out for it: each costs as much as a fit
 MOST_WEIGHTS = 64_000_000  # of the fields of a block of voxels
-FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
 LEAST_WEIGHT = 1e-3  # of a voxel that is not predicted
-
-
-@dataclass
-class Prediction:
-    """What one encoding model predicts of all stimuli of its feature space, and by which linear map.
-
-    Attributes:
-        fmri (`torch.Tensor` of shape `(stimuli, voxels)`)
-        times: `(voxels, k)` to `(channels, places, k)`, the map's weights times a matrix. The weights themselves,
-            `(channels, places, voxels)`, would fill memory.
-    """
-
-    fmri: torch.Tensor
-    times: Callable[[torch.Tensor], torch.Tensor]
-
-
-class Encoding:
-    """The encoding models of one subject from one feature space, fitted to its mean response to each of some stimuli.
-
-    Args:
-        rows (`torch.Tensor` of shape `(stimuli,)`): their places in the maps.
-        fmri (`torch.Tensor` of shape `(stimuli, voxels)`): standardised.
-
-    Attributes:
-        models: functions that give the `Prediction` of some voxels, by their name.
-    """
-
-    def __init__(self, space: FeatureSpace, rows: torch.Tensor, fmri: torch.Tensor):
-        self.space, self.rows, self.fmri = space, rows, fmri
-        self.models = {space.name: self.ridge, f"fields of {space.name}": self.fields}
-        read = {space.name: space.scores[rows]}
-        if space.name == ENERGIES:
-            self.models = {"colours": self.colours, **self.models}
-            read["colours"] = self._colours(rows)
-        paths = {name: RidgePath(features, fmri[:, :: evenly(fmri.shape[1])]) for name, features in read.items()}
-        self.penalties = {name: path.best_penalty() for name, path in paths.items()}
-        self.eigen = {name: path.eigen for name, path in paths.items()}
-        self.field_groups: list[
-            tuple[slice, torch.Tensor, Groups]
-        ] = []  # channels, weights of the places, what they read
-
-    @property
-    def field_weights(self) -> int:
-        """How many weights the fields have for each voxel."""
-        return sum(len(places) * len(self.space.read[channels]) for channels, places in pooling_fields(self.space))
-
-    def colours(self, voxels: slice) -> Prediction:
-        """Ridge from the colours."""
-        ridge = self._ridge("colours", self._colours(self.rows), voxels)
-
-        def times(matrix: torch.Tensor) -> torch.Tensor:
-            weights = matrix.new_zeros(*self.space.mean.shape, matrix.shape[1])
-            weights[WAVELETS:] = (ridge.weights @ matrix).unflatten(0, (-1, GRID**2))
-            return weights
-
-        return Prediction(ridge.predict(self._colours(slice(None))), times)
-
-    def ridge(self, voxels: slice) -> Prediction:
-        """Ridge from the whole feature space."""
-        ridge = self._ridge(self.space.name, self.space.scores[self.rows], voxels)
-        return Prediction(ridge.predict(self.space.scores), lambda matrix: self.space.of_scores(ridge.weights @ matrix))
-
-    def fields(self, voxels: slice) -> Prediction:
-        """For each voxel the mean over all fields and penalties, by their likelihood."""
-        space, responses = self.space, self.fmri[:, voxels]
-        if not self.field_groups:
-            chunk = max(1, WORKING_SET // responses.numel())
-            self.field_groups = [
-                (channels, some, Groups(partial(pooled, space, self.rows, channels, some)))
-                for channels, places in pooling_fields(space)
-                for some in places.split(chunk)
-            ]
-        ridges = likely_mean([groups for *_, groups in self.field_groups], responses)
-        fmri, used = responses.new_zeros(len(space.scores), responses.shape[1]), []
-        for (channels, places, _), ridge in zip(self.field_groups, ridges, strict=True):
-            if ridge is not None:
-                read = pooled(space, slice(None), channels, places)
-                fmri += torch.einsum("fsc,fcv->sv", read, ridge.weights) + ridge.intercept.sum(0)
-                used.append((channels, places, ridge.weights))
-
-        def times(matrix: torch.Tensor) -> torch.Tensor:
-            weights = matrix.new_zeros(*space.read.shape[::2], matrix.shape[1])
-            for channels, places, own in used:
-                weights[channels] += torch.einsum("fp,fck->cpk", places, own @ matrix)
-            return weights if space.turn is None else torch.einsum("ck,kpd->cpd", space.turn, weights)
-
-        return Prediction(fmri, times)
-
-    def _ridge(self, name: str, features: torch.Tensor, voxels: slice) -> Ridge:
-        return RidgePath(features, self.fmri[:, voxels], self.eigen[name]).solve(self.penalties[name])
-
-    def _colours(self, rows: torch.Tensor | slice) -> torch.Tensor:
-        return self.space.values[WAVELETS:, rows].float().transpose(0, 1).flatten(1)
-
-
-def pooled(space: FeatureSpace, rows: torch.Tensor | slice, channels: slice, places: torch.Tensor) -> torch.Tensor:
-    """What fields, by their weights of the places, read of the channels of some stimuli, `(fields, rows, channels)`."""
-    read = [part[:, rows] @ places.T for part in in_parts(space.read[channels])]
-    return torch.cat(read).permute(2, 1, 0)
-
-
-def pooling_fields(space: FeatureSpace) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Families of fields: the channels that they read, and each one's weights of the places, `(fields, places)`.
-
-    Gaussians of places with all channels; of the energies also single places with the energies of one size.
-    """
-    grid, device = space.grid, space.values.device
-    centres = torch.arange(grid, device=device)
-    if space.name == ENERGIES:
-        of_size = len(CYCLES) * ORIENTATIONS
-        inner = centres[1:-1]
-        single = torch.eye(grid**2, device=device).unflatten(0, (grid, grid))[inner][:, inner].flatten(0, 1)
-        for number in range(len(SIZES)):
-            yield slice(number * of_size, (number + 1) * of_size), single
-        centres = inner[::2]
-    place = (torch.arange(grid, device=device) + 0.5) / grid
-    for sigma in FIELDS:
-        near = torch.exp(-((place - place[centres, None]) ** 2) / (2 * sigma**2))
-        near = near / near.sum(1, keepdim=True)
-        yield slice(0, len(space.read)), torch.einsum("ap,bq->abpq", near, near).flatten(2).flatten(0, 1)
 
 
 @torch.no_grad()
@@ -210,7 +61,7 @@ def fit_encoding(
         if use_maps:
             rows = torch.tensor([place[stimulus] for stimulus in own], device=model.device)
             encodings = [Encoding(space, rows, fmri) for space in spaces]
-            weights, left = trust(encodings, seed)
+            weights, left = stacking_weights(encodings, seed)
             told = ", ".join(f"{model} {t:.2f}" for model, t in weights.items())
             logger.info(f"{name}: weights of the encoding models: {told}")
             components.add(name, encodings, weights)
@@ -245,43 +96,6 @@ def reliability(predicted: torch.Tensor, measured: torch.Tensor) -> torch.Tensor
     norms = (predicted.square().sum(0) * measured.square().sum(0)).sqrt()
     weights = ((predicted * measured).sum(0) / norms.clamp(min=1e-12)).clamp(min=LEAST_WEIGHT)
     return weights / weights.square().mean().sqrt()
-
-
-def trust(encodings: list[Encoding], seed: int) -> tuple[dict[str, float], float]:
-    """Weights of the encoding models that predict held-out stimuli best.
-
-    They are common to all voxels; of many voxels some stand for all.
-
-    Args:
-        encodings: of one subject, from each feature space.
-
-    Returns:
-        The weights by the models' names, and the squared error with them as a share of that of ridge from the first
-        space, where it is smaller.
-    """
-    rows, fmri = encodings[0].rows, encodings[0].fmri
-    enough = min(len(fmri), 250)
-    voxels = max(100, ASKED // enough)
-    fmri = fmri[:, :: max(1, fmri.shape[1] // voxels)]
-    everything = slice(0, fmri.shape[1])
-    predicted, measured = {}, []
-    for train, test in group_folds(rows.tolist(), FOLDS, seed)[:ASKED_FOLDS]:
-        level = fmri[train].mean(0)
-        for encoding in encodings:
-            for name, model in Encoding(encoding.space, rows[train], fmri[train]).models.items():
-                predicted.setdefault(name, []).append(model(everything).fmri[rows[test]] - level)
-        measured.append(fmri[test] - level)
-        if sum(map(len, measured)) >= enough:
-            break
-    columns, targets = [torch.cat(one) for one in predicted.values()], torch.cat(measured)
-    weights = stack(columns, targets)
-    first = list(predicted).index(encodings[0].space.name)
-    if not weights.any():  # nothing predicts held-out stimuli
-        weights[first] = 1
-    left = targets - sum(t * one for t, one in zip(weights.tolist(), columns, strict=True))
-    alone = (targets - columns[first]).square().sum()
-    share = float((left.square().sum() / alone.clamp(min=1e-12)).clamp(1e-3, 1))
-    return dict(zip(predicted, weights.tolist(), strict=True)), share
 
 
 class Components:

@@ -11,14 +11,10 @@ from visionflow_hf.corpus.responses import images_of, pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import linear_latent
+from visionflow_hf.modeling.encoding_models import Encoding, stacking_weights
 from visionflow_hf.modeling.feature_spaces import ENERGIES, FeatureSpace, feature_spaces
 from visionflow_hf.modeling.gabor_wavelets import GRID, wavelet_maps
-from visionflow_hf.modeling.linear_latent import (
-    Components,
-    Encoding,
-    fit_encoding,
-    trust,
-)
+from visionflow_hf.modeling.linear_latent import Components, fit_encoding
 from visionflow_hf.modeling.ridge import GROUP_PENALTIES, Groups, likelihoods, likely_mean, stack
 from visionflow_hf.modeling.trials import Trials
 from visionflow_hf.stimuli import Stimuli
@@ -123,17 +119,17 @@ def test_weights_go_to_the_space_that_voxels_read(cells, layer):
     maps, _, _ = cells
     space, fmri, _ = layer
     encodings = [Encoding(one, torch.arange(260), fmri[:, :6]) for one in (maps, space)]
-    found = [trust(encodings, seed)[0] for seed in range(4)]
+    found = [stacking_weights(encodings, seed)[0] for seed in range(4)]
     assert all(weights["fields of layer 3"] > 0.5 for weights in found)
     assert np.mean([sum(weights[name] for name in MODELS) for weights in found]) < 0.3  # noise, by chance more in one
 
 
 def test_weights_go_to_what_predicts_held_out_stimuli(cells):
     maps, fmri, _ = cells
-    weights, left = trust([Encoding(maps, torch.arange(260), fmri[:, :6])], seed=0)
+    weights, left = stacking_weights([Encoding(maps, torch.arange(260), fmri[:, :6])], seed=0)
     assert list(weights) == MODELS
     assert weights["fields of energies"] > 0.7 and left < 0.8
-    of_noise, left = trust([Encoding(maps, torch.arange(260), fmri[:, 6:])], seed=0)
+    of_noise, left = stacking_weights([Encoding(maps, torch.arange(260), fmri[:, 6:])], seed=0)
     assert sum(of_noise.values()) < 0.5 or of_noise == {name: float(name == "energies") for name in MODELS}
     assert left > 0.9
 
@@ -218,7 +214,7 @@ def test_the_model_predicts_the_weighted_sum(small, monkeypatch):
     sums = {}
     for weights in ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.25, 0.75, 0.0]):
         named = dict(zip(MODELS, weights, strict=True))
-        monkeypatch.setattr(linear_latent, "trust", lambda *_, named=named: (dict(named), 0.5))
+        monkeypatch.setattr(linear_latent, "stacking_weights", lambda *_, named=named: (dict(named), 0.5))
         fit_encoding(model, trials, stimuli, seed=0)
         sums[tuple(weights)] = predictions(model, processor, pairs, "subj02")
     colours, energies, both = sums.values()
