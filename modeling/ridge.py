@@ -234,13 +234,13 @@ def likely_mean(candidates: list[Groups], targets: torch.Tensor) -> Iterator[Rid
         For each candidate the ridges of its groups, times their shares: weights `(groups, features, targets)`; None
         where all shares are 0.
     """
-    errors = []
-    for candidate in logging.tqdm(candidates, desc="candidate features", unit="part", leave=False, disable=None):
-        path = candidate.path(targets)
-        errors.append(path.cross_validated(candidate.penalties))
+    bar = logging.tqdm(candidates, desc="candidate features", unit="part", leave=False, disable=None)
+    paths = [candidate.path(targets) for candidate in bar]
+    errors = [path.cross_validated(one.penalties) for path, one in zip(paths, candidates, strict=True)]
     share = likelihoods(torch.cat(errors), len(targets))
     for candidate, own in zip(candidates, share.split([len(one) for one in errors]), strict=True):
-        yield candidate.path(targets).mean(candidate.penalties, own) if own.any() else None
+        path = paths.pop(0)  # whose memory is free afterwards
+        yield path.mean(candidate.penalties, own) if own.any() else None
 
 
 def group_penalties(features: torch.Tensor) -> list[torch.Tensor]:
