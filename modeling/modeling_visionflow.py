@@ -59,7 +59,7 @@ class VisionFlowOutput(ModelOutput):
         loss_kl (`torch.Tensor` of shape `()`):
             KL(q || N(0, 1)) per learned dimension, q being the posterior given the image (given fMRI without one).
         loss_alignment (`torch.Tensor` of shape `()`):
-            KL(q(z | image) || q(z | fmri)) per latent dimension, over paired rows.
+            KL(q(z, w | image) || q(z, w | fmri)) per latent dimension, over paired rows.
         loss_fmri (`torch.Tensor` of shape `()`):
             Mean squared error per voxel, standardised, of the response predicted from the image's latent (from the
             response's own without an image).
