@@ -499,7 +499,7 @@ class VisionFlowModel(PreTrainedModel):
         """Make room for a new subject: linear maps between the latent and its voxels, zero until they are fitted.
 
         What the subjects share stays as it is, and so do the maps of the others. The processor has to know the name
-        too (`VisionFlowProcessor.add_subject`). `visionflow train CORPUS RUN --from-model OLD --freeze-shared` does
+        too (`VisionFlowProcessor.add_subject`). `visionflow train CORPUS RUN --from_model OLD --freeze_shared` does
         both, and fits the maps.
 
         Args:
