@@ -375,7 +375,7 @@ class VisionFlowModel(PreTrainedModel):
         if rois is not None:
             places = set(subject_ids.tolist())
             if len(places) != 1:
-                raise ValueError(f"rows of {len(places)} subjects: with rois, those of one at a time are predicted")
+                raise ValueError(f"rows of {len(places)} subjects: with rois, all rows must be of one subject")
             chosen = self.roi_voxels(self.config.subjects[places.pop()], rois)
         fmri = self.latent_to_fmri(posterior.learned.mean, posterior.linear.mean, subject_ids)[:, None]
         if num_samples is not None:
@@ -669,7 +669,7 @@ class VisionFlowModel(PreTrainedModel):
         else:
             places = set(self._subject_ids(subject_ids, fmri).tolist())
         if len(places) != 1:
-            raise ValueError(f"responses of {len(places)} subjects: those of one are compared with images at a time")
+            raise ValueError(f"responses of {len(places)} subjects: give those of one subject at a time")
         (place,) = places
         ids = torch.full((len(pixel_values),), place, device=pixel_values.device)
         predicted = self.predict_fmri(pixel_values, ids, image_features=image_features)
@@ -686,7 +686,7 @@ class VisionFlowModel(PreTrainedModel):
 
         pipelines = {"image-to-fmri": ImageToFmriPipeline, "fmri-to-image": FmriToImagePipeline}
         if task not in pipelines:
-            raise ValueError(f"unknown task {task}: {', '.join(pipelines)} are there")
+            raise ValueError(f"unknown task {task}: {' or '.join(pipelines)} is expected")
         return pipelines[task](model=self, processor=processor)
 
     def encode_image(

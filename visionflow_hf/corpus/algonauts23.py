@@ -43,7 +43,7 @@ def read_algonauts23(
         UserError: the source does not have the expected form.
     """
     if not source.is_dir():
-        raise UserError(f"there is no folder {source}")
+        raise UserError(f"there is no folder {source}: give the folder of the challenge, or the one with processed/")
     folders = sorted(folder.name for folder in source.iterdir() if re.fullmatch(r"subj\d\d", folder.name))
     if folders:
         found = challenge(source, choose_subjects(folders, subjects, source / "subj01"), report)
