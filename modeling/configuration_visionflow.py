@@ -134,7 +134,9 @@ class VisionFlowConfig(PreTrainedConfig):
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"image_size is {self.image_size}: [height, width] in px is expected")
         if not self.feature_layers:
-            raise ValueError("feature_layers is empty: -1 for the encoder's output, or places in its hidden_states")
+            raise ValueError(
+                "feature_layers is empty: places in the encoder's hidden_states are expected, such as [-1], its output"
+            )
         if not self.linear_layers:
             self.linear_widths = []
         if self.feature_widths is None or self.linear_widths is None:
@@ -158,7 +160,8 @@ class VisionFlowConfig(PreTrainedConfig):
             raise ValueError("autoencoder_config belongs to decoder_type autoencoder_kl: give both or neither")
         if len(self.subjects) != len(self.num_voxels) or len(set(self.subjects)) != len(self.subjects):
             raise ValueError(
-                f"subjects {self.subjects} and num_voxels {self.num_voxels}: one voxel count for each distinct subject"
+                f"subjects {self.subjects} and num_voxels {self.num_voxels}: one voxel count for each "
+                "of distinct subjects is expected"
             )
 
     def encoder_widths(self) -> list[int]:

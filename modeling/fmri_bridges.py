@@ -51,7 +51,10 @@ class FmriToLatent(nn.Module):
         """h `(batch, latent_dim)` and v `(batch, linear_dim)`, what the linear maps alone make of responses."""
         most = max(voxel_map.in_features for voxel_map in self.to_learned)
         if fmri.shape[1] > most:
-            raise ValueError(f"fmri has {fmri.shape[1]} voxels a row, the subjects of this model have {most} at most")
+            raise ValueError(
+                f"fmri has {fmri.shape[1]} voxels a row, the subjects of this model have {most} at most: prepare it "
+                "with the model's processor"
+            )
         fmri = self.voxel_dropout(nn.functional.pad(fmri, (0, most - fmri.shape[1])))
         learned = fmri.new_zeros(fmri.shape[0], self.head.out_features // 2)
         linear = fmri.new_zeros(fmri.shape[0], len(self.linear_logvar))

@@ -56,7 +56,7 @@ class EndpointHandler:
         if fmri.ndim not in (1, 2):
             raise ValueError(f"inputs have shape {fmri.shape}: (voxels,) or (responses, voxels) is expected")
         if "rois" in parameters:
-            raise ValueError("rois choose responses to images: leave them out where inputs are responses")
+            raise ValueError("rois are for inputs that are images: leave them out where inputs are responses")
         return {"image": png(self.decode(fmri, **parameters))}
 
 
@@ -79,7 +79,7 @@ def image_of(given) -> Image.Image:
         encoded = given.partition(",")[2] if given.startswith("data:image/") else given
         return Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
     except (AttributeError, ValueError, OSError) as error:
-        raise ValueError("an image is not the base64 of an image file") from error
+        raise ValueError("an image is not the base64 of an image file: send the bytes of the file in base64") from error
 
 
 def png(image):

@@ -34,7 +34,7 @@ def kl_loss(posterior: Gaussian, rows: torch.Tensor) -> torch.Tensor:
 
 
 def alignment_loss(image_posterior: LatentGaussian, fmri_posterior: LatentGaussian, rows: torch.Tensor) -> torch.Tensor:
-    """mean KL(q(z | image) || q(z | fmri)) over latent dimensions and rows.
+    """mean KL(q(z, w | image) || q(z, w | fmri)) over latent dimensions and rows.
 
     It draws the two means together and, at the same time, makes the fMRI's variance tell how far they are apart.
     """

@@ -59,7 +59,7 @@ class VisionFlowOutput(ModelOutput):
         loss_kl (`torch.Tensor` of shape `()`):
             KL(q || N(0, 1)) per learned dimension, q being the posterior given the image (given fMRI without one).
         loss_alignment (`torch.Tensor` of shape `()`):
-            KL(q(z | image) || q(z | fmri)) per latent dimension, over paired rows.
+            KL(q(z, w | image) || q(z, w | fmri)) per latent dimension, over paired rows.
         loss_fmri (`torch.Tensor` of shape `()`):
             Mean squared error per voxel, standardised, of the response predicted from the image's latent (from the
             response's own without an image).
@@ -375,7 +375,7 @@ class VisionFlowModel(PreTrainedModel):
         if rois is not None:
             places = set(subject_ids.tolist())
             if len(places) != 1:
-                raise ValueError(f"rows of {len(places)} subjects: with rois, those of one at a time are predicted")
+                raise ValueError(f"rows of {len(places)} subjects: with rois, all rows must be of one subject")
             chosen = self.roi_voxels(self.config.subjects[places.pop()], rois)
         fmri = self.latent_to_fmri(posterior.learned.mean, posterior.linear.mean, subject_ids)[:, None]
         if num_samples is not None:
@@ -499,7 +499,7 @@ class VisionFlowModel(PreTrainedModel):
         """Make room for a new subject: linear maps between the latent and its voxels, zero until they are fitted.
 
         What the subjects share stays as it is, and so do the maps of the others. The processor has to know the name
-        too (`VisionFlowProcessor.add_subject`). `visionflow train CORPUS RUN --from-model OLD --freeze-shared` does
+        too (`VisionFlowProcessor.add_subject`). `visionflow train CORPUS RUN --from_model OLD --freeze_shared` does
         both, and fits the maps.
 
         Args:
@@ -669,7 +669,7 @@ class VisionFlowModel(PreTrainedModel):
         else:
             places = set(self._subject_ids(subject_ids, fmri).tolist())
         if len(places) != 1:
-            raise ValueError(f"responses of {len(places)} subjects: those of one are compared with images at a time")
+            raise ValueError(f"responses of {len(places)} subjects: give those of one subject at a time")
         (place,) = places
         ids = torch.full((len(pixel_values),), place, device=pixel_values.device)
         predicted = self.predict_fmri(pixel_values, ids, image_features=image_features)
@@ -686,7 +686,7 @@ class VisionFlowModel(PreTrainedModel):
 
         pipelines = {"image-to-fmri": ImageToFmriPipeline, "fmri-to-image": FmriToImagePipeline}
         if task not in pipelines:
-            raise ValueError(f"unknown task {task}: {', '.join(pipelines)} are there")
+            raise ValueError(f"unknown task {task}: {' or '.join(pipelines)} is expected")
         return pipelines[task](model=self, processor=processor)
 
     def encode_image(

@@ -442,7 +442,9 @@ def _to_pil(image) -> Image.Image:
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3) or array.size == 0:
-        raise ValueError(f"an image has shape {array.shape}: (height, width[, channels]) with 1 or 3 channels")
+        raise ValueError(
+            f"an image has shape {array.shape}: (height, width[, channels]) with 1 or 3 channels is expected"
+        )
     if array.dtype == bool:
         array = array * np.uint8(255)
     elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
@@ -453,7 +455,9 @@ def _to_pil(image) -> Image.Image:
             raise ValueError(f"a float image has values in {low:g}..{high:g}: values in 0..1 are expected")
         array = np.rint(array.clip(0, 1) * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
-        raise ValueError(f"an image is of type {array.dtype}: bool, uint8, uint16, or float with values in 0..1")
+        raise ValueError(
+            f"an image is of type {array.dtype}: bool, uint8, uint16, or float with values in 0..1 is expected"
+        )
     return Image.fromarray(np.ascontiguousarray(array))
 
 
@@ -480,7 +484,7 @@ def _raw(row, name: str, mean: torch.Tensor, widest: int) -> torch.Tensor:
     if row.ndim == 1 and voxels < len(row) == widest and not row[voxels:].any():
         row = row[:voxels]  # padded to the subject of the batch with the most voxels
     if row.shape != mean.shape:
-        raise ValueError(f"fmri has shape {tuple(row.shape)} a row, {name} has {voxels} voxels")
+        raise ValueError(f"fmri has shape {tuple(row.shape)} a row: {name} has {voxels} voxels")
     bad = int((~torch.isfinite(row)).sum())
     if bad:
         raise ValueError(f"fmri of {name} has {bad} NaN or infinite values: remove them first")

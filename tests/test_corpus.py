@@ -277,7 +277,7 @@ def test_inspect_shows_the_page_of_a_corpus_that_breaks_a_rule(colour_corpus, tm
         page = json.loads(captured.out)
         assert page["problems"][0].startswith(problem) and "no voxels.parquet" in page["problems"][1]
         assert captured.err.splitlines()[-1].startswith(f"error: corpus {path}: {problem}")
-        assert captured.err.rstrip().endswith("(and 1 more, see the page)")
+        assert captured.err.rstrip().endswith("(and 1 more, printed above)")
         assert page["splits"]["test"]["trials"] == 8 and page["subjects"]["ann"]["missing_values"] == missing
         assert page["subjects"]["bob"]["mean"] == pytest.approx(
             summarise(colour_corpus)["subjects"]["bob"]["mean"], 0.1

@@ -60,7 +60,7 @@ def test_the_drawn_groups_have_about_the_share():
     for seed in range(5):
         held = draw_groups(groups, 0.3, seed, "category")
         assert 0 < sum(sizes[name] for name in held) <= 50
-    with pytest.raises(UserError, match="all belongs to one category"):
+    with pytest.raises(UserError, match="all trials belong to one category"):
         draw_groups(["a", "a"], 0.3, 0, "category")
 
 

@@ -198,7 +198,7 @@ class Demo:
         fmri = inference.read_fmri(Path(file))
         inference.check_voxels(fmri, Path(file).name, subject, self.processor)
         if not 0 <= row < len(fmri):
-            raise UserError(f"row {row} of {Path(file).name}: it has the rows 0 to {len(fmri) - 1}")
+            raise UserError(f"there is no row {row} in {Path(file).name}: it has the rows 0 to {len(fmri) - 1}")
         return self.decode(fmri[row], subject)
 
     @torch.no_grad()

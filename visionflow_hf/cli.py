@@ -186,12 +186,15 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     add_number(one, "--test-fraction", 0.1, "share of the stimuli in the test split")
     add_number(one, "--seed", 0, "seed of images, voxels and noise")
     one.add_argument(
-        "--images", metavar="FOLDER", help="folder of photographs, seen by V1, V4 and IT (default: handwritten digits)"
+        "--images",
+        metavar="FOLDER",
+        help="folder of photographs, for a cortex with V1, V4 and IT (default: handwritten digits, for V1 to V3)",
     )
     one.add_argument(
         "--network",
         metavar="NAME_OR_FOLDER",
-        help="vision network whose layers are V4 and IT, with --images; not the encoder of the model to be trained",
+        help="vision network from whose layers V4 and IT are simulated, with --images; not the encoder of the model to "
+        "be trained",
     )
     add_overwrite(one, "corpus")
 
@@ -328,14 +331,14 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     add_overwrite(one, "corpus")
 
     one = command("merge", merge, "Merge two corpora into one.")
-    one.add_argument("one", metavar="A", help="folder of the first corpus")
-    one.add_argument("other", metavar="B", help="folder of the second corpus")
+    one.add_argument("one", metavar="A", help="folder of the first corpus, or ORG/NAME on the Hub")
+    one.add_argument("other", metavar="B", help="folder of the second corpus, or ORG/NAME on the Hub")
     add_out(one)
     one.add_argument(
         "--test-fraction",
         type=float,
         metavar="X",
-        help="share of the stimuli drawn for a new test split of both (default: every row keeps its split)",
+        help="share of the stimuli of both corpora drawn for a new test split (default: every row keeps its split)",
     )
     add_number(one, "--seed", 0, "seed that draws the new test split")
     add_overwrite(one, "corpus")
@@ -354,7 +357,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     )
     add_leakage_flag(one)
 
-    one = command("evaluate", evaluate, "Evaluate a model on a split of a corpus, beside baselines.")
+    one = command("evaluate", evaluate, "Evaluate a model on a split of a corpus, and compare it with baselines.")
     add_model(one)
     one.add_argument("corpus", metavar="CORPUS", help="folder of the corpus, or ORG/NAME on the Hub")
     add_out(one, "report")
@@ -366,7 +369,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
 
     help = "Train and evaluate in cross-validation."
     one = command("crossvalidate", crossvalidate, help, **training_flags("crossvalidate", argv))
-    one.add_argument("corpus", metavar="CORPUS", help="folder of the corpus")
+    one.add_argument("corpus", metavar="CORPUS", help="folder of the corpus, or ORG/NAME on the Hub")
     add_out(one, "report")
     add_training_flags(one)
     one.add_argument(
@@ -413,7 +416,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     ways.add_argument(
         "--image-bank",
         metavar="FOLDER",
-        help="take the mean of the images in a folder that are likeliest, in place of the decoder",
+        help="take the mean of the 60 likeliest images of a folder instead of decoding",
     )
     add_overwrite(one, "folder of images")
     add_device(one)
@@ -426,7 +429,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one.add_argument("--output", required=True, metavar="FILE.csv", help="file for the ranked images")
     add_device(one)
 
-    one = command("app", app, "Show a model in the browser: encoding, decoding, and walks between images.")
+    one = command("app", app, "Show a model in the browser: encoding, decoding, and images between two images.")
     add_model(one)
     one.add_argument(
         "--corpus", metavar="CORPUS", help="folder of a corpus, or ORG/NAME on the Hub, whose test split is shown"
@@ -474,7 +477,7 @@ def training_flags(name: str, argv: Sequence[str]) -> dict:
 
 
 def add_training_flags(one: Parser) -> None:
-    one.add_argument("--help-all", action="help", help="show all flags of transformers' TrainingArguments, too")
+    one.add_argument("--help-all", action="help", help="also show the other flags of transformers' TrainingArguments")
     one.add_argument(
         "--config", type=Path, metavar="FILE.yaml", help="file with flags, which those of the command line override"
     )
@@ -542,7 +545,9 @@ def add_split_by(one: Parser, help: str) -> None:
 
 def add_leakage_flag(one: Parser) -> None:
     one.add_argument(
-        "--allow-leakage", action="store_true", help="go on where a stimulus is in two splits, and record it"
+        "--allow-leakage",
+        action="store_true",
+        help="continue where a stimulus is in two splits, and record it in the results",
     )
 
 
@@ -550,7 +555,7 @@ def add_perceptual_flag(one: Parser) -> None:
     one.add_argument(
         "--perceptual",
         action="store_true",
-        help="compare images by AlexNet, Inception, CLIP, EfficientNet and SwAV, too; needs torchvision",
+        help="also compare images by AlexNet, Inception, CLIP, EfficientNet and SwAV; needs torchvision",
     )
 
 
@@ -612,7 +617,7 @@ def inspect(corpus: str, as_json: bool, allow_leakage: bool) -> None:
     print(json.dumps(summary, indent=2)) if as_json else print_summary(summary)
     if summary["problems"]:
         first, *more = summary["problems"]
-        raise UserError(f"corpus {corpus}: {first}" + (f" (and {len(more)} more, see the page)" if more else ""))
+        raise UserError(f"corpus {corpus}: {first}" + (f" (and {len(more)} more, printed above)" if more else ""))
 
 
 def evaluate(run: str, corpus: str, out: str, **flags) -> None:

@@ -115,7 +115,10 @@ def split_folds(
     if split_by == "session":
         sessions = column_of(rows, "session")
         if sessions is None:
-            raise UserError("the rows have no session: `prepare table` writes the column session, --split-by needs it")
+            raise UserError(
+                "the rows have no session, which --split-by session needs: import them with `prepare table` or "
+                "`prepare nsd`, which write the column session"
+            )
         folds = folds or min(FOLDS, len(set(sessions)))
         return list(session_folds(sessions, stimulus_ids, folds, seed)), f"session, {len(set(sessions))} in all"
     categories, what = column_of(rows, "category"), "categories of the corpus"

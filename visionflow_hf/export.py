@@ -71,7 +71,9 @@ def export(run: str | os.PathLike, out: str | os.PathLike, overwrite: bool = Fal
         import onnxruntime
         import onnxscript  # noqa: F401, what torch exports with
     except ImportError as error:
-        raise UserError(f"no {error.name} here: pip install 'visionflow-hf[onnx]'") from error
+        raise UserError(
+            f"export needs {error.name}, which is not installed: pip install 'visionflow-hf[onnx]'"
+        ) from error
     model, processor = load_model(run)
     model = model.float().eval()
     about = {"subjects": processor.subjects, "num_voxels": model.config.num_voxels}

@@ -111,6 +111,7 @@ def make_card(model_id: str, config: VisionFlowConfig, training: dict) -> ModelC
         num_channels=config.num_channels,
         latent_dim=config.latent_dim,
         linear_dim=config.linear_dim,
+        linear_layers=config.linear_layers,
         escaped=escaped,
         table=table,
         least_ceiling=LEAST_CEILING,

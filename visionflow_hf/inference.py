@@ -273,7 +273,10 @@ def temporary(output: Path) -> Iterator[Path]:
 def check_voxels(fmri: np.ndarray, file: str | os.PathLike, subject: str, processor: VisionFlowProcessor) -> None:
     voxels = len(processor.fmri_mean[subject])
     if fmri.shape[1] != voxels:
-        raise UserError(f"fmri of {file} has {fmri.shape[1]} voxels, {subject} has {voxels} in this model")
+        raise UserError(
+            f"fmri of {file} has {fmri.shape[1]} voxels, {subject} has {voxels} in this model: give the voxels that "
+            "the model was trained on, in their order"
+        )
 
 
 def read_fmri(file: Path) -> np.ndarray:

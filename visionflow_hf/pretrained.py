@@ -37,7 +37,9 @@ def load_encoder(name: str):
         logger.warning(f"encoder {name} has no image processor: its pixels are normalised with mean 0.5 and std 0.5")
         return encoder, {}
     except ImportError as error:
-        raise UserError(f"the image processor of encoder {name}: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(
+            f"the image processor of encoder {name} cannot be loaded: {' '.join(str(error).split())[:200]}"
+        ) from error
     if getattr(images, "do_flip_channel_order", None):
         raise UserError(f"encoder {name} reads blue before red (do_flip_channel_order): choose one that reads RGB")
     return encoder, encoder_input(images, encoder.config)

@@ -39,7 +39,9 @@ def run(tasks: list[Callable], num_proc: int) -> Iterator:
         for future in futures:
             yield future.result()
     except BrokenProcessPool as error:
-        raise UserError("one of the processes died: out of memory? Try a smaller --num-proc") from error
+        raise UserError(
+            "one of the processes ended unexpectedly, perhaps for lack of memory: try a smaller --num-proc"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

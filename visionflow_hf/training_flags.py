@@ -16,7 +16,7 @@ from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingA
 TEXT = "it is for language models, and this model reads images and fMRI"
 LOSS_ALONE = "validation computes the loss alone"
 RANDOM_ORDER = "the train images come in random order"
-SHARDS = "it divides the weights among GPUs, but some are fitted in closed form to whole ones; launch with --multi_gpu"
+SHARDS = "it divides the weights among GPUs, but the closed-form fits need whole weights; launch with --multi_gpu"
 HUB_ONCE = "the finished model is pushed once, to the main branch"
 REFUSED = {
     "output_dir": "the output folder is RUN, the second argument of `train`",
@@ -50,7 +50,7 @@ REFUSED = {
     "fsdp_config": SHARDS,
     "deepspeed": SHARDS,
     "parallelism_config": SHARDS,
-    "local_rank": "launchers state it by the environment variable LOCAL_RANK: use `torchrun` or `accelerate launch`",
+    "local_rank": "a launcher sets it as the environment variable LOCAL_RANK: use `torchrun` or `accelerate launch`",
 }
 
 # The flags that --help shows, by the title under which it does. --help-all shows the others, too.
@@ -71,8 +71,8 @@ SHOWN = {
     "Hugging Face Hub": ["push_to_hub", "hub_model_id", "hub_private_repo"],
 }
 HELP = {  # of what TrainingArguments says at length
-    "max_steps": "Number of optimizer steps of the image stage, which runs twice without validation. Default: 10 "
-    "passes over the stimuli, from 750 to 30,000 steps.",
+    "max_steps": "Number of optimizer steps of the image stage, which runs twice where no stimuli are kept for "
+    "validation. Default: 10 passes over the stimuli, from 750 to 30,000 steps.",
     "gradient_accumulation_steps": "Batches whose gradients are summed for one optimizer step.",
     "max_grad_norm": "Gradients with a larger norm are scaled down to it; 0 for no limit.",
     "save_strategy": "When to save checkpoints: no, steps, epoch or best.",

@@ -43,7 +43,7 @@ def read_algonauts23(
         UserError: the source does not have the expected form.
     """
     if not source.is_dir():
-        raise UserError(f"there is no folder {source}")
+        raise UserError(f"there is no folder {source}: give the folder of the challenge, or the one with processed/")
     folders = sorted(folder.name for folder in source.iterdir() if re.fullmatch(r"subj\d\d", folder.name))
     if folders:
         found = challenge(source, choose_subjects(folders, subjects, source / "subj01"), report)
@@ -208,7 +208,10 @@ def processed(source: Path, asked: Sequence[str] | None, report: Callable[[str],
                 response = response.values.to_numpy(zero_copy_only=False)
                 seen = present.setdefault(name, np.zeros(len(response), dtype=bool))
                 if len(seen) != len(response):
-                    raise UserError(f"{file} has a row with {len(response)} vertices, {name} has {len(seen)} elsewhere")
+                    raise UserError(
+                        f"{file} has a row with {len(response)} vertices, {name} has {len(seen)} elsewhere: they must "
+                        "be the same"
+                    )
                 seen |= response != 0
                 trials = rows.setdefault(name, [])
                 places[file].append((name, len(trials)))
@@ -249,7 +252,7 @@ def read_shard(file: Path, column: str) -> Iterator[tuple[str, str, pa.Scalar]]:
             subjects, numbers = batch.column("subject").to_pylist(), batch.column("nsd_id").to_pylist()
             for name, image, value in zip(subjects, numbers, batch.column(column), strict=True):
                 if name is None or image is None:
-                    raise UserError(f"{file} has a row without subject or nsd_id")
+                    raise UserError(f"{file} has a row without subject or nsd_id: every row needs both")
                 yield name, f"nsd-{image:05d}", value
 
 

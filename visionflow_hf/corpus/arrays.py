@@ -156,7 +156,9 @@ def prepare_arrays(
         pictures += [partial(zip, part.stimulus_ids, part.images) for part in parts]
         trials += parts
     one_of_each(trials, "pixels", f"{stimulus_ids} has several images: one name stands for one image")
-    categories = one_of_each(trials, "categories", f"{category} has several categories") if category else None
+    categories = (
+        one_of_each(trials, "categories", f"{category} has several categories: one is expected") if category else None
+    )
     write_source(
         Source(subjects, pictures, unit=f"as in {fmri} of {Path(file).name}", categories=categories),
         out,
@@ -318,7 +320,7 @@ def to_uint8(arrays: list[np.ndarray], report: Callable[[str], None]) -> list[np
         if array.dtype.kind not in "buif":
             raise UserError(f"images have the type {array.dtype}: numbers are expected")
         if array.size == 0:
-            raise UserError(f"images are empty (shape {array.shape})")
+            raise UserError(f"images are empty (shape {array.shape}): at least one image is expected")
     kinds = {array.dtype: [other for other in arrays if other.dtype == array.dtype] for array in arrays}
     scales = {kind: highest_value(alike) for kind, alike in kinds.items()}
     if len(set(scales.values())) > 1:

@@ -161,7 +161,7 @@ def refuse_full_disk(source: Source, folder: Path, average: bool, stimuli_once: 
         more = "" if stimuli_once or stimuli == sum(rows) else ", or less with --stimuli-once"
         raise UserError(
             f"the images need about {images / 2**30:.1f} GiB of disk{more}, the responses {responses / 2**30:.1f} GiB, "
-            f"{free / 2**30:.1f} GiB are free"
+            f"{free / 2**30:.1f} GiB are free: make room, or write OUT to another disk"
         )
 
 
@@ -248,7 +248,10 @@ def splits_by_session(
     ]
     tested = {pixels for pixels, there in trials if there}
     if len(tested) == len({pixels for pixels, _ in trials}):
-        raise UserError("each stimulus is shown in the sessions that are held out: train would be empty")
+        raise UserError(
+            "each stimulus is shown in the sessions that are held out, so that train would be empty: give a smaller "
+            "--test-fraction, or --split-by stimulus"
+        )
     splits = {name: "test" if picture.pixels in tested else "train" for name, picture in pictures.items()}
     left_out = {
         subject.name: {

@@ -68,7 +68,7 @@ def _check_split(name: str, split: Dataset, voxels: dict[str, int]) -> list[str]
         more = f", and {len(lengths) - 1} more rows are like it" if len(lengths) > 1 else ""
         problems.append(
             f"row {at} of split {name} has {length} voxels, {subject} has {voxels[subject]} elsewhere{more}: "
-            "a subject's responses share one length"
+            "all responses of a subject must have the same voxels"
         )
     if bad_values:
         problems.append(
@@ -113,7 +113,10 @@ def check_trainable(splits: DatasetDict) -> list[str]:
             "add them to these rows with `visionflow merge`"
         ]
     if "train" not in splits or "test" not in splits:
-        return [f"the splits are {', '.join(splits)}: train and test are needed"]
+        return [
+            f"the splits are {', '.join(splits)}: train and test are needed; `prepare` and `merge` draw a test split "
+            "with --test-fraction 0.1"
+        ]
     pairs = pairs_of(splits["train"])
     if len(set(pairs["stimulus_id"])) < 2:
         return ["train has 1 distinct stimulus with image and fMRI: training and crossvalidate need at least 2"]

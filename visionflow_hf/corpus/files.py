@@ -37,7 +37,9 @@ def reading(file: str | os.PathLike) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
         if isinstance(error, MemoryError):
-            raise UserError(f"{file} does not fit into memory ({error}), or is damaged") from error
+            raise UserError(
+                f"{file} does not fit into memory ({error}), or is damaged: copy it again, or use more memory"
+            ) from error
         detail = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{file} cannot be read ({detail}): is it whole?") from error
 

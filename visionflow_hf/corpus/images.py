@@ -33,7 +33,7 @@ def prepare_images(
     refuse_existing(out, overwrite, MARKER)
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
+        raise UserError(f"there is no folder {folder}: give a folder of images")
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     others = sorted({file.suffix or file.name for file in files} - {file.suffix for file in pictures})

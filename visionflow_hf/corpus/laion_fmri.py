@@ -151,7 +151,7 @@ def read_labels(file: Path) -> list[str]:
     """The image of each volume of the session's betas."""
     table = read_table(file, ["beta_index", "label"], "\t")
     if sorted(table["beta_index"]) != list(range(len(table))):
-        raise UserError(f"beta_index of {file} must count the {len(table)} trials from 0")
+        raise UserError(f"beta_index of {file} must count the {len(table)} trials from 0: is the file whole?")
     return table.sort_values("beta_index")["label"].astype(str).tolist()
 
 

@@ -110,7 +110,7 @@ def refusal(leakage: str) -> str:
     """What is said of it."""
     return (
         f"{leakage}: a stimulus belongs to one split only, so remove it from the other; "
-        "with --allow-leakage it goes on, and the results say so"
+        "with --allow-leakage the command continues, and the results say so"
     )
 
 
@@ -147,5 +147,7 @@ def together(parts: list[dict[str, Picture]]) -> dict[str, Picture]:
     pictures: dict[str, Picture] = {}
     several = [name for part in parts for name, shown in part.items() if pictures.setdefault(name, shown) != shown]
     if several:
-        raise UserError(f"{count(several, 'stimulus')} with two images: one name is one image, so rename one of them")
+        raise UserError(
+            f"{count(several, 'stimulus')} with two images: a name must belong to one image, so rename one of them"
+        )
     return pictures

@@ -56,7 +56,7 @@ def merge(
         if here != there:
             raise UserError(
                 f"{subject} has {here} voxels in {one} and {there} in {other}: "
-                "the same name is the same voxels, so import one of them under another name"
+                "a subject must have the same voxels in both, so import one of them under another name"
             )
     pictures = together([shown for corpus in (first, second) for shown in corpus.pictures.values()])
     if test_fraction is None:
@@ -153,5 +153,5 @@ def one_unit(first: Corpus, second: Corpus, report: Callable[[str], None]) -> st
     if len(units) < 2:
         return next(iter(units), first.unit)
     unit = "; ".join(f"{unit} ({', '.join(subjects)})" for unit, subjects in reversed(units.items()))
-    report(f"the units differ: {unit}. Voxels are standardised subject by subject: mind those who are in both")
+    report(f"the units differ: {unit}. Voxels are standardised subject by subject, so a subject in both needs one unit")
     return unit

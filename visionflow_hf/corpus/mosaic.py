@@ -121,7 +121,10 @@ def places_without_value(betas: h5py.Dataset) -> np.ndarray:
     if not places.size:
         return np.empty(0, dtype=np.int64)
     if places.dtype.kind not in "iu" or places.min() < 0 or places.max() >= GRAYORDINATES:
-        raise UserError(f"nan_indices of {betas.name} of {betas.file.filename} is beyond 0 to {GRAYORDINATES - 1}")
+        raise UserError(
+            f"nan_indices of {betas.name} of {betas.file.filename} is beyond 0 to {GRAYORDINATES - 1}: is the "
+            "file whole?"
+        )
     return places
 
 

@@ -77,7 +77,7 @@ def read_design(file: Path, num_images: int) -> dict[str, np.ndarray]:
     """masterordering (trials,), subjectim (subjects, images) and sharedix (images,), all still counted from 1."""
     design = read_arrays(file, ["masterordering", "subjectim", "sharedix"])
     if any(array.dtype.kind not in "iuf" for array in design.values()) or design["subjectim"].ndim != 2:
-        raise UserError(f"masterordering, subjectim and sharedix of {file} must be tables of numbers")
+        raise UserError(f"masterordering, subjectim and sharedix of {file} must be tables of numbers: is it whole?")
     design["masterordering"], design["sharedix"] = design["masterordering"].ravel(), design["sharedix"].ravel()
     for key, most in (
         ("masterordering", design["subjectim"].shape[1]),
@@ -98,7 +98,10 @@ def read_subject(
 ) -> Subject | None:
     number = int(name[-2:])
     if number > len(design["subjectim"]):
-        raise UserError(f"subjectim of nsd_expdesign.mat has {len(design['subjectim'])} rows: there is none of {name}")
+        raise UserError(
+            f"subjectim of nsd_expdesign.mat has {len(design['subjectim'])} rows: there is none of {name}, so leave "
+            "it out of --subjects"
+        )
     folder = source / "nsddata_betas" / "ppdata" / name / BETAS
     sessions = {}
     for file in sorted(folder.glob("betas_session*")):
@@ -117,7 +120,7 @@ def read_subject(
         return None
     mask = read_volume(regions / "nsdgeneral.nii.gz") > 0
     if not mask.any():
-        raise UserError(f"{regions / 'nsdgeneral.nii.gz'} has no voxel above 0")
+        raise UserError(f"{regions / 'nsdgeneral.nii.gz'} has no voxel above 0: is it whole?")
     voxels = np.argwhere(mask)
     ordering = design["masterordering"]
     length = TRIALS.get(len(ordering)) or session_shape(next(iter(sessions.values())))[3]
@@ -127,7 +130,7 @@ def read_subject(
                 f"{file} has shape {session_shape(file)}: {(*mask.shape, length)} (x, y, z, trials) is expected"
             )
         if not 1 <= session * length <= len(ordering):
-            raise UserError(f"{file} is beyond the {len(ordering)} trials of masterordering")
+            raise UserError(f"{file} is beyond the {len(ordering)} trials of masterordering: are both of one release?")
     places = np.concatenate([np.arange((session - 1) * length, session * length) for session in sessions])
     shown = design["subjectim"][number - 1, ordering[places] - 1]
     numbers = np.repeat([f"{session:02d}" for session in sessions], length)

@@ -206,7 +206,7 @@ def read_corpus(path: str | os.PathLike, allow_leakage: bool = False, streaming:
     """As `open_corpus`, but train may have no pairs, and there need be no test split."""
     if streaming:
         if Path(path).exists():
-            raise UserError(f"--streaming reads from the Hub, and {path} is here already: leave it out")
+            raise UserError(f"--streaming reads from the Hub, and {path} is on this disk: leave out --streaming")
         splits, folder = stream_corpus(str(path), FEATURES, OPTIONAL)
     else:
         folder = corpus_folder(path)
@@ -283,7 +283,7 @@ def read_splits(path: Path) -> DatasetDict:
                 "numbers in fmri, whole numbers in repeat; `Dataset.cast_column` changes a type"
             )
         if not len(split):
-            raise UserError(f"split {name} of {path} has no rows")
+            raise UserError(f"split {name} of {path} has no rows: make the corpus again")
     return DatasetDict({name: found_again(split, path) for name, split in splits.items()})
 
 
@@ -304,7 +304,7 @@ def read_voxels(path: Path) -> pd.DataFrame:
     """The table of all subjects' voxels."""
     file = path / "voxels.parquet"
     if not file.is_file():
-        raise UserError(f"{path} has no voxels.parquet: every corpus carries its voxel table beside the splits")
+        raise UserError(f"{path} has no voxels.parquet, the voxel table beside the splits: make the corpus again")
     try:
         return pd.read_parquet(file)
     except (OSError, ValueError) as error:

@@ -76,7 +76,10 @@ def simulate(
     """
     if (images is None) != (network is None):
         given, lacking = ("--images", "--network") if network is None else ("--network", "--images")
-        raise UserError(f"{given} needs {lacking}: photographs are seen by a network, so give both or neither")
+        raise UserError(
+            f"{given} needs {lacking}: responses to photographs are simulated from the layers of a network, so give "
+            "both or neither"
+        )
     default_size = 32 if images is None else 64
     image_size = default_size if image_size is None else image_size
     for name, value, least in (

@@ -73,7 +73,7 @@ def draw_groups(groups: Sequence[str], fraction: float, seed: int, what: str) ->
         raise UserError(f"the held-out fraction is {fraction}: give one between 0 and 1")
     names, sizes = np.unique(np.asarray(groups), return_counts=True)
     if len(names) < 2:
-        raise UserError(f"all belongs to one {what}: --split-by {what} needs at least 2")
+        raise UserError(f"all trials belong to one {what}: --split-by {what} needs at least 2")
     order = np.random.default_rng(seed).permutation(len(names))
     held = np.cumsum(sizes[order])
     number = 1 + int(np.abs(held[:-1] - fraction * held[-1]).argmin())
@@ -120,7 +120,8 @@ def group_folds(groups: Sequence[str], folds: int, seed: int, what: str) -> Iter
     distinct = np.unique(np.asarray(groups))
     if len(distinct) < 2 or not 2 <= folds <= len(distinct):
         raise UserError(
-            f"{folds} folds by {what}, of which there are {len(distinct)}: at least 2 folds, each with one, are needed"
+            f"{folds} folds by {what}, of which there are {len(distinct)}: at least 2 folds, and at least one {what} "
+            "for each, are needed"
         )
     for _, held in KFold(folds, shuffle=True, random_state=seed).split(distinct):
         yield distinct[held].tolist()

@@ -152,7 +152,9 @@ def place_trials(trials: pd.DataFrame, files: list[tuple[str, ...]], key: str | 
             if name in opened:
                 raise UserError(f"--betas names {name} twice for different trials: each file has trials of its own")
             if not os.path.isfile(name):
-                raise UserError(f"there is no file {name}, which has the betas of {len(chosen)} rows of {source}")
+                raise UserError(
+                    f"there is no file {name}, which has the betas of {len(chosen)} rows of {source}: check --betas"
+                )
             opened[name] = open_betas(Path(name), key)
             several.append(opened[name])
         refuse_other_number(several, len(chosen), source)
@@ -228,7 +230,9 @@ def with_images(
     for stimulus, name in zip(texts_of(trials, "stimulus_id", source), trials["image"], strict=True):
         other = shown.setdefault(stimulus, images[name])
         if other != images[name]:
-            raise UserError(f"stimulus {stimulus} of {source} has several images, {other} and {images[name]}")
+            raise UserError(
+                f"stimulus {stimulus} of {source} has several images, {other} and {images[name]}: one is expected"
+            )
     return trials
 
 

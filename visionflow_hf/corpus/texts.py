@@ -70,7 +70,10 @@ def fill(pattern: str, table: pd.DataFrame, file: Path) -> list[str]:
         if column not in columns:
             columns[column] = [plain_name(value, f"{column} of {file}") for value in texts_of(table, column, file)]
         if kind and not all(value.isdecimal() for value in columns[column]):
-            raise UserError(f"{pattern} formats {{{column}}} as a number, and {file} has others in that column")
+            raise UserError(
+                f"{pattern} formats {{{column}}} as a number, and {file} has others in that column: leave out "
+                "the format"
+            )
     filled = [""] * len(table)
     try:
         for literal, column, kind, _ in parts:

@@ -178,7 +178,9 @@ def read_voxels(file: Path, voxel_ids: np.ndarray) -> tuple[dict, np.ndarray | N
                 inside = np.flatnonzero(table[column] == 1)
                 members.setdefault(column, []).extend(rows[row] for row in inside)
     if len(places) != len(voxel_ids) or None in seen or sorted(seen) != list(range(len(voxel_ids))):
-        raise UserError(f"{file} does not tell of the {len(voxel_ids)} voxels in the responses, each once")
+        raise UserError(
+            f"{file} does not tell of the {len(voxel_ids)} voxels in the responses, each once: are both of one release?"
+        )
     order = np.argsort(seen)
     voxels: dict = {axis: np.concatenate(known[axis])[order] for axis in "xyz" if known[axis]}
     voxels["roi"] = [[] for _ in voxel_ids]

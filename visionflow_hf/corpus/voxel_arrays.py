@@ -137,7 +137,10 @@ def region_lists(
     """The regions of each voxel."""
     if masks.ndim == 4:
         if inside.shape != masks.shape[1:]:
-            raise UserError(f"the masks of the regions have shape {masks.shape[1:]}, --mask-volume has {inside.shape}")
+            raise UserError(
+                f"the masks of the regions have shape {masks.shape[1:]}, --mask-volume has {inside.shape}: they "
+                "must be the same"
+            )
         masks = np.stack([mask.ravel(order_of(file))[inside.ravel(order_of(file))] for mask in masks])
     empty = [name for name, mask in zip(names, masks, strict=True) if not mask.any()]
     if empty:

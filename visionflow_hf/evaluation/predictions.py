@@ -100,7 +100,10 @@ def check_subjects(processor: VisionFlowProcessor, corpus: Corpus, train: Datase
             raise UserError(f"unknown subject {subject}: this model knows {', '.join(processor.subjects)}")
         known = len(processor.fmri_mean[subject])
         if known != corpus.subjects[subject]:
-            raise UserError(f"{subject} has {corpus.subjects[subject]} voxels in the corpus and {known} in the model")
+            raise UserError(
+                f"{subject} has {corpus.subjects[subject]} voxels in the corpus and {known} in the model: evaluate on "
+                "a corpus with the voxels that the model was trained on"
+            )
         if subject not in train["subject"]:
             raise UserError(f"{subject} has no trial in train, and the baselines need some: remove {subject} from test")
 

@@ -73,20 +73,20 @@ class ModelArguments:
     latent_dim: int | None = field(
         default=None,
         metadata={
-            "help": "Dimensions of the latent Gaussian that the image encoder's head makes and the image decoder "
-            "reads. Default: chosen by the encoder."
+            "help": "Learned dimensions of the latent, which the image decoder reads. Default: 128 with a small ViT, "
+            "else 256."
         },
     )
     linear_dim: int = field(
         default=256,
         metadata={
             "help": "Further latent dimensions that are linear in the image's Gabor energies, its colours and layers "
-            "of a pretrained encoder; 0 for none."
+            "of a pretrained encoder; no more than there are train stimuli. 0 for none."
         },
     )
     bridge_hidden_size: int | None = field(
         default=None,
-        metadata={"help": "Width of the MLPs between latent and fMRI. Default: chosen from the corpus."},
+        metadata={"help": "Width of the MLPs between latent and fMRI. Default: 128 to 1,024, fewer with more voxels."},
     )
     bridge_dropout: float = field(
         default=VisionFlowConfig.bridge_dropout, metadata={"help": "Dropout in the MLPs between latent and fMRI."}

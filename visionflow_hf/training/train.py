@@ -255,21 +255,21 @@ def refuse_contradictions(args: ModelArguments) -> None:
         raise UserError(f"{' and '.join(given)} each say which weights of the encoder are trained: give one of them")
     if args.from_model is None:
         if args.freeze_shared:
-            raise UserError("--freeze-shared keeps the weights of a trained model: name it with --from-model")
+            raise UserError("--freeze_shared keeps the weights of a trained model: name it with --from_model")
         return
     sizes = ("encoder", "feature_layers", "autoencoder", "image_size", "latent_dim", "bridge_hidden_size")
     given = [f"--{name}" for name in sizes if getattr(args, name) is not None]
     if given:
-        raise UserError(f"--from-model brings its own {', '.join(given)}: leave out one or the other")
+        raise UserError(f"--from_model brings its own {', '.join(given)}: leave out one or the other")
 
 
 def refuse_shards(args: VisionFlowTrainingArguments) -> None:
-    """Raise `UserError` where FSDP or DeepSpeed would cut the weights up: half of them are fitted to whole ones."""
+    """Raise `UserError` where FSDP or DeepSpeed would divide the weights: the fits in closed form need whole ones."""
     launched = [os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in ("FSDP", "DEEPSPEED")]
     if args.fsdp or any(launched):
         raise UserError(
-            "FSDP and DeepSpeed divide the weights among GPUs, but the maps between voxels and latent are fitted to "
-            "whole ones: launch with --multi_gpu, where each GPU holds the model"
+            "FSDP and DeepSpeed divide the weights among GPUs, but the fits between voxels and latent need whole "
+            "weights: launch with --multi_gpu, where each GPU holds the model"
         )
 
 
