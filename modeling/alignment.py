@@ -32,6 +32,7 @@ SHARED = 0.3  # of the noise variance, that voxels have in common
 MOST_TRIALS = 2000  # of a subject, by which the noise is measured
 
 
+@torch.no_grad()
 def align(model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: Sequence[str] = ()) -> None:
     """Train the MLP of `model.fmri_to_latent` to the mean and variance of z; all else is fitted already and stays.
 
@@ -44,15 +45,14 @@ def align(model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: S
     torch.manual_seed(seed)
     steps = min(STEPS, 2 * max_steps)
     bridge = model.train(False).fmri_to_latent
-    with torch.no_grad():
-        images = image_latents(model, stimuli, [*trials.stimuli, *unpaired], min(IMAGES, 2 * steps))
-        places = {stimulus: row for row, stimulus in enumerate(trials.stimuli)}
-        simulated = [SimulatedTrials(model, trials, name, images, places) for name in trials.subjects]
-        bridge.hidden.weight.normal_(std=bridge.hidden.in_features**-0.5)
-        for part in (bridge.hidden.bias, *bridge.head.parameters()):
-            part.zero_()
-        missed = [(images.learned.mean - one.learned).square() + images.learned.logvar.exp() for one in simulated]
-        bridge.head.bias[model.config.latent_dim :] = torch.cat(missed).mean(0).log()  # as wide as the maps are wrong
+    images = image_latents(model, stimuli, [*trials.stimuli, *unpaired], min(IMAGES, 2 * steps))
+    places = {stimulus: row for row, stimulus in enumerate(trials.stimuli)}
+    simulated = [SimulatedTrials(model, trials, name, images, places) for name in trials.subjects]
+    bridge.hidden.weight.normal_(std=bridge.hidden.in_features**-0.5)
+    for part in (bridge.hidden.bias, *bridge.head.parameters()):
+        part.zero_()
+    missed = [(images.learned.mean - one.learned).square() + images.learned.logvar.exp() for one in simulated]
+    bridge.head.bias[model.config.latent_dim :] = torch.cat(missed).mean(0).log()  # as wide as the maps are wrong
     weights = [*bridge.hidden.parameters(), *bridge.head.parameters()]
     learned = [weight.requires_grad for weight in weights]
     optimizer = torch.optim.AdamW([weight.requires_grad_() for weight in weights], lr=LEARNING_RATE, fused=True)
@@ -66,6 +66,7 @@ def align(model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: S
         loss.backward()
         optimizer.step()
         scheduler.step()
+    optimizer.zero_grad()  # a Trainer that goes on would add its own to what is left
     bridge.train(False)
     for weight, before in zip(weights, learned, strict=True):
         weight.requires_grad_(before)
