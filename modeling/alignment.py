@@ -87,13 +87,15 @@ class SimulatedTrials:
         voxel_map = model.latent_to_fmri.voxel_maps[subject]
         inward = model.fmri_to_latent.to_learned[subject], model.fmri_to_latent.to_linear[subject]
         self.images = images
-        predicted = voxel_map(model.latent_to_fmri.read(images.learned.mean, images.linear.mean))
-        self.learned, self.linear = (one(predicted) for one in inward)
-
+        read = model.latent_to_fmri.read(images.learned.mean, images.linear.mean)
+        self.learned, self.linear = (  # by one map: the responses to all images can fill memory
+            read @ (one.weight @ voxel_map.weight).T + one(voxel_map.bias) for one in inward
+        )
         names = trials.stimulus_ids(name)
         self.most = max(Counter(names).values())
         rows = np.random.default_rng(0).permutation(len(names))[:MOST_TRIALS]
-        errors = trials.fmri(name)[rows].to(predicted) - predicted[[places[names[row]] for row in rows]]
+        predicted = voxel_map(read[[places[names[row]] for row in rows]])
+        errors = trials.fmri(name)[rows].to(predicted) - predicted
         std = (model.latent_to_fmri.noise_logvar[subject, : errors.shape[1]] / 2).exp()
         errors = errors * (std / errors.square().mean(0).sqrt().clamp(min=1e-6))  # held-out errors are larger
         maps = torch.cat([one.weight for one in inward]).T
