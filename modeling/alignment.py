@@ -75,11 +75,14 @@ def align(model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: S
 class SimulatedTrials:
     """Trials of one subject, simulated behind the linear maps from its voxels to the latent.
 
+    Args:
+        images: q(z, w | image) of all images to which trials are simulated.
+        places: the row in `images` of each stimulus of the trials.
+
     Attributes:
         learned, linear: h and v of each image without noise, `(images, latent_dim)` and `(images, linear_dim)`.
-
-    Args:
-        places: the row in `images` of each stimulus of the trials.
+        most: how many repeats a stimulus has at most.
+        noise: the square root of the covariance of the noise of h and v, symmetric.
     """
 
     def __init__(self, model, trials: Trials, name: str, images: LatentGaussian, places: dict[str, int]):
