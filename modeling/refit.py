@@ -55,8 +55,6 @@ def refit(model, rows, processor: VisionFlowProcessor, seed: int) -> None:
     missing = [name for name in COLUMNS if name not in rows.column_names]
     if missing:
         raise ValueError(f"the rows have no column {', '.join(missing)}: {', '.join(COLUMNS)} are expected")
-    if model.dtype != torch.float32:
-        raise ValueError(f"the weights are of {model.dtype}: call model.float() first, the fits need torch.float32")
     processor.check_subjects(model.config)
     rows = pairs_of(rows)
     subjects = set(rows["subject"])

@@ -132,7 +132,7 @@ def train_on(
     first = training_args.process_index == 0
     if model_args.freeze_shared:
         model, processor = load_model(model_args.from_model)
-        model.to(training_args.device)
+        model.float().to(training_args.device)  # it may have been saved in another precision
         fit_new_subjects(model, processor, splits["train"], training_args.seed, training_args.stimulus_cache)
         if first:
             begin(run, model_args, training_args)
