@@ -135,6 +135,8 @@ class VisionFlowConfig(PreTrainedConfig):
             raise ValueError(f"image_size is {self.image_size}: [height, width] in px is expected")
         if not self.feature_layers:
             raise ValueError("feature_layers is empty: -1 for the encoder's output, or places in its hidden_states")
+        if len(set(self.linear_layers)) < len(self.linear_layers):
+            raise ValueError(f"linear_layers is {self.linear_layers}: each layer is expected once")
         if not self.linear_layers:
             self.linear_widths = []
         if self.feature_widths is None or self.linear_widths is None:
