@@ -32,6 +32,7 @@ SHARED = 0.3  # of the noise variance, that voxels have in common
 MOST_TRIALS = 2000  # of a subject, by which the noise is measured
 
 
+@torch.no_grad()
 def align(model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: Sequence[str] = ()) -> None:
     """Train the MLP of `model.fmri_to_latent` to the mean and variance of z; all else is fitted already and stays.
 
@@ -44,15 +45,14 @@ def align(model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: S
     torch.manual_seed(seed)
     steps = min(STEPS, 2 * max_steps)
     bridge = model.train(False).fmri_to_latent
-    with torch.no_grad():
-        images = image_latents(model, stimuli, [*trials.stimuli, *unpaired], min(IMAGES, 2 * steps))
-        places = {stimulus: row for row, stimulus in enumerate(trials.stimuli)}
-        simulated = [SimulatedTrials(model, trials, name, images, places) for name in trials.subjects]
-        bridge.hidden.weight.normal_(std=bridge.hidden.in_features**-0.5)
-        for part in (bridge.hidden.bias, *bridge.head.parameters()):
-            part.zero_()
-        missed = [(images.learned.mean - one.learned).square() + images.learned.logvar.exp() for one in simulated]
-        bridge.head.bias[model.config.latent_dim :] = torch.cat(missed).mean(0).log()  # as wide as the maps are wrong
+    images = image_latents(model, stimuli, [*trials.stimuli, *unpaired], min(IMAGES, 2 * steps))
+    places = {stimulus: row for row, stimulus in enumerate(trials.stimuli)}
+    simulated = [SimulatedTrials(model, trials, name, images, places) for name in trials.subjects]
+    bridge.hidden.weight.normal_(std=bridge.hidden.in_features**-0.5)
+    for part in (bridge.hidden.bias, *bridge.head.parameters()):
+        part.zero_()
+    missed = [(images.learned.mean - one.learned).square() + images.learned.logvar.exp() for one in simulated]
+    bridge.head.bias[model.config.latent_dim :] = torch.cat(missed).mean(0).log()  # as wide as the maps are wrong
     weights = [*bridge.hidden.parameters(), *bridge.head.parameters()]
     learned = [weight.requires_grad for weight in weights]
     optimizer = torch.optim.AdamW([weight.requires_grad_() for weight in weights], lr=LEARNING_RATE, fused=True)
@@ -66,6 +66,7 @@ def align(model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: S
         loss.backward()
         optimizer.step()
         scheduler.step()
+    optimizer.zero_grad()  # a Trainer that goes on would add its own to what is left
     bridge.train(False)
     for weight, before in zip(weights, learned, strict=True):
         weight.requires_grad_(before)
@@ -74,11 +75,14 @@ def align(model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: S
 class SimulatedTrials:
     """Trials of one subject, simulated behind the linear maps from its voxels to the latent.
 
+    Args:
+        images: q(z, w | image) of all images to which trials are simulated.
+        places: the row in `images` of each stimulus of the trials.
+
     Attributes:
         learned, linear: h and v of each image without noise, `(images, latent_dim)` and `(images, linear_dim)`.
-
-    Args:
-        places: the row in `images` of each stimulus of the trials.
+        most: how many repeats a stimulus has at most.
+        noise: the square root of the covariance of the noise of h and v, symmetric.
     """
 
     def __init__(self, model, trials: Trials, name: str, images: LatentGaussian, places: dict[str, int]):
@@ -86,13 +90,15 @@ class SimulatedTrials:
         voxel_map = model.latent_to_fmri.voxel_maps[subject]
         inward = model.fmri_to_latent.to_learned[subject], model.fmri_to_latent.to_linear[subject]
         self.images = images
-        predicted = voxel_map(model.latent_to_fmri.read(images.learned.mean, images.linear.mean))
-        self.learned, self.linear = (one(predicted) for one in inward)
-
+        read = model.latent_to_fmri.read(images.learned.mean, images.linear.mean)
+        self.learned, self.linear = (  # by one map: the responses to all images can fill memory
+            read @ (one.weight @ voxel_map.weight).T + one(voxel_map.bias) for one in inward
+        )
         names = trials.stimulus_ids(name)
         self.most = max(Counter(names).values())
         rows = np.random.default_rng(0).permutation(len(names))[:MOST_TRIALS]
-        errors = trials.fmri(name)[rows].to(predicted) - predicted[[places[names[row]] for row in rows]]
+        predicted = voxel_map(read[[places[names[row]] for row in rows]])
+        errors = trials.fmri(name)[rows].to(predicted) - predicted
         std = (model.latent_to_fmri.noise_logvar[subject, : errors.shape[1]] / 2).exp()
         errors = errors * (std / errors.square().mean(0).sqrt().clamp(min=1e-6))  # held-out errors are larger
         maps = torch.cat([one.weight for one in inward]).T

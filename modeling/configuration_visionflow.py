@@ -137,6 +137,8 @@ class VisionFlowConfig(PreTrainedConfig):
             raise ValueError(
                 "feature_layers is empty: places in the encoder's hidden_states are expected, such as [-1], its output"
             )
+        if len(set(self.linear_layers)) < len(self.linear_layers):
+            raise ValueError(f"linear_layers is {self.linear_layers}: each layer is expected once")
         if not self.linear_layers:
             self.linear_widths = []
         if self.feature_widths is None or self.linear_widths is None:

@@ -122,7 +122,7 @@ class Encoding:
 
 def pooled(space: FeatureSpace, rows: torch.Tensor | slice, channels: slice, places: torch.Tensor) -> torch.Tensor:
     """What fields, by their weights of the places, read of the channels of some stimuli, `(fields, rows, channels)`."""
-    read = [part[:, rows] @ places.T for part in in_parts(space.read[channels])]
+    read = [part @ places.T for part in in_parts(space.read[channels], rows)]
     return torch.cat(read).permute(2, 1, 0)
 
 

@@ -22,7 +22,8 @@ class FeatureSpace:
 
     Args:
         name: `energies` for Gabor energies and colours, else the encoder's layer, whose channels are standardised.
-        values: float16 tensor of shape (channels, stimuli, places); rounding is far below the responses' noise.
+        values: float16 tensor of shape (channels, stimuli, places), which is changed in place; rounding is far below
+            the responses' noise.
 
     Attributes:
         centre, scale: mean and standard deviation of each channel, `(channels,)`, by which `values` are standardised.
@@ -52,8 +53,8 @@ class FeatureSpace:
             products += centred @ centred.T
         sizes, vectors = eigh(products)
         kept = sizes > 1e-6 * sizes.max()
-        self._dual = vectors[:, kept] / sizes[kept].sqrt()
-        self.scores = vectors[:, kept] * sizes[kept].sqrt()
+        self._sizes = sizes[kept]
+        self.scores = vectors[:, kept] * self._sizes.sqrt()
         self.read, self.turn = values, None
         if name != ENERGIES and len(values) > READ_CHANNELS:
             some = values[:, :: -(-stimuli // SOME_STIMULI)].flatten(1).float()
@@ -64,32 +65,31 @@ class FeatureSpace:
 
     def of_scores(self, weights: torch.Tensor) -> torch.Tensor:
         """The linear map of `values` that a linear map of `scores` is: `(components, k)` to `(channels, places, k)`."""
-        dual = self._dual @ weights
+        dual = self.scores @ (weights / self._sizes[:, None])
         dual = dual - dual.mean(0)
         return torch.cat([torch.einsum("csp,sk->cpk", part, dual) for part in in_parts(self.values)])
 
 
-def in_parts(values: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Some channels of `(channels, stimuli, places)` at a time, in float32."""
+def in_parts(values: torch.Tensor, rows: torch.Tensor | slice = slice(None)) -> Iterator[torch.Tensor]:
+    """Some channels of `(channels, stimuli, places)` at a time, for all or some stimuli, in float32."""
     for part in values.split(max(1, WORKING_SET // values[0].numel())):
-        yield part.float()
+        yield part[:, rows].float()
 
 
 def feature_spaces(model, stimuli, stimulus_ids: list[str]) -> list[FeatureSpace]:
     """The Gabor energies and colours of stimuli, and the maps of the encoder's layers in `config.linear_layers`."""
     layers, widths = model.config.linear_layers, model.config.linear_widths
-    energies, maps = [], [[] for _ in layers]
+    maps = {ENERGIES: [], **{f"layer {layer}": [] for layer in layers}}
     for start in range(0, len(stimulus_ids), BATCH):
         names = stimulus_ids[start : start + BATCH]
         pixels = stimuli.pixel_values(names).to(model.device)
-        energies.append(wavelet_maps(pixels).flatten(2).transpose(0, 1).half())
-        if not layers:
-            continue
-        features = stimuli.image_features(names)
-        features = model.extract_image_features(pixels)[0] if features is None else features.to(model.device)
-        places = model.feature_sizes[1] // sum(widths)
-        parts = features[:, model.feature_sizes[0] :].split([width * places for width in widths], dim=1)
-        for own, part in zip(maps, parts, strict=True):
-            own.append(part.clamp(-LARGEST, LARGEST).unflatten(1, (-1, places)).transpose(0, 1).half())
-    named = [(ENERGIES, energies), *((f"layer {layer}", own) for layer, own in zip(layers, maps, strict=True))]
-    return [FeatureSpace(name, torch.cat(parts, dim=1)) for name, parts in named]
+        parts = [wavelet_maps(pixels).flatten(2)]
+        if layers:
+            features = stimuli.image_features(names)
+            features = model.extract_image_features(pixels)[0] if features is None else features.to(model.device)
+            of_layers = features[:, model.feature_sizes[0] :].clamp(-LARGEST, LARGEST)
+            places = model.feature_sizes[1] // sum(widths)
+            parts += [part.unflatten(1, (-1, places)) for part in of_layers.split([places * n for n in widths], dim=1)]
+        for own, part in zip(maps.values(), parts, strict=True):
+            own.append(part.transpose(0, 1).half())
+    return [FeatureSpace(name, torch.cat(maps.pop(name), dim=1)) for name in list(maps)]  # each lies in memory once

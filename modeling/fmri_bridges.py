@@ -41,7 +41,8 @@ class FmriToLatent(nn.Module):
         Args:
             fmri (`torch.Tensor` of shape `(batch, max_voxels)`):
                 Standardised; subjects with fewer voxels are padded on the right.
-            subject_ids (`torch.Tensor` of shape `(batch,)`): place of each row's subject; -1 gives zeros.
+            subject_ids (`torch.Tensor` of shape `(batch,)`): place of each row's subject; -1 for none, whose h and v
+                are zero.
         """
         learned, linear = self.voxels_to_latent(fmri, subject_ids)
         known = subject_ids.clamp(min=0)
@@ -88,24 +89,23 @@ class FmriToLatent(nn.Module):
 
         Args:
             fmri (`torch.Tensor` of shape `(trials, voxels)`): standardised.
-            voxel_weights (`torch.Tensor` of shape `(voxels,)`): how much each voxel counts.
             learned (`torch.Tensor` of shape `(trials, latent_dim)`): mean of q(z | image) of each trial's image.
             linear (`torch.Tensor` of shape `(trials, linear_dim)`): mean of q(w | image).
             stimulus_ids: the stimulus of each trial.
+            voxel_weights (`torch.Tensor` of shape `(voxels,)`): how much each voxel counts.
 
         Returns:
             Mean squared errors of z and of w on held-out stimuli, `(latent_dim,)` and `(linear_dim,)`.
         """
         ridges = fit_ridges(fmri * voxel_weights, [learned, linear], stimulus_ids)
         for own, ridge in zip((self.to_learned, self.to_linear), ridges, strict=True):
-            put(own[place], weighted(ridge, voxel_weights))
-        to_learned, to_linear = ridges
-        return to_learned.held_out_error, to_linear.held_out_error
+            put(own[place], Ridge(voxel_weights[:, None] * ridge.weights, ridge.intercept, ridge.penalty))
+        return tuple(ridge.held_out_error for ridge in ridges)
 
     def add_subject(self, voxels: int) -> None:
         """Maps of one more subject, zero until they are fitted; the MLP, not trained on it, does not correct it."""
-        self.to_learned.append(zero_map(voxels, self.head.out_features // 2, self.hidden.weight))
-        self.to_linear.append(zero_map(voxels, len(self.linear_logvar), self.hidden.weight))
+        self.to_learned.append(zeroed(nn.Linear(voxels, self.head.out_features // 2), self.hidden.weight))
+        self.to_linear.append(zeroed(nn.Linear(voxels, len(self.linear_logvar)), self.hidden.weight))
         self.mlp_share = nn.functional.pad(self.mlp_share, (0, 1))
 
     def remove_subject(self, place: int) -> None:
@@ -180,7 +180,7 @@ class LatentToFmri(nn.Module):
         values, vectors = eigh(errors @ errors.T)
         rank = min(self.noise_rank, len(values))
         voxel_map.noise_factors.zero_()
-        voxel_map.noise_factors[:rank] = SHARED_NOISE**0.5 * (vectors[:, -rank:].T @ errors).to(voxel_map.weight.dtype)
+        voxel_map.noise_factors[:rank] = SHARED_NOISE**0.5 * vectors[:, len(values) - rank :].T @ errors
 
     def log_likelihood(self, fmri: torch.Tensor, predicted: torch.Tensor, place: int) -> torch.Tensor:
         """log N(fmri_i; predicted_j, cov of the subject's noise), `(responses, images)`.
@@ -211,10 +211,7 @@ class LatentToFmri(nn.Module):
 
     def add_subject(self, voxels: int, width: int) -> None:
         """A map of one more subject from `width` numbers, zero until it is fitted, and noise of variance 1."""
-        voxel_map = VoxelMap(width, voxels, self.noise_rank).to(self.hidden.weight)
-        for part in voxel_map.parameters():
-            nn.init.zeros_(part)
-        self.voxel_maps.append(voxel_map)
+        self.voxel_maps.append(zeroed(VoxelMap(width, voxels, self.noise_rank), self.hidden.weight))
         more = max(voxels - self.noise_logvar.shape[1], 0)
         self.noise_logvar = nn.Parameter(nn.functional.pad(self.noise_logvar, (0, more, 0, 1)))
 
@@ -244,11 +241,6 @@ def rows_by_subject(
         yield subject, rows, own[rows, None]
 
 
-def weighted(ridge: Ridge, voxel_weights: torch.Tensor) -> Ridge:
-    """A ridge from weighted voxels as one from the voxels themselves."""
-    return Ridge(voxel_weights[:, None] * ridge.weights, ridge.intercept, ridge.penalty)
-
-
 @torch.no_grad()
 def put(layer: nn.Linear, ridge: Ridge) -> None:
     """The weights and intercept of a ridge into a linear layer."""
@@ -256,12 +248,11 @@ def put(layer: nn.Linear, ridge: Ridge) -> None:
     layer.bias.copy_(ridge.intercept)
 
 
-def zero_map(inputs: int, outputs: int, like: torch.Tensor) -> nn.Linear:
-    """A linear layer of zeros, of the dtype and on the device of `like`."""
-    layer = nn.Linear(inputs, outputs, device=like.device, dtype=like.dtype)
+def zeroed(layer: nn.Linear, like: torch.Tensor) -> nn.Linear:
+    """The layer with weights of zero, of the dtype and on the device of `like`."""
     for part in layer.parameters():
         nn.init.zeros_(part)
-    return layer
+    return layer.to(like)
 
 
 def others(place: int, count: int) -> list[int]:

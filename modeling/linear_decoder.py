@@ -44,7 +44,7 @@ def fit_linear_decoders(model, stimulus_ids: list[str], stimuli, errors: torch.T
     scaled = latents * predicted
     ridge = RidgePath(scaled, torch.cat(targets)).solve(PENALTY * squared_norm(scaled))
     weights = predicted[:, None] * ridge.weights
-    parts = [weights.shape[1] - len(model.embedding_decoder.bias), len(model.embedding_decoder.bias)]
+    parts = [len(decoder.from_learned.bias), len(model.embedding_decoder.bias)]
     (to_pixels, to_embedding), (level, embedding_level) = weights.split(parts, dim=1), ridge.intercept.split(parts)
     from_learned, from_linear = to_pixels.split([model.config.latent_dim, model.config.linear_dim])
     put(decoder.from_learned, Ridge(from_learned, level, ridge.penalty))

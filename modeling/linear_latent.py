@@ -32,8 +32,8 @@ def fit_encoding(
 ) -> dict[str, torch.Tensor]:
     """Fit the maps from the latent to the voxels of all subjects, and the head of the latent's linear dimensions.
 
-    Voxels are predicted from the linear dimensions alone. From the learned ones only a model without linear dimensions
-    predicts them, or one of fewer than 6 stimuli.
+    Voxels are predicted from the linear dimensions alone. They are predicted from the learned ones where the model has
+    no linear dimensions, or where any of the subjects has fewer than 6 stimuli.
 
     Args:
         stimuli: as in `refit.RowImages`.
@@ -53,7 +53,7 @@ def fit_encoding(
     place = {stimulus: row for row, stimulus in enumerate(distinct)}
     use_maps = model.config.linear_dim > 0 and min(map(len, chosen.values())) >= FEWEST_STIMULI
     spaces = feature_spaces(model, stimuli, distinct) if use_maps else []
-    components = Components(spaces, model.config.linear_dim)
+    components = Components(spaces, model.config.linear_dim) if use_maps else None
     maps, voxel_weights = {}, {}
     for name in processes.own(names):
         own = chosen[name] if use_maps else list(dict.fromkeys(trials.stimulus_ids(name)))
@@ -62,7 +62,7 @@ def fit_encoding(
             rows = torch.tensor([place[stimulus] for stimulus in own], device=model.device)
             encodings = [Encoding(space, rows, fmri) for space in spaces]
             weights, left = stacking_weights(encodings, seed)
-            told = ", ".join(f"{model} {t:.2f}" for model, t in weights.items())
+            told = ", ".join(f"{which} {t:.2f}" for which, t in weights.items())
             logger.info(f"{name}: weights of the encoding models: {told}")
             components.add(name, encodings, weights)
             read, penalty = spaces[0].scores[rows], encodings[0].penalties[spaces[0].name]
@@ -106,14 +106,22 @@ class Components:
     The predictions of a block are reduced to their largest components, and these with those kept so far to the largest
     again, so that the predictions are never in memory for all voxels, and their linear maps for none.
 
+    Args:
+        most: how many are kept.
+
+    Attributes:
+        scores: of each stimulus, `(stimuli, components)`.
+        heads: from each feature space to the scores, `(channels * places, components)`.
+        readouts: for each block of voxels its subject, its readout `(components, voxels)` and its mean `(voxels,)`.
+
     Source: Iwen & Ong 2016, A distributed and incremental SVD algorithm for agglomerative data analysis.
     """
 
     def __init__(self, spaces: list[FeatureSpace], most: int):
         self.spaces, self.most = spaces, most
-        self.scores = spaces[0].mean.new_zeros(len(spaces[0].scores), 0) if spaces else torch.zeros(0, 0)
+        self.scores = spaces[0].mean.new_zeros(len(spaces[0].scores), 0)
         self.heads = [space.mean.new_zeros(space.mean.numel(), 0) for space in spaces]
-        self.readouts: list[tuple[str, torch.Tensor, torch.Tensor]] = []  # subject, (components, voxels), mean
+        self.readouts: list[tuple[str, torch.Tensor, torch.Tensor]] = []
 
     def add(self, subject: str, encodings: list[Encoding], shares: dict[str, float]) -> None:
         """The weighted predictions of one more subject, by an encoding from each feature space."""

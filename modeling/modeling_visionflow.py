@@ -558,9 +558,11 @@ class VisionFlowModel(PreTrainedModel):
             `VisionFlowProcessor`, which knows the subject.
 
         Raises:
-            ValueError: a model without subjects, numbers of images and responses that differ, responses that are not
-                finite numbers, or fewer than 4 distinct stimuli. Model and processor are as before then.
+            ValueError: a model without subjects or with weights other than float32, numbers of images and responses
+                that differ, responses that are not finite numbers, or fewer than 4 distinct stimuli. Model and
+                processor are as before then.
         """
+        self._check_precision()
         processor = processor or self._own_processor()
         fmri = torch.as_tensor(np.asarray(fmri) if isinstance(fmri, (list, tuple)) else fmri).detach().float()
         if not self.config.subjects:
@@ -610,6 +612,7 @@ class VisionFlowModel(PreTrainedModel):
             ValueError: a column is missing, the rows are not of just the subjects that the model knows, a subject has a
                 single stimulus, or the weights are not float32. The model is as before then.
         """
+        self._check_precision()
         refit(self, rows, processor or self._own_processor(), seed)
         return self
 
@@ -812,6 +815,11 @@ class VisionFlowModel(PreTrainedModel):
             rows = voxels if self.voxels is None else len(self.voxels.rows.get(name, range(voxels)))
             if rows != voxels:
                 raise OSError(f"{VOXELS} has {rows} voxels of {name}, the model has {voxels}: copy both from one place")
+
+    def _check_precision(self) -> None:
+        """Raise a ValueError where the weights are not float32."""
+        if self.dtype != torch.float32:
+            raise ValueError(f"the weights are of {self.dtype}: call model.float() first, the fits need torch.float32")
 
     def _own_dtype(self) -> torch.dtype:
         """The weights' dtype; `self.dtype` has no parameters to look at in a replica of `nn.DataParallel`."""

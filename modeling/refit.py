@@ -50,14 +50,11 @@ class RowImages:
         """What a frozen encoder made of each, `(stimuli, features)`; None, since this one may learn."""
 
 
-@torch.no_grad()
 def refit(model, rows, processor: VisionFlowProcessor, seed: int) -> None:
     """Fit the fMRI side of `model` to rows, as `VisionFlowModel.refit` says."""
     missing = [name for name in COLUMNS if name not in rows.column_names]
     if missing:
         raise ValueError(f"the rows have no column {', '.join(missing)}: {', '.join(COLUMNS)} are expected")
-    if model.dtype != torch.float32:
-        raise ValueError(f"the weights are of {model.dtype}: call model.float() first, the fits need torch.float32")
     processor.check_subjects(model.config)
     rows = pairs_of(rows)
     subjects = set(rows["subject"])
@@ -76,6 +73,7 @@ def refit(model, rows, processor: VisionFlowProcessor, seed: int) -> None:
     model.train(training)
 
 
+@torch.no_grad()
 def fit_fmri_side(
     model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: Sequence[str] = (), shared: bool = False
 ) -> None:
@@ -115,7 +113,7 @@ def fit_fmri_side(
     if processes.rank:
         return
     learned_error, linear_error = (torch.stack(parts).mean(0).to(model.device) for parts in zip(*errors, strict=True))
-    to_latent.linear_logvar.data.copy_(linear_error.clamp(min=1e-3).log())
+    to_latent.linear_logvar.copy_(linear_error.clamp(min=1e-3).log())
     logger.info("training the MLP from fMRI to latent on simulated trials")
     align(model, trials, stimuli, max_steps, seed, unpaired)
     fit_linear_decoders(model, [*names, *unpaired], stimuli, torch.cat([learned_error, linear_error]))

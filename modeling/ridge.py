@@ -14,7 +14,7 @@ LEAST_FREE = 0.01  # 1 - trace(H) / n of a ridge whose error is judged by genera
 BLOCK = 2000  # targets that are worked on at once, which bounds the memory
 
 # Of the ridges from small groups of features in `likely_mean`:
-WORKING_SET = 10_000_000  # numbers that the groups which are worked on at once predict together
+WORKING_SET = 10_000_000  # numbers of maps, or samples times targets of the groups, that are worked on at once
 GROUP_PENALTIES = (0.03, 0.3, 3.0, 30.0)  # times the mean variance of a feature and the number of samples
 LEAST_LIKELIHOOD = 0.02  # against the best
 LEAST_VARIANCE = 1e-6  # of a feature; what varies less is the blank border of images
@@ -126,16 +126,15 @@ class RidgePath:
         self, features: torch.Tensor, targets: torch.Tensor, eigen: tuple[torch.Tensor, torch.Tensor] | None = None
     ):
         self.centre, self.level = features.mean(-2, keepdim=True), targets.mean(0)
-        centred = features - self.centre
-        turned = centred.mT
+        centred, targets = features - self.centre, targets - self.level
         wide = features.shape[-1] > features.shape[-2]
-        self.eigen = eigh(centred @ turned if wide else turned @ centred) if eigen is None else eigen
-        values, vectors = self.eigen
+        self.eigen = eigh(centred @ centred.mT if wide else centred.mT @ centred) if eigen is None else eigen
+        values, self.vectors = self.eigen
         self.values = values.clamp(min=0)
-        self.along = vectors.mT @ ((targets - self.level) if wide else turned @ (targets - self.level))
-        self.back = turned @ vectors if wide else vectors
-        self.scale = self.values if wide else torch.ones_like(self.values)  # of the products of along and back
-        self.variance = (targets - self.level).square().mean(0)
+        self.along = self.vectors.mT @ (targets if wide else centred.mT @ targets)
+        self.rows = centred if wide else None  # of which the weights are sums
+        self.scale = self.values if wide else torch.ones_like(self.values)  # times along^2: the squares of X'Y
+        self.variance = targets.square().mean(0)
         self.samples = len(targets)
 
     def predictions(self, features: torch.Tensor, penalties: list[float | torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -143,7 +142,8 @@ class RidgePath:
 
         A tensor of penalties has the leading dimensions.
         """
-        projected = (features - self.centre) @ self.back
+        features = features - self.centre
+        projected = (features if self.rows is None else features @ self.rows.mT) @ self.vectors
         for penalty in penalties:
             yield (projected / self._shrunk(penalty)[..., None, :]) @ self.along + self.level
 
@@ -153,7 +153,7 @@ class RidgePath:
 
     def solve(self, penalty: float) -> Ridge:
         """The ridge of one penalty."""
-        weights = self.back @ (self.along / self._shrunk(penalty)[..., None])
+        weights = self._weights(self.along / self._shrunk(penalty)[..., None])
         return Ridge(weights, self.level - (self.centre @ weights).squeeze(-2), penalty)
 
     def cross_validated(self, penalties: list[torch.Tensor]) -> torch.Tensor:
@@ -191,8 +191,13 @@ class RidgePath:
     def mean(self, penalties: list[torch.Tensor], shares: torch.Tensor) -> Ridge:
         """The sum of the ridges of some penalties, times the shares `(..., penalties, targets)` of these."""
         shrunk = self.values[..., None] + torch.stack(penalties, dim=-1)[..., None, :]  # (..., features, penalties)
-        weights = self.back @ (self.along * (1 / shrunk @ shares))
+        weights = self._weights(self.along * (1 / shrunk @ shares))
         return Ridge(weights, shares.sum(-2) * self.level - (self.centre @ weights).squeeze(-2), 0.0)
+
+    def _weights(self, along: torch.Tensor) -> torch.Tensor:
+        """Of the features, from those of the eigenvectors."""
+        weights = self.vectors @ along
+        return weights if self.rows is None else self.rows.mT @ weights
 
     def _shrunk(self, penalty: float | torch.Tensor) -> torch.Tensor:
         if isinstance(penalty, torch.Tensor):
@@ -306,7 +311,7 @@ def nnls(products: torch.Tensor, with_targets: torch.Tensor) -> torch.Tensor:
 
 def squared_norm(features: torch.Tensor) -> float:
     """Mean squared norm of a centred row."""
-    return max(float((features - features.mean(0)).square().sum(1).mean()), 1e-12)
+    return max(float((features - features.mean(0)).square_().sum(1).mean()), 1e-12)
 
 
 def group_folds(groups: Sequence, folds: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

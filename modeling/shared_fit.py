@@ -27,7 +27,7 @@ class Processes:
         return list(subjects)[self.rank :: self.count]
 
     def gather(self, value) -> list:
-        """The value of each process, in their order. Its tensors are on the CPU if there are several."""
+        """The value of each process, in their order; the tensors in it have to be on the CPU."""
         if self.count == 1:
             return [value]
         values = [None] * self.count
@@ -35,7 +35,9 @@ class Processes:
         return values
 
     def of_first(self, call: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
-        """What `call` gives the first process: eigenvectors of other processors may have other signs."""
+        """What `call` gives the first process, on the CPU if there are several: elsewhere the signs of eigenvectors may
+        be others.
+        """
         if self.count == 1:
             return call()
         values = [tuple(one.cpu() for one in call()) if self.rank == 0 else None]
@@ -47,9 +49,9 @@ class Processes:
         if self.count > 1:
             distributed.all_reduce(tensor)
 
-    def take_over(self, tensors: Sequence[torch.Tensor], subject: int) -> None:
-        """Fill tensors with what the process has that fitted the subject of this number."""
+    def take_over(self, tensors: Sequence[torch.Tensor], number: int) -> None:
+        """Fill tensors with what the process has that fitted the subject with this place in the list given to `own`."""
         for tensor in tensors if self.count > 1 else ():
             value = tensor.detach().contiguous()
-            distributed.broadcast(value, subject % self.count)
+            distributed.broadcast(value, number % self.count)
             tensor.detach().copy_(value)

@@ -20,7 +20,7 @@ import torch
 
 from .feature_spaces import BATCH
 from .fmri_bridges import LEAST_NOISE, put
-from .ridge import BLOCK, FOLDS, WORKING_SET, Groups, Ridge, RidgePath, fit_ridge, group_folds, likely_mean, stack
+from .ridge import BLOCK, FOLDS, Groups, Ridge, RidgePath, fit_ridge, group_folds, likely_mean, stack
 
 FEWEST_STIMULI = 4  # the least from which folds within folds within folds can be made
 MOST_KNOWN = 2000  # known voxels with which a new one is compared, shared out among the subjects
@@ -110,7 +110,7 @@ def fit_voxels(known: torch.Tensor, fmri: torch.Tensor, stimulus_ids: Sequence[s
 
     def models(rows: torch.Tensor) -> list[Ridge]:
         names = [stimulus_ids[row] for row in rows]
-        return [fit(known[rows], fmri[rows], names) for fit in (fit_ridge, fit_similar_voxels)]
+        return [fit_ridge(known[rows], fmri[rows], names), fit_similar_voxels(known[rows], fmri[rows])]
 
     ridge, expected = stacked(models, known, fmri, stimulus_ids)
     return ridge, (expected - fmri).square().mean(0)
@@ -172,21 +172,12 @@ def stacked(
     return Ridge(linear, level, 0.0), levels + sum(t * one for t, one in zip(weights, predicted, strict=True))
 
 
-def fit_similar_voxels(known: torch.Tensor, fmri: torch.Tensor, stimulus_ids: Sequence[str]) -> Ridge:
+def fit_similar_voxels(known: torch.Tensor, fmri: torch.Tensor) -> Ridge:
     """For each voxel the mean over the known voxels, each scaled to it by ridge, by their likelihood."""
     candidates = known.T[:, :, None].contiguous()
-    weights = []
-    for start in range(0, fmri.shape[1], BLOCK):
-        responses = fmri[:, start : start + BLOCK]
-        parts = candidates.split(max(1, WORKING_SET // responses.numel()))
-        own, intercept = (
-            responses.new_zeros(known.shape[1], responses.shape[1]),
-            responses.new_zeros(responses.shape[1]),
-        )
-        ridges = likely_mean([Groups(lambda part=part: part) for part in parts], responses)
-        for rows, ridge in zip(torch.arange(len(candidates)).split(len(parts[0])), ridges, strict=True):
-            if ridge is not None:
-                own[rows] = ridge.weights[:, 0]
-                intercept += ridge.intercept.sum(0)
-        weights.append((own, intercept))
-    return Ridge(*(torch.cat(parts, dim=-1) for parts in zip(*weights, strict=True)), 0.0)
+    each_alone = Groups(lambda: candidates)
+    parts = []
+    for responses in fmri.split(BLOCK, dim=1):
+        (ridge,) = likely_mean([each_alone], responses)
+        parts.append((ridge.weights[:, 0], ridge.intercept.sum(0)))
+    return Ridge(*(torch.cat(some, dim=-1) for some in zip(*parts, strict=True)), 0.0)

@@ -1,13 +1,16 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """The responses of each subject to some stimuli: read once, standardised by the processor, on the CPU."""
 
+import copy
 from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 
 from .processing_visionflow import VisionFlowProcessor
+from .ridge import BLOCK
 
+ROWS = 1000  # standardised at once
 MOST_KEPT = 4 * 2**30  # bytes of responses that stay in memory; those of a larger corpus are read again when needed
 
 
@@ -16,11 +19,13 @@ class Trials:
 
     Args:
         rows (`datasets.Dataset`): with an image and fMRI each.
+
+    Attributes:
         held_out: stimuli whose trials are left out.
     """
 
-    def __init__(self, rows, processor: VisionFlowProcessor, held_out: Collection[str] = ()):
-        self.rows, self.processor, self.held_out = rows, processor, set(held_out)
+    def __init__(self, rows, processor: VisionFlowProcessor):
+        self.rows, self.processor, self.held_out = rows, processor, set()
         self._owners, self._names = np.asarray(rows["subject"]), np.asarray(rows["stimulus_id"], dtype=object)
         voxels = {name: len(mean) for name, mean in processor.fmri_mean.items()}
         self._all_kept = 4 * sum(voxels.get(owner, 0) for owner in self._owners.tolist()) <= MOST_KEPT
@@ -28,8 +33,8 @@ class Trials:
 
     def without(self, held_out: Collection[str]) -> "Trials":
         """The trials of all other stimuli; what has been read is shared."""
-        fewer = Trials(self.rows, self.processor, held_out)
-        fewer._read = self._read
+        fewer = copy.copy(self)
+        fewer.held_out = self.held_out | set(held_out)
         return fewer
 
     @property
@@ -51,8 +56,11 @@ class Trials:
         if subject not in self._read:
             if not self._all_kept:
                 self._read.clear()
-            own = self.rows.select(np.flatnonzero(self._owners == subject))
-            self._read[subject] = self.processor(fmri=responses_of(own), subject=subject)["fmri"]
+            values = responses_of(self.rows.select(np.flatnonzero(self._owners == subject)))
+            for start in range(0, len(values), ROWS):  # the processor returns the means of each as well
+                some = slice(start, start + ROWS)
+                values[some] = self.processor(fmri=values[some], subject=subject)["fmri"]
+            self._read[subject] = torch.from_numpy(values)
         fmri = self._read[subject]
         if not self.held_out:
             return fmri
@@ -73,7 +81,8 @@ class Trials:
     def squared_errors(self, subject: str, stimuli: Sequence[str], predicted: torch.Tensor) -> torch.Tensor:
         """Mean over single trials of (fmri - predicted)^2, `(voxels,)`, from `predicted` `(stimuli, voxels)`."""
         fmri, rows = self._of(subject, stimuli)
-        return (fmri - predicted.cpu()[rows]).square().mean(0)
+        blocks = zip(fmri.split(BLOCK, dim=1), predicted.cpu().split(BLOCK, dim=1), strict=True)
+        return torch.cat([(measured - expected[rows]).square().mean(0) for measured, expected in blocks])
 
     def _of(self, subject: str, stimuli: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """The trials of these stimuli, and the place of each one's stimulus among them."""

@@ -52,6 +52,7 @@ def test_every_field_is_a_flag_or_refused():
         *(("per_device_train_batch_size", "0"), ("gradient_accumulation_steps", "0"), ("seed", str(2**32))),
         *(("latent_dim", "0"), ("linear_dim", "-1"), ("kl_weight", "nan"), ("bridge_dropout", "1")),
         *(("voxel_dropout", "1.5"), ("validation_fraction", "1"), ("image_size", "-3"), ("adam_beta2", "1")),
+        *(("latent_dim", "2001"), ("linear_dim", "2001")),
     ],
 )
 def test_a_number_out_of_range_is_refused_before_anything_is_touched(name, value, refused, tmp_path):

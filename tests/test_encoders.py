@@ -311,6 +311,8 @@ def test_a_config_whose_layers_the_encoder_does_not_have(family):
     for change, message in (({"feature_layers": [1, 40]}, "layer 40"), ({"feature_widths": [5, 5]}, r"are \[5, 5\]")):
         with pytest.raises(ValueError, match=message):
             VisionFlowConfig(**(settings | change)).check_widths()
+    with pytest.raises(ValueError, match=r"linear_layers is \[1, 1\]: each layer is expected once"):
+        VisionFlowConfig(**(settings | {"linear_layers": [1, 1], "linear_widths": None}))
     if family == "vit":  # whose widths are known without a run
         with pytest.raises(ValueError, match="layer 40"):
             VisionFlowConfig(**(settings | {"feature_layers": [1, 40]}))

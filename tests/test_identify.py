@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from transformers import AutoModel
 from visionflow_hf.cli import main
 from visionflow_hf.evaluation.scores import likelihood_of_images
 from visionflow_hf.hub import load_model
-from visionflow_hf.modeling.fmri_bridges import SHARED_NOISE
+from visionflow_hf.modeling.fmri_bridges import SHARED_NOISE, LatentToFmri
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,17 @@ def test_noise_that_voxels_share_is_taken_from_errors(loaded, run):
     std = (model.latent_to_fmri.noise_logvar[0, :30] / 2).exp()
     expected = SHARED_NOISE * torch.from_numpy(np.corrcoef(errors.T.numpy())).float() * std[:, None] * std
     torch.testing.assert_close(factors.T @ factors, expected.detach(), atol=0.05, rtol=0)
+
+
+def test_noise_may_be_independent():
+    sizes = {"latent_dim": 4, "bridge_hidden_size": 3, "linear_dim": 2, "num_voxels": [30, 20]}
+    bridge = LatentToFmri(SimpleNamespace(**sizes, bridge_dropout=0.0, noise_rank=0))
+    bridge.noise_logvar.data.uniform_(-2, 2)
+    bridge.set_shared_noise(1, torch.randn(50, 20))
+    fmri, predicted = torch.randn(3, 20), torch.randn(4, 20)
+    independent = torch.distributions.Normal(predicted, (bridge.noise_logvar[1, :20] / 2).exp())
+    expected = independent.log_prob(fmri[:, None]).sum(-1)
+    torch.testing.assert_close(bridge.log_likelihood(fmri, predicted, 1), expected, atol=1e-3, rtol=1e-4)
 
 
 def test_errors_of_the_caller(loaded, rows):

@@ -100,6 +100,8 @@ def test_fit_subject_by_code(run, newcomer):
         model.fit_subject("bob", images=images[:3], fmri=fmri[:2])
     with pytest.raises(ValueError, match="3 images and fmri"):
         model.fit_subject("bob", images=images[:3], fmri=np.full((3, 60), np.nan))
+    with pytest.raises(ValueError, match=r"model.float\(\)"):
+        model.bfloat16().fit_subject("bob", images=images, fmri=fmri)
     assert model.config.subjects == ["subj01", "subj02", "ann"]
 
 

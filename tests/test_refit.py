@@ -37,6 +37,7 @@ def test_spoilt_maps_are_what_train_fitted_again(run, corpus):
     state = torch.get_rng_state()
     assert model.train().refit(rows, processor) is model
     assert model.training and torch.equal(torch.get_rng_state(), state)
+    assert all(weight.grad is None for weight in model.parameters())  # a Trainer would add its own to them
     after = model.state_dict()
     for subject in range(2):  # principal components may have another sign: the maps are compared behind them
         for part, shape in (("voxel_maps.{}.weight", 30), ("noise_logvar", None)):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,6 +139,12 @@ def test_auto_begins_a_run_anew_that_was_killed_before_its_first_checkpoint(corp
     refused(lambda: train(corpus, killed, "--resume_from_checkpoint", "auto"), "it has begun")
     (killed / "other").mkdir(parents=True)
     refused(lambda: train(corpus, killed, "--resume_from_checkpoint", "auto"), "exists and is not empty")
+
+
+def test_nothing_is_validated_where_no_subject_can_spare_a_stimulus():
+    trials = SimpleNamespace(stimuli=["a", "b"], subjects=["subj01"], stimulus_ids=lambda name: ["a", "b", "b"])
+    args = SimpleNamespace(validation_fraction=0.5, seed=0)
+    assert train_module.choose_held_out(trials, args) == (set(), False)
 
 
 def test_a_folder_with_a_config_holds_a_whole_model(corpus, tmp_path, monkeypatch):

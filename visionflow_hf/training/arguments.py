@@ -244,7 +244,7 @@ LEAST = {"max_steps": -1, "feature_layers": -1, "local_rank": -1} | dict.fromkey
     1,
 )  # 0 for all others
 BELOW_ONE = ("bridge_dropout", "voxel_dropout", "validation_fraction", "adam_beta1", "adam_beta2")
-MOST = {"seed": 2**32 - 1, "linear_dim": 2000}  # what numpy takes; what one ridge is judged by
+MOST = {"seed": 2**32 - 1, "latent_dim": 2000, "linear_dim": 2000}  # what numpy takes; what one ridge is judged by
 
 
 def check_numbers(args) -> None:

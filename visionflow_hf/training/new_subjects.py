@@ -41,6 +41,7 @@ def fit_new_subjects(
     stimuli = Stimuli(processor, [pairs], cache=cache)
     torch.manual_seed(seed)
     seen, prior = image_latents(model, stimuli, list(stimuli.keys), IMAGES), latents_of_the_prior(model, seed)
+    place = {stimulus: row for row, stimulus in enumerate(stimuli.keys)}
     simulated = tuple(torch.cat(parts) for parts in zip((seen.learned.mean, seen.linear.mean), prior, strict=True))
     for name in own.subjects:
         if name in processor.subjects:
@@ -52,14 +53,11 @@ def fit_new_subjects(
     trials = Trials(pairs, processor)
     for name in own.subjects:
         names = trials.stimulus_ids(name)
-        distinct = list(dict.fromkeys(names))
         fmri = trials.fmri(name).to(model.device)
-        posterior = image_latents(model, stimuli, distinct)
-        place_of = {stimulus: row for row, stimulus in enumerate(distinct)}
-        rows = [place_of[stimulus] for stimulus in names]
-        latents = posterior.learned.mean[rows], posterior.linear.mean[rows]
+        rows = [place[stimulus] for stimulus in names]
+        latents = seen.learned.mean[rows], seen.linear.mean[rows]
         try:
             fit_maps(model, name, fmri, latents, names, simulated, known)
         except ValueError as error:
             raise UserError(str(error)) from error
-        logger.info(f"{name}: {fmri.shape[1]} voxels fitted to {len(fmri)} trials of {len(distinct)} stimuli")
+        logger.info(f"{name}: {fmri.shape[1]} voxels fitted to {len(fmri)} trials of {len(set(names))} stimuli")

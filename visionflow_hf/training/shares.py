@@ -20,7 +20,7 @@ from visionflow_hf.stimuli import Stimuli
 logger = logging.getLogger(__name__)
 
 MLP_SHARES = (0.0, 0.5, 1.0)
-MLP_SHARES_OF_FEW = (0.0, 0.5)  # stimuli
+MLP_SHARES_OF_FEW = (0.0, 0.5)  # where distinct stimuli are few
 LINEAR_SHARES = tuple(np.linspace(0, 1, 11).tolist())
 MOST_ASKED = 128  # held-out stimuli by which the shares are chosen
 
@@ -42,8 +42,6 @@ def choose_shares(
     learned, linear, images = [], [], []
     for name in held_out.subjects:
         own = held_out.some_stimuli(name, max(1, MOST_ASKED // len(held_out.subjects)), seed)
-        if not own:
-            continue
         fmri = held_out.mean_responses(name, own).to(model.device)
         ids = torch.full((len(own),), model.config.subjects.index(name), device=model.device)
         h, v = model.eval().fmri_to_latent.voxels_to_latent(fmri, ids)

@@ -132,7 +132,7 @@ def train_on(
     first = training_args.process_index == 0
     if model_args.freeze_shared:
         model, processor = load_model(model_args.from_model)
-        model.to(training_args.device)
+        model.float().to(training_args.device)  # it may have been saved in another precision
         fit_new_subjects(model, processor, splits["train"], training_args.seed, training_args.stimulus_cache)
         if first:
             begin(run, model_args, training_args)
@@ -228,7 +228,7 @@ def choose_held_out(trials: Trials, args: VisionFlowTrainingArguments) -> tuple[
     if fraction is None:
         fraction = 0.1 if distinct >= MANY_STIMULI else 0
     for_good = fraction > 0
-    if not fraction and distinct >= FEWEST_TO_CHOOSE:
+    if not for_good and distinct >= FEWEST_TO_CHOOSE:
         fraction = min(max(0.2, ENOUGH_TO_CHOOSE / distinct), 0.5)
     held_out = split_stimuli(stimulus_ids, fraction, args.seed) if fraction else set()
     for name in trials.subjects:
@@ -237,7 +237,7 @@ def choose_held_out(trials: Trials, args: VisionFlowTrainingArguments) -> tuple[
             raise UserError(f"{name} has 1 distinct stimulus with an image in train: at least 2 are needed")
         if len(own - held_out) < 2:
             held_out -= own
-    return held_out, for_good
+    return held_out, for_good and bool(held_out)
 
 
 def unsaved(args: VisionFlowTrainingArguments) -> VisionFlowTrainingArguments:
