@@ -24,6 +24,7 @@ from .feature_spaces import ENERGIES, FeatureSpace, in_parts
 from .gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS
 from .ridge import FOLDS, WORKING_SET, Groups, Ridge, RidgePath, evenly, group_folds, likely_mean, stack
 
+FEWEST_STIMULI = 6  # the least of which some can be held out
 ASKED = 50_000  # held-out responses by which the weights of the models are fitted, about
 ASKED_FOLDS = 3  # of the five folds, that are held out for it: each costs as much as a fit
 FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
@@ -35,12 +36,14 @@ class Prediction:
 
     Attributes:
         fmri (`torch.Tensor` of shape `(stimuli, voxels)`)
-        times: `(voxels, k)` to `(channels, places, k)`, the map's weights times a matrix. The weights themselves,
-            `(channels, places, voxels)`, would fill memory.
+        times: `(voxels, k)` to `(channels * places, k)`, the map's weights times a matrix. The weights themselves,
+            `(channels * places, voxels)`, would fill memory.
+        of_scores: that it is a map of the space's scores, whose weights are `(components, voxels)`.
     """
 
     fmri: torch.Tensor
     times: Callable[[torch.Tensor], torch.Tensor]
+    of_scores: bool = False
 
 
 class Encoding:
@@ -78,24 +81,24 @@ class Encoding:
         def times(matrix: torch.Tensor) -> torch.Tensor:
             weights = matrix.new_zeros(*self.space.mean.shape, matrix.shape[1])
             weights[WAVELETS:] = (ridge.weights @ matrix).unflatten(0, (-1, GRID**2))
-            return weights
+            return weights.flatten(0, 1)
 
         return Prediction(ridge.predict(self._colours(slice(None))), times)
 
     def ridge(self, voxels: slice) -> Prediction:
         """Ridge from the whole feature space."""
         ridge = self._ridge(self.space.name, self.space.scores[self.rows], voxels)
-        return Prediction(ridge.predict(self.space.scores), lambda matrix: self.space.of_scores(ridge.weights @ matrix))
+        return Prediction(ridge.predict(self.space.scores), lambda matrix: ridge.weights @ matrix, of_scores=True)
 
     def fields(self, voxels: slice) -> Prediction:
         """For each voxel the mean over all fields and penalties, by their likelihood."""
         space, responses = self.space, self.fmri[:, voxels]
         if not self.field_groups:
-            chunk = max(1, WORKING_SET // responses.numel())
+            longer = max(len(space.scores), responses.shape[1])
             self.field_groups = [
                 (channels, some, Groups(partial(pooled, space, self.rows, channels, some)))
                 for channels, places in pooling_fields(space)
-                for some in places.split(chunk)
+                for some in places.split(max(1, WORKING_SET // (len(space.read[channels]) * longer)))
             ]
         ridges = likely_mean([groups for *_, groups in self.field_groups], responses)
         fmri, used = responses.new_zeros(len(space.scores), responses.shape[1]), []
@@ -109,7 +112,8 @@ class Encoding:
             weights = matrix.new_zeros(*space.read.shape[::2], matrix.shape[1])
             for channels, places, own in used:
                 weights[channels] += torch.einsum("fp,fck->cpk", places, own @ matrix)
-            return weights if space.turn is None else torch.einsum("ck,kpd->cpd", space.turn, weights)
+            weights = weights if space.turn is None else torch.einsum("ck,kpd->cpd", space.turn, weights)
+            return weights.flatten(0, 1)
 
         return Prediction(fmri, times)
 
@@ -150,7 +154,8 @@ def pooling_fields(space: FeatureSpace) -> Iterator[tuple[slice, torch.Tensor]]:
 def stacking_weights(encodings: list[Encoding], seed: int) -> tuple[dict[str, float], float]:
     """Weights of the encoding models that predict held-out stimuli best.
 
-    They are common to all voxels; of many voxels some stand for all.
+    They are common to all voxels; of many voxels some stand for all. Of fewer than 6 stimuli none can be held out, and
+    ridge from the first space gets all the weight.
 
     Args:
         encodings: of one subject, from each feature space.
@@ -160,6 +165,9 @@ def stacking_weights(encodings: list[Encoding], seed: int) -> tuple[dict[str, fl
         space, where it is smaller.
     """
     rows, fmri = encodings[0].rows, encodings[0].fmri
+    names, first = [name for one in encodings for name in one.models], encodings[0].space.name
+    if len(rows) < FEWEST_STIMULI:
+        return {name: float(name == first) for name in names}, 1.0
     enough = min(len(fmri), 250)
     voxels = max(100, ASKED // enough)
     fmri = fmri[:, :: max(1, fmri.shape[1] // voxels)]
@@ -175,10 +183,9 @@ def stacking_weights(encodings: list[Encoding], seed: int) -> tuple[dict[str, fl
             break
     columns, targets = [torch.cat(one) for one in predicted.values()], torch.cat(measured)
     weights = stack(columns, targets)
-    first = list(predicted).index(encodings[0].space.name)
     if not weights.any():  # nothing predicts held-out stimuli
-        weights[first] = 1
+        weights[names.index(first)] = 1
     left = targets - sum(t * one for t, one in zip(weights.tolist(), columns, strict=True))
-    alone = (targets - columns[first]).square().sum()
+    alone = (targets - columns[names.index(first)]).square().sum()
     share = float((left.square().sum() / alone.clamp(min=1e-12)).clamp(1e-3, 1))
-    return dict(zip(predicted, weights.tolist(), strict=True)), share
+    return dict(zip(names, weights.tolist(), strict=True)), share

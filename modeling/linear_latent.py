@@ -20,7 +20,6 @@ from .trials import Trials
 
 logger = logging.get_logger(__name__)
 
-FEWEST_STIMULI = 6  # the least from which folds within folds can be made
 MOST_STIMULI = 8000  # shared out among the subjects
 MOST_WEIGHTS = 64_000_000  # of the fields of a block of voxels
 LEAST_WEIGHT = 1e-3  # of a voxel that is not predicted
@@ -32,8 +31,7 @@ def fit_encoding(
 ) -> dict[str, torch.Tensor]:
     """Fit the maps from the latent to the voxels of all subjects, and the head of the latent's linear dimensions.
 
-    Voxels are predicted from the linear dimensions alone. They are predicted from the learned ones where the model has
-    no linear dimensions, or where any of the subjects has fewer than 6 stimuli.
+    Voxels are predicted from the linear dimensions alone; by a model without these, from the learned ones.
 
     Args:
         stimuli: as in `refit.RowImages`.
@@ -51,14 +49,13 @@ def fit_encoding(
     chosen = {name: trials.some_stimuli(name, MOST_STIMULI // len(names), seed) for name in names}
     distinct = list(dict.fromkeys(stimulus for own in chosen.values() for stimulus in own))
     place = {stimulus: row for row, stimulus in enumerate(distinct)}
-    use_maps = model.config.linear_dim > 0 and min(map(len, chosen.values())) >= FEWEST_STIMULI
-    spaces = feature_spaces(model, stimuli, distinct) if use_maps else []
-    components = Components(spaces, model.config.linear_dim) if use_maps else None
+    spaces = feature_spaces(model, stimuli, distinct) if model.config.linear_dim else []
+    components = Components(spaces, model.config.linear_dim) if spaces else None
     maps, voxel_weights = {}, {}
     for name in processes.own(names):
-        own = chosen[name] if use_maps else list(dict.fromkeys(trials.stimulus_ids(name)))
+        own = chosen[name]
         fmri = trials.mean_responses(name, own).to(model.device)
-        if use_maps:
+        if spaces:
             rows = torch.tensor([place[stimulus] for stimulus in own], device=model.device)
             encodings = [Encoding(space, rows, fmri) for space in spaces]
             weights, left = stacking_weights(encodings, seed)
@@ -75,16 +72,13 @@ def fit_encoding(
         model.set_noise(name, left * trials.squared_errors(name, own, expected))
         few = len(own) < FEW_STIMULI
         voxel_weights[name] = fmri.new_ones(fmri.shape[1]) if few else reliability(expected, fmri)
-    if use_maps:
+    if spaces:
         components.join(processes)
         maps = components.put_head(model)
-    else:
-        model.linear_head.weight.zero_()
-        model.linear_head.bias.zero_()
     for name, (weights, intercept) in maps.items():
         voxel_map = model.latent_to_fmri.voxel_maps[model.config.subjects.index(name)]
         voxel_map.weight.zero_()
-        read_dims = slice(-len(weights), None) if use_maps else slice(len(weights))
+        read_dims = slice(-len(weights), None) if spaces else slice(len(weights))
         voxel_map.weight[:, read_dims] = weights.T
         voxel_map.bias.copy_(intercept)
     return voxel_weights
@@ -112,6 +106,7 @@ class Components:
     Attributes:
         scores: of each stimulus, `(stimuli, components)`.
         heads: from each feature space to the scores, `(channels * places, components)`.
+        score_heads: from the scores of each feature space, `(its components, components)`, which is added.
         readouts: for each block of voxels its subject, its readout `(components, voxels)` and its mean `(voxels,)`.
 
     Source: Iwen & Ong 2016, A distributed and incremental SVD algorithm for agglomerative data analysis.
@@ -121,6 +116,7 @@ class Components:
         self.spaces, self.most = spaces, most
         self.scores = spaces[0].mean.new_zeros(len(spaces[0].scores), 0)
         self.heads = [space.mean.new_zeros(space.mean.numel(), 0) for space in spaces]
+        self.score_heads = [space.mean.new_zeros(space.scores.shape[1], 0) for space in spaces]
         self.readouts: list[tuple[str, torch.Tensor, torch.Tensor]] = []
 
     def add(self, subject: str, encodings: list[Encoding], shares: dict[str, float]) -> None:
@@ -139,11 +135,11 @@ class Components:
             scores, readout = self._largest(predicted - predicted.mean(0))
             kept = self.scores.shape[1]
             self.scores, turn = self._largest(torch.cat([self.scores, scores], dim=1))
-            self.heads = [head @ turn[:, :kept].T for head in self.heads]
+            self._turn(turn[:, :kept])
             readout = turn[:, kept:] @ readout
             for place, share, one in predictions:
-                self.heads[place] += one.times(share * readout.T).flatten(0, 1)
-            self.readouts = [(name, turn[:, :kept] @ own, mean) for name, own, mean in self.readouts]
+                heads = self.score_heads if one.of_scores else self.heads
+                heads[place] += one.times(share * readout.T)
             self.readouts.append((subject, readout, predicted.mean(0)))
 
     def join(self, processes: Processes) -> None:
@@ -154,10 +150,9 @@ class Components:
         found = processes.of_first(lambda: self._largest(torch.cat(parts, dim=1)))
         self.scores, turn = (one.to(self.scores.device) for one in found)
         turn = turn.split([part.shape[1] for part in parts], dim=1)[processes.rank]
-        self.heads = [head @ turn.T for head in self.heads]
-        for head in self.heads:
+        self._turn(turn)
+        for head in (*self.heads, *self.score_heads):
             processes.add_up(head)
-        self.readouts = [(name, turn @ own, mean) for name, own, mean in self.readouts]
 
     def put_head(self, model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Put the components, each of variance 1 over the stimuli, into the model's linear head; unused ones are zero.
@@ -170,8 +165,8 @@ class Components:
         spread = sizes[:kept] / len(self.scores) ** 0.5
         unused = (0, model.config.linear_dim - kept)
         heads, bias = [], 0
-        for space, head in zip(self.spaces, self.heads, strict=True):
-            head = head[:, :kept] / spread
+        for space, head, of_scores in zip(self.spaces, self.heads, self.score_heads, strict=True):
+            head = (head[:, :kept] + space.of_scores(of_scores[:, :kept]).flatten(0, 1)) / spread
             bias = bias - space.mean.flatten() @ head
             head = head / space.scale.repeat_interleave(space.grid**2)[:, None]
             bias = bias - space.centre.repeat_interleave(space.grid**2) @ head
@@ -184,6 +179,12 @@ class Components:
             weights, level = (torch.cat(parts, dim=-1) for parts in zip(*own, strict=True))
             readouts[subject] = torch.nn.functional.pad(weights.T, unused).T, level
         return readouts
+
+    def _turn(self, turn: torch.Tensor) -> None:
+        """From the components kept so far, of which the new ones are made by `turn`."""
+        self.heads = [head @ turn.T for head in self.heads]
+        self.score_heads = [head @ turn.T for head in self.score_heads]
+        self.readouts = [(name, turn @ own, mean) for name, own, mean in self.readouts]
 
     def _largest(self, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scores, sizes, readout = torch.linalg.svd(columns, full_matrices=False)

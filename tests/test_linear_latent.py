@@ -57,7 +57,7 @@ def test_a_block_of_voxels_has_the_maps_that_it_has_among_all(model, cells):
     encoding = Encoding(maps, torch.arange(60), fmri[:60])
     whole, part = encoding.models[model](EVERY_VOXEL), encoding.models[model](slice(4, 7))
     torch.testing.assert_close(part.fmri, whole.fmri[:, 4:7], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(part.times(torch.eye(3)), whole.times(torch.eye(12))[..., 4:7], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(part.times(torch.eye(3)), whole.times(torch.eye(12))[:, 4:7], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("space", ["cells", "layer"])
@@ -66,7 +66,9 @@ def test_predictions_are_those_of_the_linear_maps(space, request):
     everything = maps.values.double().transpose(0, 1).flatten(1)
     for model in Encoding(maps, torch.arange(60), fmri[:60]).models.values():
         found = model(EVERY_VOXEL)
-        expected = everything @ found.times(torch.eye(12)).double().flatten(0, 1)
+        weights = found.times(torch.eye(12))
+        weights = maps.of_scores(weights).flatten(0, 1) if found.of_scores else weights
+        expected = everything @ weights.double()
         left = found.fmri - expected
         torch.testing.assert_close(left, left.mean(0).expand_as(left), atol=2e-3, rtol=0)  # the intercept
 
@@ -189,7 +191,8 @@ def test_components_of_blocks_are_those_of_all_at_once(cells, most, monkeypatch)
     if most == 200:
         torch.testing.assert_close(components.scores @ readout, predicted, atol=5e-3, rtol=0)
     energies = maps.values.float().transpose(0, 1).flatten(1)
-    scores = (energies - energies.mean(0)) @ components.heads[0]
+    head = components.heads[0] + maps.of_scores(components.score_heads[0]).flatten(0, 1)
+    scores = (energies - energies.mean(0)) @ head
     torch.testing.assert_close(scores, components.scores, atol=0.05, rtol=0)
 
 
@@ -238,11 +241,20 @@ def test_voxels_are_not_read_from_the_learned_dimensions(small):
         assert learned.abs().max() == 0 < linear.abs().max()
 
 
-def test_few_stimuli_have_the_latent_alone(small):
-    model, _, _, trials, stimuli = small
+def test_ridge_from_the_energies_alone_predicts_the_voxels_of_few_stimuli(small):
+    model, processor, pairs, trials, stimuli = small
     few = trials.without(set(trials.stimuli[5:]))
     fit_encoding(model, few, stimuli, seed=0)
-    assert model.latent_to_fmri.voxel_maps[0].weight[:, -model.config.linear_dim :].abs().max() == 0
+    (maps,) = feature_spaces(model, stimuli, few.stimuli)
+    own = few.some_stimuli("subj02", 100, 0)
+    rows = torch.tensor([few.stimuli.index(name) for name in own])
+    encoding = Encoding(maps, rows, few.mean_responses("subj02", own))
+    assert stacking_weights([encoding], 0) == ({"colours": 0, "energies": 1, "fields of energies": 0}, 1)
+    shown = [name for name in dict.fromkeys(pairs["stimulus_id"]) if name in few.stimuli]
+    predicted = predictions(model, processor, pairs, "subj02")[: len(shown)]
+    found = {name: predicted[row] for row, name in enumerate(dict.fromkeys(pairs["stimulus_id"])) if row < len(shown)}
+    assert list(found) == shown == few.stimuli
+    torch.testing.assert_close(predicted, encoding.ridge(slice(0, 30)).fmri, atol=5e-3, rtol=0)
 
 
 def test_responses_are_read_once(small, monkeypatch):

@@ -168,7 +168,7 @@ def test_what_cannot_be(run, newcomer, tmp_path, refused):
     def train(*flags):
         return main(["train", str(newcomer), str(tmp_path / "x"), *flags])
 
-    refused(lambda: train("--freeze-shared"), "name it with --from-model")
+    refused(lambda: train("--freeze-shared"), "name it with --from_model")
     refused(lambda: train("--from-model", str(run), "--latent_dim", "8"), "brings its own --latent_dim")
     refused(lambda: train("--from-model", str(tmp_path / "nobody"), "--freeze-shared"), "nobody is no model folder")
     assert not (tmp_path / "x").exists()
