@@ -41,10 +41,10 @@ def random_corpus(folder: Path, images: int, voxels: int, side: int = 224) -> Pa
     return folder
 
 
-def vit_b_16(folder: Path) -> Path:
+def vit_b_16(folder: Path, layers: int = 12) -> Path:
     """A ViT-B/16 for 224 px with random weights: nothing here depends on what it has learned."""
     torch.manual_seed(0)
-    ViTModel(ViTConfig(), add_pooling_layer=False).save_pretrained(folder)
+    ViTModel(ViTConfig(num_hidden_layers=layers), add_pooling_layer=False).save_pretrained(folder)
     ViTImageProcessor().save_pretrained(folder)
     return folder
 

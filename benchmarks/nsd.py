@@ -4,8 +4,8 @@
 
 NSD's subj01 has 40 sessions of 750 trials, 10,000 images of 425 px with three trials each, 1,000 of them in test, and
 15,724 voxels. A share of it has as many of the sessions and of the images, and all voxels. Each source is written in
-NSD's layout (see prepare.py), imported with every image once, trained on by a frozen ViT-B/16 of random weights on
-images of 112 px, and evaluated. Prints a table and writes WORK/nsd.json.
+NSD's layout (see prepare.py), imported with every image once, trained on with a frozen encoder of random weights, the
+first four layers of a ViT-B/16, on images of 112 px, and evaluated. Prints a table and writes WORK/nsd.json.
 
     peak        the most memory that belongs to the process alone: pages of files that the system may drop are left out
     Trainer     two passes over the images
@@ -92,7 +92,7 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     os.environ |= {"HF_HOME": str(args.work / "hf"), "HF_HUB_OFFLINE": "1"}
-    encoder, rows = vit_b_16(args.work / "vit"), []
+    encoder, rows = vit_b_16(args.work / "vit", layers=4), []
     for share in args.shares:
         rows.append(measure(args.work, encoder, share))
         keep(args.work / "nsd.json", {"rows": rows})
