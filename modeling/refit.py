@@ -102,8 +102,8 @@ def fit_fmri_side(
         fmri = trials.fmri(name).to(model.device)
         latents = posterior.learned.mean[rows], posterior.linear.mean[rows]
         errors.append([one.cpu() for one in to_latent.fit(subject, fmri, *latents, own, voxel_weights[name])])
-        predicted = to_fmri.voxel_maps[subject](to_fmri.read(*latents))
-        to_fmri.set_shared_noise(subject, fmri - predicted)
+        voxel_map = to_fmri.voxel_maps[subject]
+        to_fmri.set_shared_noise(subject, fmri - voxel_map(to_fmri.read(*latents)))
     for number, name in enumerate(trials.subjects):
         subject = model.config.subjects.index(name)
         maps = to_latent.to_learned[subject], to_latent.to_linear[subject], to_fmri.voxel_maps[subject]
@@ -148,4 +148,5 @@ class RefitCallback(TrainerCallback):
     def _refit(self, state, model, processing_class, train_dataloader, **kwargs):
         if self.fitted != state.global_step:
             model.refit(train_dataloader.dataset, processing_class)
+            Processes(shared=True).take_over(model.state_dict().values(), 0)  # DDP does not compare weights
             self.fitted = state.global_step

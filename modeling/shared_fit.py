@@ -1,7 +1,7 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """Processes that share a fit: each fits the maps of some subjects, and takes over those of the others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import distributed
@@ -49,7 +49,7 @@ class Processes:
         if self.count > 1:
             distributed.all_reduce(tensor)
 
-    def take_over(self, tensors: Sequence[torch.Tensor], number: int) -> None:
+    def take_over(self, tensors: Iterable[torch.Tensor], number: int) -> None:
         """Fill tensors with what the process has that fitted the subject with this place in the list given to `own`."""
         for tensor in tensors if self.count > 1 else ():
             value = tensor.detach().contiguous()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -17,7 +18,9 @@ from visionflow_hf.corpus.responses import pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.errors import UserError
 from visionflow_hf.hub import load_model
+from visionflow_hf.modeling import VisionFlowModel
 from visionflow_hf.modeling.refit import RowImages, fit_fmri_side
+from visionflow_hf.modeling.shared_fit import Processes
 from visionflow_hf.modeling.trials import Trials
 from visionflow_hf.processes import place_on_machine
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
@@ -65,32 +68,42 @@ def test_two_processes_share_the_steps_and_leave_one_model(corpus, tmp_path, val
     one, two = ([entry for entry in log(tmp_path / name) if "loss" in entry] for name in ("one", "two"))
     assert [entry["epoch"] for entry in two] == [entry["epoch"] for entry in one]  # the same rows a step
     assert two[-1]["loss_image"] == pytest.approx(one[-1]["loss_image"], rel=0.3)  # other noise
-    for name in ("one", "two"):
-        assert main(["evaluate", str(tmp_path / name), str(corpus), str(tmp_path / f"report-{name}")]) == 0
-    found = [json.loads((tmp_path / f"report-{name}" / "metrics.json").read_text()) for name in ("one", "two")]
-    one, two = (block["encoding"]["model"]["voxel_r_mean"] for block in found)
-    assert two == pytest.approx(one, abs=0.1)
+    test = open_corpus(corpus).splits["test"]
+    for subject in ("subj01", "subj02"):
+        rows = test.select(np.flatnonzero(np.array(test["subject"]) == subject))
+        one, two = (voxel_r(*load_model(tmp_path / name), rows, subject) for name in ("one", "two"))
+        assert two == pytest.approx(one, abs=0.1)
 
 
-def fit_a_share(rank: int, count: int, run, corpus, folder) -> None:
-    """One of some processes that fit the model in `run` anew; writes its maps."""
-    torch.set_num_threads(1)
-    if count > 1:
-        distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=count)
+def voxel_r(model, processor, rows, subject) -> float:
+    """The correlation of predicted and measured responses, the mean over voxels."""
+    with torch.no_grad():
+        predicted = model.predict_fmri(**processor(images=list(rows["image"]), subject=subject)).numpy()
+    measured = np.array(rows["fmri"])
+    return np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(predicted.T, measured.T, strict=True)])
+
+
+def fitted(run, corpus) -> VisionFlowModel:
+    """The model in `run`, fitted anew."""
     model, processor = load_model(run)
     pairs = pairs_of(open_corpus(corpus).splits["train"])
     fit_fmri_side(model, Trials(pairs, processor), RowImages(pairs, processor), 1, 0, shared=True)
+    return model
+
+
+def fit_a_share(rank: int, run, corpus, folder) -> None:
+    """The same in one of two processes; it writes its maps, then those that it has taken over from the first one."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    model = fitted(run, corpus)
     torch.save(model.state_dict(), folder / f"{rank}.pt")
+    Processes(shared=True).take_over(model.state_dict().values(), 0)
+    torch.save(model.state_dict(), folder / f"{rank}.all.pt")
 
 
 def test_processes_share_the_fits_of_subjects(run, corpus, tmp_path):
-    found = {}
-    for count in (1, 2):
-        folder = tmp_path / str(count)
-        folder.mkdir()
-        start_processes(fit_a_share, (count, run, corpus, folder), count, start_method="spawn")
-        found[count] = [torch.load(folder / f"{rank}.pt") for rank in range(count)]
-    (alone,), (first, second) = found.values()
+    start_processes(fit_a_share, (run, corpus, tmp_path), 2, start_method="spawn")
+    alone, (first, second) = fitted(run, corpus).state_dict(), (torch.load(tmp_path / f"{n}.pt") for n in range(2))
     images = torch.rand(20, *load_model(run)[0].config.image_size)[:, None]
     predicted = []
     for weights in (alone, first, second):
@@ -103,6 +116,8 @@ def test_processes_share_the_fits_of_subjects(run, corpus, tmp_path):
             both = model.log_likelihood(fmri[:3], images, subject=model.config.subjects[0])
             decoded = model.linear_decoder(learned, linear)  # which the first process alone fits
         predicted.append([*of_subjects, learned, both / both.abs().max(), *[decoded] * (weights is not second)])
+    for name, weight in torch.load(tmp_path / "1.all.pt").items():
+        assert torch.equal(weight, first[name])
     for one in predicted[1:]:
         for got, expected in zip(one, predicted[0], strict=False):
             torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)

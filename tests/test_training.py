@@ -325,7 +325,7 @@ def test_a_run_that_fails_leaves_the_model_that_it_was_to_replace(corpus, run, t
     copy = shutil.copytree(run, tmp_path / "run")
     before = weights(copy)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_module, "fit_fmri_side", fail)

@@ -151,10 +151,10 @@ def watched(monkeypatch):
         seen["validation"] = set() if validation is None else set(validation.stimulus_ids)
         return run(model, processor, batches, validation, *more)
 
-    def watch_fit(model, trials, *more):
+    def watch_fit(model, trials, *more, **named):
         seen["fitted"].append(set(trials.stimuli))
         seen["alone"].append(set(more[-1]))
-        return fit(model, trials, *more)
+        return fit(model, trials, *more, **named)
 
     monkeypatch.setattr(VisionFlowModel, "forward", watch_forward)
     monkeypatch.setattr(ImageBatches, "__getitems__", watch_read)
