@@ -162,8 +162,8 @@ class VisionFlowConfig(PreTrainedConfig):
             raise ValueError("autoencoder_config belongs to decoder_type autoencoder_kl: give both or neither")
         if len(self.subjects) != len(self.num_voxels) or len(set(self.subjects)) != len(self.subjects):
             raise ValueError(
-                f"subjects {self.subjects} and num_voxels {self.num_voxels}: one voxel count for each "
-                "of distinct subjects is expected"
+                f"subjects {self.subjects} and num_voxels {self.num_voxels}: distinct names and one "
+                "voxel count for each are expected"
             )
 
     def encoder_widths(self) -> list[int]:

@@ -20,11 +20,11 @@ from functools import partial
 
 import torch
 
-from .feature_spaces import ENERGIES, FeatureSpace, in_parts
+from .feature_spaces import ENERGIES, WORKING_SET, FeatureSpace, in_parts
 from .gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS
-from .ridge import FOLDS, WORKING_SET, Groups, Ridge, RidgePath, evenly, group_folds, likely_mean, stack
+from .ridge import FOLDS, Groups, Ridge, RidgePath, evenly, group_folds, likely_mean, stack
 
-FEWEST_STIMULI = 6  # the least of which some can be held out
+FEWEST_STIMULI = 6  # of fewer, none are held out to find the weights of the models
 ASKED = 50_000  # held-out responses by which the weights of the models are fitted, about
 ASKED_FOLDS = 3  # of the five folds, that are held out for it: each costs as much as a fit
 FIELDS = (0.12, 0.25)  # sigma of a pooling field, as a share of the image's side
@@ -38,7 +38,7 @@ class Prediction:
         fmri (`torch.Tensor` of shape `(stimuli, voxels)`)
         times: `(voxels, k)` to `(channels * places, k)`, the map's weights times a matrix. The weights themselves,
             `(channels * places, voxels)`, would fill memory.
-        of_scores: that it is a map of the space's scores, whose weights are `(components, voxels)`.
+        of_scores: whether the map reads the space's scores instead of its maps; `times` then gives `(components, k)`.
     """
 
     fmri: torch.Tensor
@@ -154,7 +154,7 @@ def pooling_fields(space: FeatureSpace) -> Iterator[tuple[slice, torch.Tensor]]:
 def stacking_weights(encodings: list[Encoding], seed: int) -> tuple[dict[str, float], float]:
     """Weights of the encoding models that predict held-out stimuli best.
 
-    They are common to all voxels; of many voxels some stand for all. Of fewer than 6 stimuli none can be held out, and
+    They are common to all voxels; of many voxels some stand for all. With fewer than 6 stimuli none are held out, and
     ridge from the first space gets all the weight.
 
     Args:

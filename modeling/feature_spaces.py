@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import torch
 
 from .gabor_wavelets import wavelet_maps
-from .ridge import WORKING_SET, eigh
+from .ridge import eigh
 
 ENERGIES = "energies"
 BATCH = 64
+WORKING_SET = 10_000_000  # numbers of maps, or of what fields read of them, that are in float32 at once
 LARGEST = torch.finfo(torch.float16).max
 LEAST_SCALE = 1e-4  # of a channel's standard deviation, against the largest
 READ_CHANNELS = 128  # of a layer, that fields read: the main components of more

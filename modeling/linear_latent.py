@@ -165,8 +165,8 @@ class Components:
         spread = sizes[:kept] / len(self.scores) ** 0.5
         unused = (0, model.config.linear_dim - kept)
         heads, bias = [], 0
-        for space, head, of_scores in zip(self.spaces, self.heads, self.score_heads, strict=True):
-            head = (head[:, :kept] + space.of_scores(of_scores[:, :kept]).flatten(0, 1)) / spread
+        for space, head, score_head in zip(self.spaces, self.heads, self.score_heads, strict=True):
+            head = (head[:, :kept] + space.of_scores(score_head[:, :kept]).flatten(0, 1)) / spread
             bias = bias - space.mean.flatten() @ head
             head = head / space.scale.repeat_interleave(space.grid**2)[:, None]
             bias = bias - space.centre.repeat_interleave(space.grid**2) @ head

@@ -148,5 +148,5 @@ class RefitCallback(TrainerCallback):
     def _refit(self, state, model, processing_class, train_dataloader, **kwargs):
         if self.fitted != state.global_step:
             model.refit(train_dataloader.dataset, processing_class)
-            Processes(shared=True).take_over(model.state_dict().values(), 0)  # DDP does not compare weights
+            Processes(shared=True).take_over(model.state_dict().values(), 0)  # DDP synchronises gradients alone
             self.fitted = state.global_step

@@ -14,7 +14,6 @@ LEAST_FREE = 0.01  # 1 - trace(H) / n of a ridge whose error is judged by genera
 BLOCK = 2000  # targets that are worked on at once, which bounds the memory
 
 # Of the ridges from small groups of features in `likely_mean`:
-WORKING_SET = 10_000_000  # numbers of maps, or samples times targets of the groups, that are worked on at once
 GROUP_PENALTIES = (0.03, 0.3, 3.0, 30.0)  # times the mean variance of a feature and the number of samples
 LEAST_LIKELIHOOD = 0.02  # against the best
 LEAST_VARIANCE = 1e-6  # of a feature; what varies less is the blank border of images
@@ -175,7 +174,8 @@ class RidgePath:
         """That of `PENALTIES`, times the mean squared norm of a centred row of features, with the least error by
         `cross_validated`, summed over the targets.
 
-        Those by which a ridge fits nearly all that it is fitted to are left out: their errors are rounding.
+        Only for samples without repeats; `choose_penalties` holds out the repeats of a stimulus together. Penalties by
+        which a ridge fits nearly all that it is fitted to are left out: their errors are rounding.
         """
         norm = max(float(self.values.sum()) / self.samples, 1e-12)
         penalties = [self.values.new_tensor(penalty * norm) for penalty in PENALTIES]
