@@ -68,7 +68,7 @@ def refit(model, rows, processor: VisionFlowProcessor, seed: int) -> None:
         if len(set(trials.stimulus_ids(name))) < 2:
             raise ValueError(f"{name} has 1 distinct stimulus: at least 2 are needed")
     training, device = model.training, model.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         fit_fmri_side(model, trials, RowImages(rows, processor), STEPS, seed)
     model.train(training)
 

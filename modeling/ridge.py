@@ -302,7 +302,8 @@ def nnls(products: torch.Tensor, with_targets: torch.Tensor) -> torch.Tensor:
             beyond = free & (best <= 0)
             if not beyond.any():
                 break
-            t = t + (t[beyond] / (t[beyond] - best[beyond])).min() * (best - t)  # as far as all are positive
+            steps = t[beyond] / (t[beyond] - best[beyond]).clamp(min=1e-300)  # 0 / 0 where both are 0
+            t = t + steps.min() * (best - t)  # as far as all are positive
             free &= t > 1e-12 * t.max()
             t[~free] = 0
         t = best
