@@ -20,6 +20,7 @@ from forked import After, AtChange, count_changes, poll, run, start
 from table import Row
 
 MIB = 2**20
+EXPECTED = {"out", "cache", "disk", "file"}
 
 
 @dataclass
@@ -220,12 +221,14 @@ def repeated(command, out, cache, sound, log) -> list[str]:
     if ended.code:
         return [f"run again: exit code {ended.code}, {last_line(ended.text)}"]
     different = differences(out, sound, command.compared(sound))
-    return [f"run again: {', '.join(different)} differ"] if different else []
+    problems = [f"run again: {', '.join(different)} differ"] if different else []
+    return problems + [f"run again: {path.name} is left" for path in out.parent.iterdir() if path.name not in EXPECTED]
 
 
 def left_in(folder: Path) -> list[str]:
-    expected = {"out", "cache", "disk", "file"}
-    return [f"{path.name} is left" for path in folder.iterdir() if path.name not in expected]
+    """What is left that a user does not expect; a checkpoint, from which `train` would go on, is expected."""
+    left = [path for path in folder.iterdir() if path.name not in EXPECTED]
+    return [f"{path.name} is left" for path in left if not list(path.glob("checkpoint-*"))]
 
 
 def calm() -> None:

@@ -78,6 +78,9 @@ class VisionFlowConfig(PreTrainedConfig):
         linear_share (`float`, *optional*, defaults to 0.0):
             Share of the decoded image that comes from a linear map of the latent to pixels, from 0 to 1; the rest comes
             from the image decoder.
+        refine_steps (`int`, *optional*, defaults to 0):
+            Gradient steps by which the commands refine each reconstruction, as `reconstruct_image(..., refine=N)` does.
+            `visionflow train` chooses it.
         image_weight, kl_weight, alignment_weight, fmri_weight (`float`, *optional*):
             Weights of the four losses, each a mean per element (pixel, latent dimension, latent dimension, voxel).
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -115,6 +118,7 @@ class VisionFlowConfig(PreTrainedConfig):
     decoder_channels: int = 16
     decoder_max_channels: int = 256
     linear_share: float = 0.0
+    refine_steps: int = 0
     image_weight: float = 0.3
     kl_weight: float = 0.03
     alignment_weight: float = 0.1
@@ -156,6 +160,8 @@ class VisionFlowConfig(PreTrainedConfig):
             raise ValueError(f"num_channels is {self.num_channels}: 1 (grey) or 3 (RGB) is expected")
         if not 0 <= self.linear_share <= 1:
             raise ValueError(f"linear_share is {self.linear_share}: a share from 0 to 1 is expected")
+        if self.refine_steps < 0:
+            raise ValueError(f"refine_steps is {self.refine_steps}: 0 or a number of steps is expected")
         if self.decoder_type not in ("conv_transpose", "autoencoder_kl"):
             raise ValueError(f"decoder_type is {self.decoder_type}: conv_transpose or autoencoder_kl is expected")
         if (self.decoder_type == "autoencoder_kl") != (self.autoencoder_config is not None):

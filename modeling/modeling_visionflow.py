@@ -431,7 +431,7 @@ class VisionFlowModel(PreTrainedModel):
             num_samples (`int`, *optional*): images of that many samples of q(z | fmri), instead of one of its mean.
             refine (`int`, *optional*, defaults to 0): gradient steps on that mean before it is decoded, towards an
                 image for which the model itself predicts this response (see `refinement`). Each runs the encoder. No
-                gradient then reaches `fmri`.
+                gradient then reaches `fmri`. `visionflow decode` and `evaluate` take `config.refine_steps`.
             generator (`torch.Generator`, *optional*): their randomness, on the CPU.
             kwargs: other parts of the processor's batch, which are not used.
             subject_ids: as in `forward`.

@@ -1,17 +1,19 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """Gradient steps on the latent, up the likelihood of the response: `reconstruct_image(..., refine=N)`.
 
-    image = decoder(z, w)        maximise  log p(fmri | image) + log N([z, w]; 0, 1)
+    image = decoder(z, w)        maximise  LIKELIHOOD log p(fmri | image) + log q(z, w | fmri)
 
 The response to the decoded image is the one that the model itself predicts, with the noise covariance that held-out
-stimuli have shown. The steps begin at the mean of q(z, w | fmri).
+stimuli have shown. The steps begin at the mean of q(z, w | fmri). The likelihood counts little: its errors are those of
+the encoding model, which voxels share to a larger part than their noise covariance says, and q knows the response too.
 """
 
 import torch
 
-from .latent_gaussian import LatentGaussian
+from .latent_gaussian import Gaussian, LatentGaussian
 
-STEP = 0.05  # Adam's; latents have a variance of about 1
+STEP = 0.02  # Adam's; latents have a variance of about 1
+LIKELIHOOD = 0.03  # its weight beside log q
 
 
 def refined(
@@ -26,12 +28,15 @@ def refined(
     """
     with torch.inference_mode(False), torch.enable_grad():
         fmri = fmri.detach().clone()  # tensors of inference mode take no part in gradients
-        latents = [one.mean.detach().clone().requires_grad_() for one in (posterior.learned, posterior.linear)]
+        both = posterior.learned, posterior.linear
+        q = [Gaussian(one.mean.detach().clone(), one.logvar.detach().clone()) for one in both]
+        latents = [one.mean.clone().requires_grad_() for one in q]
         optimizer = torch.optim.Adam(latents, lr=STEP)
         for _ in range(steps):
-            log_prior = -sum(one.square().sum() for one in latents) / 2
-            total = log_prior + log_likelihood(model, model.decode(*latents), fmri, subject_ids)
-            gradients = torch.autograd.grad(-total, latents, allow_unused=True)  # w is unused without linear decoder
+            far = [(latent - one.mean).square() / one.logvar.exp() for latent, one in zip(latents, q, strict=True)]
+            log_q = -sum(one.sum() for one in far) / 2
+            total = log_q + LIKELIHOOD * log_likelihood(model, model.decode(*latents), fmri, subject_ids)
+            gradients = torch.autograd.grad(-total, latents)
             for latent, gradient in zip(latents, gradients, strict=True):
                 latent.grad = gradient
             optimizer.step()

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from visionflow_hf.errors import UserError
-from visionflow_hf.folders import new_folder, refuse_existing
+from visionflow_hf.folders import new_folder, refuse_existing, writing
 
 
 def write(target, text: str, overwrite: bool = True) -> None:
@@ -108,6 +110,18 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, number):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="Not a directory"), new_folder(tmp_path / "file" / "out", marker="m"):
         pass
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs Linux's full device")
+def test_libraries_that_find_a_full_disk_are_heard(tmp_path):
+    with pytest.raises(UserError, match="out cannot be written: a file did not take all"), writing(tmp_path / "out"):
+        torch.save({"weight": torch.zeros(1000)}, "/dev/full")
+    full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(UserError, match="out cannot be written: No space left"), writing(tmp_path / "out"):
+        raise full
+    for other in (SafetensorError("Error while deserializing header"), RuntimeError("shapes do not match")):
+        with pytest.raises(type(other)), writing(tmp_path / "out"):
+            raise other
 
 
 def test_two_commands_do_not_write_to_one_folder(tmp_path):

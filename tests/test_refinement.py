@@ -1,5 +1,8 @@
 """Reconstructions that are refined by the likelihood of the response, and means of the likeliest images of a bank."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,8 @@ from visionflow_hf import inference
 from visionflow_hf.cli import main
 from visionflow_hf.evaluation.predictions import to_array
 from visionflow_hf.hub import load_model
+from visionflow_hf.modeling import VisionFlowConfig
+from visionflow_hf.modeling.refinement import refined
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,43 @@ def test_in_inference_mode_it_is_the_same(loaded, batch):
     with torch.inference_mode():
         found = model.reconstruct_image(**{name: values.clone() for name, values in batch.items()}, refine=3)
     torch.testing.assert_close(found.clone(), model.reconstruct_image(**batch, refine=3), atol=1e-5, rtol=0)
+
+
+def test_many_steps_stay_near_the_posterior_of_the_response(loaded, batch):
+    model, _ = loaded
+    with torch.no_grad():
+        posterior = model.encode_fmri(batch["fmri"], batch["subject_ids"])
+    latents = refined(model, posterior, batch["fmri"], batch["subject_ids"], 200)
+    both = zip(latents, (posterior.learned, posterior.linear), strict=True)
+    far = [((latent - q.mean) / (q.logvar / 2).exp()).square().mean() for latent, q in both]
+    assert 0 < max(far) < 1  # in standard deviations
+
+
+def test_commands_take_the_steps_of_the_model(loaded, run, corpus, tmp_path):
+    model, processor = loaded
+    folder = shutil.copytree(run, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"refine_steps": 4}))
+    row = load_from_disk(str(corpus))["test"][0]
+    np.save(tmp_path / "fmri.npy", np.array([row["fmri"]], dtype=np.float32))
+    batch = processor(fmri=row["fmri"], subject=row["subject"])
+    for flags, steps in (([], 4), (["--refine", "0"], 0)):
+        words = ["decode", folder, tmp_path / "fmri.npy", "--subject", row["subject"], "--output", tmp_path / "out"]
+        assert main([str(word) for word in (*words, *flags, "--overwrite")]) == 0
+        (expected,) = processor.post_process_images(model.reconstruct_image(**batch, refine=steps))
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "0000.png")), np.asarray(expected))
+    assert main(["evaluate", str(folder), str(corpus), str(tmp_path / "report")]) == 0
+    assert main(["evaluate", str(run), str(corpus), str(tmp_path / "report0")]) == 0
+    refined_, plain = (
+        json.loads((tmp_path / name / "metrics.json").read_text())["decoding"]["model"]["mse"]
+        for name in ("report", "report0")
+    )
+    assert (refined_ != plain) == (model.config.refine_steps != 4)
+
+
+def test_steps_are_a_number():
+    with pytest.raises(ValueError, match="refine_steps is -1: 0 or a number of steps is expected"):
+        VisionFlowConfig(refine_steps=-1)
 
 
 def test_samples_are_not_refined(loaded, batch):

@@ -409,9 +409,9 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     ways.add_argument(
         "--refine",
         type=int,
-        default=0,
         metavar="N",
-        help="gradient steps towards an image for which the model predicts the measured response (default: 0)",
+        help="gradient steps towards an image for which the model predicts the measured response (default: as many as "
+        "`train` has chosen for the model; 0 for none)",
     )
     ways.add_argument(
         "--image-bank",

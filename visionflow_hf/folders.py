@@ -2,12 +2,14 @@
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from visionflow_hf.errors import UserError
 
@@ -113,10 +115,24 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     """Raise `UserError` where `path` cannot be written: no room, no permission, or no such place."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = not_written(error)
+        if reason is None:
             raise
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        raise UserError(f"{path} cannot be written: {reason}") from error
+
+
+def not_written(error: Exception) -> str | None:
+    """Why something could not be written; None where the error is another one.
+
+    safetensors tells the number of the system's error in its text, and torch only that a file has not the size that
+    was written.
+    """
+    if isinstance(error, RuntimeError):
+        return "a file did not take all of its bytes, is the disk full?" if "inline_container" in str(error) else None
+    number = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    number = int(number[1]) if number else getattr(error, "errno", None)
+    return os.strerror(number) if number in CANNOT_WRITE else None
 
 
 def replaced_name(path: Path) -> Path:

@@ -100,18 +100,18 @@ def decode(
     output: str | os.PathLike,
     overwrite: bool = False,
     device: str | None = None,
-    refine: int = 0,
+    refine: int | None = None,
     image_bank: str | os.PathLike | None = None,
 ) -> None:
     """Reconstruct the image of each row of fMRI, `read_fmri`, as 0000.png, 0001.png and so on.
 
     Args:
-        refine: gradient steps, as in `VisionFlowModel.reconstruct_image`.
+        refine: gradient steps, as in `VisionFlowModel.reconstruct_image`; None for `config.refine_steps`.
         image_bank: folder of images. Each reconstruction is the mean of the 60 under which the row is likeliest.
         device: such as `cpu` or `cuda`; None for a GPU where there is one.
     """
     refuse_existing(output, overwrite, MARKER)
-    if refine < 0:
+    if refine is not None and refine < 0:
         raise UserError(f"--refine is {refine}: 0 or a number of steps is expected")
     fmri = read_fmri(Path(file))
     bank = [] if image_bank is None else pictures_in(Path(image_bank))

@@ -278,9 +278,13 @@ def decode_fmri(
     fmri: np.ndarray,
     subject: str,
     size: tuple[int, int],
-    refine: int = 0,
+    refine: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reconstructions (rows, height, width[, 3]), uint8 of `size`, and means of q(z, w | fmri) (rows, dimensions)."""
+    """Reconstructions (rows, height, width[, 3]), uint8 of `size`, and means of q(z, w | fmri) (rows, dimensions).
+
+    Args:
+        refine: gradient steps, as in `VisionFlowModel.reconstruct_image`; None for `config.refine_steps`.
+    """
     images, latents = zip(*decoded(model, processor, fmri, subject, size, refine), strict=True)
     return np.concatenate(images), np.concatenate(latents)
 
@@ -291,9 +295,10 @@ def decoded(
     fmri: np.ndarray,
     subject: str,
     size: tuple[int, int],
-    refine: int = 0,
+    refine: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The same in batches of rows."""
+    refine = model.config.refine_steps if refine is None else refine
     for start in range(0, len(fmri), BATCH):
         batch = processor(fmri=fmri[start : start + BATCH], subject=subject).to(model.device)
         with torch.no_grad():

@@ -78,7 +78,7 @@ def continue_model(name: str, train: Dataset, args: ModelArguments) -> tuple[Vis
     processor.image_size, processor.num_channels = old.image_size, old.num_channels
     config = VisionFlowConfig.from_dict(trained.config.to_dict())
     config.linear_dim = min(args.linear_dim, len(set(train["stimulus_id"])))
-    config.linear_share, config.subjects = 0.0, processor.subjects
+    config.linear_share, config.refine_steps, config.subjects = 0.0, 0, processor.subjects
     config.num_voxels = [len(processor.fmri_mean[subject]) for subject in processor.subjects]
     model = VisionFlowModel(config)
     for part in ("encoder", "posterior_head", "image_decoder"):

@@ -32,8 +32,8 @@ from visionflow_hf.modeling.voxel_table import VoxelTable
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor, continue_model, merge_adapters
+from visionflow_hf.training.decoding import MLP_SHARES, MLP_SHARES_OF_FEW, choose_decoding
 from visionflow_hf.training.new_subjects import fit_new_subjects
-from visionflow_hf.training.shares import MLP_SHARES, MLP_SHARES_OF_FEW, choose_shares
 from visionflow_hf.training.trainer import ImageBatches, ImageTrainer
 from visionflow_hf.training_flags import told
 
@@ -119,7 +119,8 @@ def train_on(
     1. The processor takes the means and standard deviations of the train split; the model gets sizes to fit.
     2. Some train stimuli are held out: the validation split, a tenth of many, or a fifth of few.
     3. The image stage (`ImageTrainer`) trains the image side without them, and the fMRI side is fitted to it.
-    4. On the held-out stimuli the shares of the MLP and of the linear decoder are chosen.
+    4. On the held-out stimuli the shares of the MLP and of the linear decoder are chosen, and whether gradient steps
+       refine reconstructions.
     5. Where stimuli are few, the image side is trained on with all of them. The fMRI side is fitted to all trials.
 
     Several processes share the subjects' maps of the fMRI side. The first one alone does the rest of it; the others
@@ -166,7 +167,7 @@ def train_on(
         part.requires_grad_(False)
     model.linear_logvar.requires_grad_(False)
     stages = [fitted] if validated or not held_out.stimuli else [fitted, trials]
-    history, steps, shares = [], 0, (0.0, 0.0)  # where nothing is held out to choose them
+    history, steps, chosen = [], 0, (0.0, 0.0, 0)  # where nothing is held out to choose them
     for number, own in enumerate(stages, start=1):
         which = f"image stage {number} of {len(stages)}"
         logger.info(f"{which}: {args.max_steps} steps on {len(own.stimuli)} of {len(trials.stimuli)} stimuli")
@@ -181,14 +182,14 @@ def train_on(
             fit_fmri_side(model, fitted, stimuli, args.max_steps, args.seed, unpaired, shared=True)
             few = len(trials.stimuli) < FEW_STIMULI
             if first:
-                shares = choose_shares(model, held_out, stimuli, args.seed, MLP_SHARES_OF_FEW if few else MLP_SHARES)
+                chosen = choose_decoding(model, held_out, stimuli, args.seed, MLP_SHARES_OF_FEW if few else MLP_SHARES)
     merge_adapters(model)
     if fitted is not trials or not held_out.stimuli:
         fit_fmri_side(model, trials, stimuli, args.max_steps, args.seed, unpaired, shared=True)
     if not first:
         return Trained(model, processor, history, steps)
     trainer.save_state()
-    mlp_share, model.config.linear_share = shares
+    mlp_share, model.config.linear_share, model.config.refine_steps = chosen
     model.fmri_to_latent.mlp_share.data.fill_(mlp_share)
     for part in fmri_side:
         part.requires_grad_(True)

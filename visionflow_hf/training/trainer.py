@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerState
 from transformers.utils import logging
 
 from visionflow_hf.errors import UserError, count
+from visionflow_hf.folders import writing
 from visionflow_hf.modeling.augmentation import augment
 from visionflow_hf.stimuli import Stimuli
 
@@ -110,6 +111,10 @@ class ImageTrainer(Trainer):
                 mean = torch.stack(self._sums.pop(name)).mean()
                 logs[name] = self.accelerator.gather(mean).mean().item()
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model, trial):
+        with writing(self.args.output_dir):
+            super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir=None, state_dict=None):
         shown = logging.is_progress_bar_enabled()  # the bar of each checkpoint would tear the one of the training

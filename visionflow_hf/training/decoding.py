@@ -1,8 +1,9 @@
-"""How much of decoding the linear decoder and the MLP from fMRI to latent are given.
+"""How a model decodes: the shares of the linear decoder and of the MLP from fMRI to latent, and gradient steps.
 
 Where distinct stimuli are few, a decoder trained on them makes new images too much like them, and a linear map from the
-latent to pixels does better; and an MLP that was trained on simulated trials helps only as far as the encoding model
-behind these is right. So both shares are chosen on held-out train stimuli; of fewer than 50 the MLP gets half at most.
+latent to pixels does better. An MLP that was trained on simulated trials, and gradient steps on the latent
+(`refinement`), help only as far as the encoding model behind them is right. So all of it is chosen on held-out train
+stimuli; of fewer than 50 the MLP gets half at most.
 """
 
 import logging
@@ -10,10 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from visionflow_hf.metrics import pixel_correlation, ssim
 from visionflow_hf.modeling import VisionFlowModel
 from visionflow_hf.modeling.image_decoder import blend
+from visionflow_hf.modeling.refinement import refined
 from visionflow_hf.modeling.trials import Trials
 from visionflow_hf.stimuli import Stimuli
 
@@ -22,24 +25,29 @@ logger = logging.getLogger(__name__)
 MLP_SHARES = (0.0, 0.5, 1.0)
 MLP_SHARES_OF_FEW = (0.0, 0.5)  # where distinct stimuli are few
 LINEAR_SHARES = tuple(np.linspace(0, 1, 11).tolist())
-MOST_ASKED = 128  # held-out stimuli by which the shares are chosen
+MOST_ASKED = 128  # held-out stimuli by which all this is chosen
+REFINE_STEPS = 10  # or none; more change little
+AT_ONCE = 32  # images
 
 
 @torch.no_grad()
-def choose_shares(
+def choose_decoding(
     model: VisionFlowModel,
     held_out: Trials,
     stimuli: Stimuli,
     seed: int,
     mlp_shares: Sequence[float] = MLP_SHARES,
-) -> tuple[float, float]:
-    """The shares of the MLP and of the linear decoder with the highest quality on held-out stimuli, repeats averaged.
+) -> tuple[float, float, int]:
+    """The shares of the MLP and of the linear decoder with the highest quality on held-out stimuli, repeats averaged;
+    then the number of gradient steps.
+
+    No steps are tried with layers of a pretrained encoder: each step would run it, forward and backward.
 
     Args:
         model: fitted without these stimuli.
         mlp_shares: among which is chosen.
     """
-    learned, linear, images = [], [], []
+    learned, linear, images, responses, places = [], [], [], [], []
     for name in held_out.subjects:
         own = held_out.some_stimuli(name, max(1, MOST_ASKED // len(held_out.subjects)), seed)
         fmri = held_out.mean_responses(name, own).to(model.device)
@@ -48,6 +56,8 @@ def choose_shares(
         learned.append(h)
         linear.append(v)
         images.append(stimuli.pixel_values(own))
+        responses.append(nn.functional.pad(fmri, (0, max(model.config.num_voxels) - fmri.shape[1])))
+        places.append(ids)
     h, v, images = torch.cat(learned), torch.cat(linear), as_array(torch.cat(images))
     found = {}
     for mlp in mlp_shares:
@@ -61,7 +71,19 @@ def choose_shares(
         f"shares chosen on {len(images)} held-out stimuli: MLP {mlp:.0%}, linear decoder {share:.0%} "
         f"(quality {found[mlp, share]:.3f}; {found[0.0, 0.0]:.3f} without both)"
     )
-    return mlp, share
+    if model.config.linear_layers:
+        return mlp, share, 0
+    model.config.linear_share = share  # of `decode`
+    made = []
+    for rows in torch.arange(len(h)).split(AT_ONCE):
+        posterior = model.fmri_to_latent.correct(h[rows], v[rows], mlp)
+        latents = refined(model, posterior, torch.cat(responses)[rows], torch.cat(places)[rows], REFINE_STEPS)
+        made.append(model.decode(*latents).float())
+    better = quality(images, as_array(torch.cat(made)))
+    model.config.linear_share = 0.0  # the image stage trains the image decoder alone
+    steps = REFINE_STEPS if better > found[mlp, share] else 0
+    logger.info(f"gradient steps on the latent: {steps} (quality {better:.3f} with {REFINE_STEPS})")
+    return mlp, share, steps
 
 
 def quality(images: np.ndarray, made: np.ndarray) -> float:

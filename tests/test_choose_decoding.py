@@ -14,8 +14,9 @@ from visionflow_hf.modeling.linear_decoder import fit_linear_decoders
 from visionflow_hf.modeling.ridge import fit_ridge
 from visionflow_hf.modeling.trials import Trials
 from visionflow_hf.stimuli import Stimuli
+from visionflow_hf.training import decoding
 from visionflow_hf.training import train as train_module
-from visionflow_hf.training.shares import choose_shares
+from visionflow_hf.training.decoding import choose_decoding
 
 HELD_OFF = (1 / 512, 511 / 512)
 
@@ -91,7 +92,7 @@ def test_it_carries_the_image_where_the_decoder_fails(parts):
     fit_linear_decoders(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
     with torch.no_grad():
         model.image_decoder.seed.weight.zero_()  # the same image for every latent
-    assert choose_shares(model, trials["test"], stimuli, seed=0)[1] >= 0.5
+    assert choose_decoding(model, trials["test"], stimuli, seed=0)[1] >= 0.5
 
 
 def test_the_mlp_counts_where_it_helps_and_not_where_it_harms(parts):
@@ -101,12 +102,31 @@ def test_the_mlp_counts_where_it_helps_and_not_where_it_harms(parts):
     with torch.no_grad():
         model.fmri_to_latent.head.weight[:dim] = 0
         bias[:dim] = 10.0  # whatever the fMRI, far away from all latents
-    assert choose_shares(model, trials["test"], stimuli, seed=0)[0] == 0
+    assert choose_decoding(model, trials["test"], stimuli, seed=0)[0] == 0
     with torch.no_grad():
         bias[:dim] = -10.0
         for voxel_map in model.fmri_to_latent.to_learned:
             voxel_map.bias += 10.0  # which the MLP alone takes back
-    assert choose_shares(model, trials["test"], stimuli, seed=0)[0] == 1
+    assert choose_decoding(model, trials["test"], stimuli, seed=0)[0] == 1
+
+
+def test_gradient_steps_are_taken_where_they_help(parts, monkeypatch):
+    model, _, _, trials, stimuli = parts
+    fit_linear_decoders(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
+    asked = []
+
+    def truth(model, posterior, fmri, subject_ids, steps):
+        asked.append((len(fmri), steps))
+        return posterior.learned.mean, posterior.linear.mean
+
+    monkeypatch.setattr(decoding, "refined", truth)
+    assert choose_decoding(model, trials["test"], stimuli, seed=0)[2] == 0  # no better than without
+    images = torch.cat(
+        [stimuli.pixel_values(trials["test"].some_stimuli(name, 64, 0)) for name in trials["test"].subjects]
+    )
+    monkeypatch.setattr(model, "decode", lambda learned, linear: images[: len(learned)])
+    assert choose_decoding(model, trials["test"], stimuli, seed=0)[2] == decoding.REFINE_STEPS
+    assert sum(rows for rows, _ in asked) == 2 * len(images) and model.config.linear_share == 0
 
 
 def test_the_share_is_saved_with_the_model_and_blends_the_two(parts, tmp_path):
@@ -142,7 +162,7 @@ def test_a_share_is_a_share():
 
 def test_shares_are_chosen_on_stimuli_that_the_image_side_has_not_seen_yet(corpus, tmp_path, monkeypatch):
     asked, trained = [], []
-    run_trainer, choose = train_module.run_trainer, train_module.choose_shares
+    run_trainer, choose = train_module.run_trainer, train_module.choose_decoding
 
     def watched_run(model, processor, batches, *more):
         trained.append(set(batches.stimulus_ids))
@@ -153,7 +173,7 @@ def test_shares_are_chosen_on_stimuli_that_the_image_side_has_not_seen_yet(corpu
         return choose(model, held_out, *more)
 
     monkeypatch.setattr(train_module, "run_trainer", watched_run)
-    monkeypatch.setattr(train_module, "choose_shares", watched_choice)
+    monkeypatch.setattr(train_module, "choose_decoding", watched_choice)
     flags = ["--max_steps", "4", "--warmup_steps", "1", "--disable_tqdm", "true", "--linear_dim", "0"]
     assert main(["train", str(corpus), str(tmp_path / "run"), *flags]) == 0
     everything = set(open_corpus(corpus).splits["train"]["stimulus_id"])
