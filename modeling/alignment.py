@@ -26,7 +26,7 @@ from .ridge import eigh
 from .trials import Trials
 
 IMAGES = 4000  # augmented copies, at most about as many
-STEPS, TRIALS = 2000, 256  # trials a step
+STEPS, TRIALS = 500, 256  # trials a step
 LEARNING_RATE = 1e-3
 SHARED = 0.3  # of the noise variance, that voxels have in common
 MOST_TRIALS = 2000  # of a subject, by which the noise is measured
@@ -39,7 +39,7 @@ def align(model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: S
     Args:
         stimuli: as in `refit.RowImages`; no augmented copies are made where a frozen encoder has made features of them:
             it would have to run.
-        max_steps: the Trainer's; this stage has 2,000 steps, or twice as many as the Trainer where that is less.
+        max_steps: the Trainer's; this stage has 500 steps, or twice as many as the Trainer where that is less.
         unpaired: images without fMRI, to which trials are simulated, too.
     """
     torch.manual_seed(seed)

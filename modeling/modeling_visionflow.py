@@ -594,7 +594,7 @@ class VisionFlowModel(PreTrainedModel):
         """Fit all maps between the latent and fMRI anew, after gradient descent has changed the image side.
 
         That is the head of w, the maps of all subjects in both directions, their noise, and the linear decoder, each by
-        ridge regression; and the MLP from fMRI to latent, by 2,000 steps on simulated trials. Encoder, head of z and
+        ridge regression; and the MLP from fMRI to latent, by 500 steps on simulated trials. Encoder, head of z and
         image decoder stay as they are, and so do the shares of the MLP and of the linear decoder. It takes as long as
         the last part of `visionflow train`, a minute or so for some hundred stimuli on one core.
 
