@@ -356,6 +356,26 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_the_last_good_checkpoint(corp
     assert find_checkpoint([out], "auto") == str(out / "checkpoint-4")
 
 
+def test_a_gradient_that_is_not_finite_ends_the_run_before_its_step(corpus, tmp_path, monkeypatch, refused):
+    forward, seen = VisionFlowModel.forward, []
+
+    def spoiled(self, *args, **kwargs):
+        outputs = forward(self, *args, **kwargs)
+        if self.training:
+            seen.append(None)
+            if len(seen) == 4:
+                outputs.loss = outputs.loss + (0 * outputs.loss).sqrt()  # 0, with a slope of infinity
+        return outputs
+
+    monkeypatch.setattr(VisionFlowModel, "forward", spoiled)
+    flags = ["--save_steps", "3", "--load_best_model_at_end", "false"]
+    told = r"a gradient is not finite in step 4 \(loss 0\..*\), with .*: earlier checkpoints are kept"
+    refused(lambda: train(corpus, tmp_path / "run", *flags), told)
+    saved = find_checkpoint([tmp_path / "run"], "auto")
+    assert saved == str(tmp_path / "run" / "checkpoint-3")
+    assert all(values.isfinite().all() for values in load_file(f"{saved}/model.safetensors").values())
+
+
 def test_a_run_that_another_command_writes_is_left_alone(corpus, tmp_path, refused):
     with alone(tmp_path / "run"):
         refused(lambda: train(corpus, tmp_path / "run"), "another command is writing .*run: wait until it ends")

@@ -97,11 +97,28 @@ class ImageTrainer(Trainer):
         loss = outputs.loss.mean()
         if model.training and not loss.isfinite():
             losses = ", ".join(f"{name} {outputs[name].detach().mean().item():g}" for name in LOSSES)
-            raise UserError(
-                f"the loss is {loss.item():g} in step {self.state.global_step + 1} ({losses}), with "
-                f"{count(names, 'stimulus')}: earlier checkpoints are kept; try a smaller --learning_rate"
-            )
+            self._end(f"the loss is {loss.item():g}", f" ({losses})", names)
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        """As in `Trainer`.
+
+        Raises:
+            UserError: a gradient is not finite, as a loss at the edge of its range can give it.
+        """
+        names = inputs["stimulus_ids"]
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        finite = self.args.fp16 or torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+        if not finite:  # in float16 the scaler leaves such steps out
+            self._end("a gradient is not finite", f" (loss {loss.item():g})", names)
+        return loss
+
+    def _end(self, what: str, losses: str, names: Sequence[str]) -> None:
+        raise UserError(
+            f"{what} in step {self.state.global_step + 1}{losses}, with {count(names, 'stimulus')}: earlier "
+            "checkpoints are kept; try a smaller --learning_rate"
+        )
 
     def log(self, logs, start_time=None):
         """Each loss by its name beside their weighted sum."""
