@@ -45,7 +45,7 @@ def align(model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: S
     torch.manual_seed(seed)
     steps = min(STEPS, 2 * max_steps)
     bridge = model.train(False).fmri_to_latent
-    images = image_latents(model, stimuli, [*trials.stimuli, *unpaired], min(IMAGES, 2 * steps))
+    images = image_latents(model, stimuli, [*trials.stimuli, *unpaired], min(IMAGES, 8 * steps))
     places = {stimulus: row for row, stimulus in enumerate(trials.stimuli)}
     simulated = [SimulatedTrials(model, trials, name, images, places) for name in trials.subjects]
     bridge.hidden.weight.normal_(std=bridge.hidden.in_features**-0.5)

@@ -79,8 +79,8 @@ class VisionFlowConfig(PreTrainedConfig):
             Share of the decoded image that comes from a linear map of the latent to pixels, from 0 to 1; the rest comes
             from the image decoder.
         refine_steps (`int`, *optional*, defaults to 0):
-            Gradient steps by which the commands refine each reconstruction, as `reconstruct_image(..., refine=N)` does.
-            `visionflow train` chooses it.
+            Gradient steps by which each reconstruction from fMRI is refined, as `reconstruct_image(..., refine=N)`
+            does. `visionflow train` chooses it.
         image_weight, kl_weight, alignment_weight, fmri_weight (`float`, *optional*):
             Weights of the four losses, each a mean per element (pixel, latent dimension, latent dimension, voxel).
         initializer_range (`float`, *optional*, defaults to 0.02):

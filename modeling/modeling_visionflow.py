@@ -303,6 +303,9 @@ class VisionFlowModel(PreTrainedModel):
             reconstruction = reconstructions[0]
             if both:
                 reconstruction = torch.where(has_fmri[:, None, None, None], reconstructions[1], reconstruction)
+            if fmri is not None and self.config.refine_steps and not self.training and noise is None:
+                better = self.decode(*self._refined(fmri_posterior, fmri, ids))
+                reconstruction = torch.where(has_fmri[:, None, None, None], better, reconstruction)
         predicted = None
         if known and (fmri is not None or not self.training):  # in training images alone teach nothing about voxels
             predicted = self.latent_to_fmri(latent, posterior.linear.mean, subject_ids)
@@ -421,17 +424,20 @@ class VisionFlowModel(PreTrainedModel):
         subject_ids: torch.Tensor | None = None,
         num_samples: int | None = None,
         generator: torch.Generator | None = None,
-        refine: int = 0,
+        refine: int | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """Decoding: the image behind each response, decoded from the mean of q(z, w | fmri).
 
+        Gradient steps refine this mean where training has found that they help.
+
         Args:
             fmri (`torch.Tensor` of shape `(batch, max_voxels)`): standardised, as the processor makes it.
             num_samples (`int`, *optional*): images of that many samples of q(z | fmri), instead of one of its mean.
-            refine (`int`, *optional*, defaults to 0): gradient steps on that mean before it is decoded, towards an
-                image for which the model itself predicts this response (see `refinement`). Each runs the encoder. No
-                gradient then reaches `fmri`. `visionflow decode` and `evaluate` take `config.refine_steps`.
+            refine (`int`, *optional*): gradient steps on that mean before it is decoded, towards an image for which the
+                model itself predicts this response (see `refinement`). Each runs the encoder. By default
+                `config.refine_steps`; 0 where a graph is recorded (`torch.compile`, export). The gradients that reach
+                `fmri` are those of the mean.
             generator (`torch.Generator`, *optional*): their randomness, on the CPU.
             kwargs: other parts of the processor's batch, which are not used.
             subject_ids: as in `forward`.
@@ -443,13 +449,11 @@ class VisionFlowModel(PreTrainedModel):
             ValueError: `refine` together with `num_samples`.
         """
         posterior = self.encode_fmri(fmri, subject_ids)
-        mean, linear = posterior.learned.mean, posterior.linear.mean
         if refine and num_samples is not None:
             raise ValueError("refine moves the mean of q(z | fmri), and samples are drawn around it: give one of them")
-        if refine:
-            return self.decode(*refined(self, posterior, fmri, self._subject_ids(subject_ids, fmri), refine))
         if num_samples is None:
-            return self.decode(mean, linear)
+            return self.decode(*self._refined(posterior, fmri, self._subject_ids(subject_ids, fmri), refine))
+        mean, linear = posterior.learned.mean, posterior.linear.mean
         noise = torch.randn(fmri.shape[0], num_samples, mean.shape[1], generator=generator).to(mean)
         learned = mean[:, None] + (posterior.learned.logvar / 2).exp()[:, None] * noise
         linear = linear[:, None].expand(-1, num_samples, -1)
@@ -824,6 +828,18 @@ class VisionFlowModel(PreTrainedModel):
     def _own_dtype(self) -> torch.dtype:
         """The weights' dtype; `self.dtype` has no parameters to look at in a replica of `nn.DataParallel`."""
         return self.posterior_head.weight.dtype
+
+    def _refined(
+        self, posterior: LatentGaussian, fmri: torch.Tensor, subject_ids: torch.Tensor, steps: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """z and w of each response after gradient steps, as in `reconstruct_image`; their gradients are the means'."""
+        means = posterior.learned.mean, posterior.linear.mean
+        if steps is None:
+            steps = 0 if torch.compiler.is_compiling() else self.config.refine_steps
+        if not steps:
+            return means
+        found = refined(self, posterior, fmri, subject_ids, steps)
+        return tuple(mean + (latent - mean).detach() for mean, latent in zip(means, found, strict=True))
 
     def _subject_ids(self, subject_ids: torch.Tensor | None, rows: torch.Tensor, least: int = 0) -> torch.Tensor:
         """The place of each row's subject in `config.subjects`, `(batch,)`, on the device of `rows`.

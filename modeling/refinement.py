@@ -1,5 +1,5 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
-"""Gradient steps on the latent, up the likelihood of the response: `reconstruct_image(..., refine=N)`.
+"""Gradient steps on the latent of a response: `reconstruct_image(..., refine=N)`.
 
     image = decoder(z, w)        maximise  LIKELIHOOD log p(fmri | image) + log q(z, w | fmri)
 
@@ -24,23 +24,24 @@ def refined(
     Args:
         posterior: q(z, w | fmri).
         fmri (`torch.Tensor` of shape `(batch, max_voxels)`): standardised.
-        subject_ids (`torch.Tensor` of shape `(batch,)`): place of each row's subject.
+        subject_ids (`torch.Tensor` of shape `(batch,)`): place of each row's subject; -1 for none, whose row stays.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        fmri = fmri.detach().clone()  # tensors of inference mode take no part in gradients
-        both = posterior.learned, posterior.linear
-        q = [Gaussian(one.mean.detach().clone(), one.logvar.detach().clone()) for one in both]
+        fmri, dtype = fmri.detach().clone(), posterior.learned.mean.dtype
+        both = posterior.learned, posterior.linear  # copied, since tensors of inference mode take no part in gradients
+        q = [Gaussian(one.mean.detach().clone().float(), one.logvar.detach().clone().float()) for one in both]
         latents = [one.mean.clone().requires_grad_() for one in q]
         optimizer = torch.optim.Adam(latents, lr=STEP)
         for _ in range(steps):
             far = [(latent - one.mean).square() / one.logvar.exp() for latent, one in zip(latents, q, strict=True)]
             log_q = -sum(one.sum() for one in far) / 2
-            total = log_q + LIKELIHOOD * log_likelihood(model, model.decode(*latents), fmri, subject_ids)
+            images = model.decode(*[latent.to(dtype) for latent in latents])
+            total = log_q + LIKELIHOOD * log_likelihood(model, images, fmri, subject_ids)
             gradients = torch.autograd.grad(-total, latents)
             for latent, gradient in zip(latents, gradients, strict=True):
                 latent.grad = gradient
             optimizer.step()
-    learned, linear = (one.detach() for one in latents)
+    learned, linear = (one.detach().to(dtype) for one in latents)
     return learned, linear
 
 
@@ -49,7 +50,7 @@ def log_likelihood(model, images: torch.Tensor, fmri: torch.Tensor, subject_ids:
     latent = model.encode_image(images)
     predicted = model.latent_to_fmri(latent.learned.mean, latent.linear.mean, subject_ids)
     total = 0
-    for place in subject_ids.unique().tolist():
+    for place in subject_ids[subject_ids >= 0].unique().tolist():
         rows, voxels = subject_ids == place, slice(model.config.num_voxels[place])
         total = (
             total

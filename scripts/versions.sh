@@ -16,7 +16,7 @@ case $which in
     *) echo "$which: lowest or newest is expected" >&2; exit 2 ;;
 esac
 folder=.venv-$which
-[ -d "$folder" ] || "$python" -m venv "$folder"
+"$python" -m venv --clear "$folder"
 . "$folder/bin/activate"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 python -m pip install --quiet uv

@@ -113,20 +113,30 @@ def test_the_mlp_counts_where_it_helps_and_not_where_it_harms(parts):
 def test_gradient_steps_are_taken_where_they_help(parts, monkeypatch):
     model, _, _, trials, stimuli = parts
     fit_linear_decoders(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
-    asked = []
+    before, asked = decoding.refined, []
+    known = {name: trials["test"].some_stimuli(name, 64, 0) for name in trials["test"].subjects}
 
-    def truth(model, posterior, fmri, subject_ids, steps):
-        asked.append((len(fmri), steps))
+    def to_the_truth(model, posterior, fmri, subject_ids, steps):
+        asked.append(len(fmri))
+        names = []
+        for place, response in zip(subject_ids.tolist(), fmri, strict=True):  # found by the response itself
+            subject = model.config.subjects[place]
+            own = trials["test"].mean_responses(subject, known[subject])
+            names.append(known[subject][int((own - response[: own.shape[1]]).square().sum(1).argmin())])
+        latent = model.encode_image(stimuli.pixel_values(names))
+        return latent.learned.mean, latent.linear.mean
+
+    def nowhere(model, posterior, fmri, subject_ids, steps):
         return posterior.learned.mean, posterior.linear.mean
 
-    monkeypatch.setattr(decoding, "refined", truth)
-    assert choose_decoding(model, trials["test"], stimuli, seed=0)[2] == 0  # no better than without
-    images = torch.cat(
-        [stimuli.pixel_values(trials["test"].some_stimuli(name, 64, 0)) for name in trials["test"].subjects]
-    )
-    monkeypatch.setattr(model, "decode", lambda learned, linear: images[: len(learned)])
-    assert choose_decoding(model, trials["test"], stimuli, seed=0)[2] == decoding.REFINE_STEPS
-    assert sum(rows for rows, _ in asked) == 2 * len(images) and model.config.linear_share == 0
+    monkeypatch.setattr(decoding, "AT_ONCE", 3)
+    for steps, way in ((0, nowhere), (decoding.REFINE_STEPS, to_the_truth)):
+        monkeypatch.setattr(decoding, "refined", way)
+        assert choose_decoding(model, trials["test"], stimuli, seed=0)[2] == steps
+    assert max(asked) == 3 and sum(asked) == sum(map(len, known.values())) and model.config.linear_share == 0
+    model.config.linear_layers = [1]  # of a pretrained encoder
+    monkeypatch.setattr(decoding, "refined", before)
+    assert choose_decoding(model, trials["test"], stimuli, seed=0)[2] == 0
 
 
 def test_the_share_is_saved_with_the_model_and_blends_the_two(parts, tmp_path):

@@ -417,19 +417,6 @@ def test_merged_corpora_keep_categories_and_sessions(tmp_path):
     assert set(merged["test"]["session"]) == {None} and len(set(merged["train"]["session"])) == 5
 
 
-def test_merged_corpora_say_what_their_test_splits_hold_out(tmp_path):
-    one, two = arrays_of(tmp_path, "s1", slice(0, 30)), arrays_of(tmp_path, "s2", slice(10, 40))
-    for folder in (one, two):
-        marker = tmp_path / folder / "dataset_dict.json"
-        marker.write_text(json.dumps(json.loads(marker.read_text()) | {"split_by": "category"}))
-    told = []
-    for other, flags in ((two, []), (two, ["--test-fraction", "0.2"])):
-        out = tmp_path / f"out{len(told)}"
-        assert main(["merge", one, other, str(out), *flags]) == 0
-        told.append(open_corpus(out).split_by)
-    assert told == ["category", "stimulus"]
-
-
 def test_merged_corpora_may_have_other_types(tmp_path):
     one, two = arrays_of(tmp_path, "s1", slice(0, 30)), arrays_of(tmp_path, "s2", slice(10, 40))
     wide = load_from_disk(one).cast_column("fmri", List(Value("float64"))).cast_column("repeat", Value("int64"))

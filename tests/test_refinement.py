@@ -69,26 +69,68 @@ def test_many_steps_stay_near_the_posterior_of_the_response(loaded, batch):
     assert 0 < max(far) < 1  # in standard deviations
 
 
-def test_commands_take_the_steps_of_the_model(loaded, run, corpus, tmp_path):
-    model, processor = loaded
+@pytest.fixture
+def refining(run, tmp_path):
+    """A model that refines by default."""
     folder = shutil.copytree(run, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"refine_steps": 4}))
+    return folder
+
+
+def test_the_steps_of_the_model_are_the_default_everywhere(refining, corpus, tmp_path):
+    model, processor = load_model(refining)
     row = load_from_disk(str(corpus))["test"][0]
-    np.save(tmp_path / "fmri.npy", np.array([row["fmri"]], dtype=np.float32))
     batch = processor(fmri=row["fmri"], subject=row["subject"])
-    for flags, steps in (([], 4), (["--refine", "0"], 0)):
-        words = ["decode", folder, tmp_path / "fmri.npy", "--subject", row["subject"], "--output", tmp_path / "out"]
+    refined_, plain = model.reconstruct_image(**batch, refine=4), model.reconstruct_image(**batch, refine=0)
+    assert not torch.equal(refined_, plain)
+    torch.testing.assert_close(model.reconstruct_image(**batch), refined_)
+    torch.testing.assert_close(model(**batch).reconstruction, refined_)
+    np.save(tmp_path / "fmri.npy", np.array([row["fmri"]], dtype=np.float32))
+    for flags, pixels in (([], refined_), (["--refine", "0"], plain)):
+        words = ["decode", refining, tmp_path / "fmri.npy", "--subject", row["subject"], "--output", tmp_path / "out"]
         assert main([str(word) for word in (*words, *flags, "--overwrite")]) == 0
-        (expected,) = processor.post_process_images(model.reconstruct_image(**batch, refine=steps))
+        (expected,) = processor.post_process_images(pixels)
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "0000.png")), np.asarray(expected))
-    assert main(["evaluate", str(folder), str(corpus), str(tmp_path / "report")]) == 0
-    assert main(["evaluate", str(run), str(corpus), str(tmp_path / "report0")]) == 0
-    refined_, plain = (
-        json.loads((tmp_path / name / "metrics.json").read_text())["decoding"]["model"]["mse"]
-        for name in ("report", "report0")
-    )
-    assert (refined_ != plain) == (model.config.refine_steps != 4)
+
+
+def test_forward_refines_the_rows_with_fmri_alone(refining, corpus):
+    model, processor = load_model(refining)
+    rows = load_from_disk(str(corpus))["test"].select(range(3))
+    batch = processor(images=rows["image"], fmri=rows["fmri"], subject=rows["subject"])
+    has_fmri = torch.tensor([True, False, True])
+    found = model(**batch, has_fmri=has_fmri)
+    expected = model.reconstruct_image(batch["fmri"], batch["subject_ids"])
+    torch.testing.assert_close(found.reconstruction[has_fmri], expected[has_fmri], atol=1e-5, rtol=0)
+    model.config.refine_steps = 0
+    plain = model(**batch, has_fmri=has_fmri)
+    torch.testing.assert_close(found.reconstruction[1], plain.reconstruction[1])
+    assert torch.equal(found.loss, plain.loss)
+
+
+def test_gradients_are_those_of_the_mean(refining, corpus):
+    model, processor = load_model(refining)
+    row = load_from_disk(str(corpus))["test"][0]
+    gradients = []
+    for steps in (None, 0):
+        fmri = torch.tensor(row["fmri"], requires_grad=True)
+        batch = processor(fmri=fmri, subject=row["subject"])
+        posterior = model.encode_fmri(batch["fmri"], batch["subject_ids"])
+        latents = model._refined(posterior, batch["fmri"], batch["subject_ids"], steps)
+        sum(latent.sum() for latent in latents).backward()
+        gradients.append(fmri.grad)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(refining, corpus, dtype):
+    model, processor = load_model(refining)
+    row = load_from_disk(str(corpus))["test"][0]
+    batch = processor(fmri=row["fmri"], subject=row["subject"])
+    whole = model.reconstruct_image(**batch)
+    half = model.to(dtype).reconstruct_image(**batch)
+    assert half.dtype == dtype and (half.float() - whole).abs().mean() < 0.03
 
 
 def test_steps_are_a_number():

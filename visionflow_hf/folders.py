@@ -125,11 +125,10 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 def not_written(error: Exception) -> str | None:
     """Why something could not be written; None where the error is another one.
 
-    safetensors tells the number of the system's error in its text, and torch only that a file has not the size that
-    was written.
+    safetensors gives the number of the system's error in its text, torch only a wrong place in the file.
     """
     if isinstance(error, RuntimeError):
-        return "a file did not take all of its bytes, is the disk full?" if "inline_container" in str(error) else None
+        return "a file could not be written whole; is the disk full?" if "inline_container" in str(error) else None
     number = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
     number = int(number[1]) if number else getattr(error, "errno", None)
     return os.strerror(number) if number in CANNOT_WRITE else None

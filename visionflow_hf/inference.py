@@ -106,7 +106,7 @@ def decode(
     """Reconstruct the image of each row of fMRI, `read_fmri`, as 0000.png, 0001.png and so on.
 
     Args:
-        refine: gradient steps, as in `VisionFlowModel.reconstruct_image`; None for `config.refine_steps`.
+        refine: gradient steps, as in `VisionFlowModel.reconstruct_image`.
         image_bank: folder of images. Each reconstruction is the mean of the 60 under which the row is likeliest.
         device: such as `cpu` or `cuda`; None for a GPU where there is one.
     """

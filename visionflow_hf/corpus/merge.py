@@ -13,7 +13,6 @@ from visionflow_hf.corpus.schema import (
     FEATURES,
     MARKER,
     OPTIONAL,
-    SPLIT_BY,
     SPLITS,
     Corpus,
     is_text,
@@ -83,9 +82,8 @@ def merge(
     voxels = second.voxels[~second.voxels["subject"].isin(list(first.subjects))]
     voxels = join_tables([first.voxels, voxels])
     unit = one_unit(first, second, report)
-    ways = SPLIT_BY[:1] if test_fraction is not None else dict.fromkeys([first.split_by, second.split_by])
     with new_folder(out, overwrite, marker=MARKER) as folder:
-        save_corpus(folder, splits, voxels, unit, " and ".join(ways))
+        save_corpus(folder, splits, voxels, unit)
     report(", ".join(f"{name}: {len(rows)} rows" for name, rows in splits.items()))
 
 

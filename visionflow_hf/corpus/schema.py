@@ -178,15 +178,12 @@ def write_splits(
     (folder / MARKER).write_text(json.dumps({"splits": names, "split_by": split_by}))
 
 
-def save_corpus(
-    folder: Path, splits: DatasetDict, voxels: pd.DataFrame, unit: str, split_by: str = SPLIT_BY[0]
-) -> None:
-    """Splits, unit, voxel table and what test holds out, as `read_corpus` finds them."""
+def save_corpus(folder: Path, splits: DatasetDict, voxels: pd.DataFrame, unit: str) -> None:
+    """Splits, unit and voxel table, as `read_corpus` finds them."""
     for split in splits.values():
         split.info.description = unit
     splits.save_to_disk(str(folder))
     voxels.to_parquet(folder / "voxels.parquet", index=False)
-    (folder / MARKER).write_text(json.dumps({"splits": list(splits), "split_by": split_by}))
 
 
 def open_corpus(path: str | os.PathLike, allow_leakage: bool = False, streaming: bool = False) -> Corpus:

@@ -149,15 +149,15 @@ def _predict_subject(
             for start in range(0, len(pixels), BATCH):
                 yield to_array([Image.fromarray(one) for one in pixels[start : start + BATCH]], processor, size)
 
-    def decode_into(latents: list[np.ndarray], fmri: np.ndarray) -> Iterator[np.ndarray]:
-        for images, some in decoded(model, processor, fmri, subject, size):
+    def decode_into(latents: list[np.ndarray], fmri: np.ndarray, refine: int | None = None) -> Iterator[np.ndarray]:
+        for images, some in decoded(model, processor, fmri, subject, size, refine):
             latents.append(some)
             yield images
 
     keep("image", (to_array(some, processor, size) for some in batches_of(each_image_of(test, names))))
     predicted, part["latent/image"] = encode_images(model, processor, each_image_of(test, names), subject)
     keep(f"fmri_predicted/{subject}", [predicted])
-    keep("round_trip/reconstruction", decode_into([], predicted))
+    keep("round_trip/reconstruction", decode_into([], predicted, refine=0))  # the model would refine its own prediction
     place = model.config.subjects.index(subject)
     standard = [  # measured and predicted
         torch.from_numpy((values - processor.fmri_mean[subject]) / processor.fmri_std[subject]).float().to(model.device)
@@ -283,7 +283,7 @@ def decode_fmri(
     """Reconstructions (rows, height, width[, 3]), uint8 of `size`, and means of q(z, w | fmri) (rows, dimensions).
 
     Args:
-        refine: gradient steps, as in `VisionFlowModel.reconstruct_image`; None for `config.refine_steps`.
+        refine: gradient steps, as in `VisionFlowModel.reconstruct_image`.
     """
     images, latents = zip(*decoded(model, processor, fmri, subject, size, refine), strict=True)
     return np.concatenate(images), np.concatenate(latents)
@@ -298,7 +298,6 @@ def decoded(
     refine: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The same in batches of rows."""
-    refine = model.config.refine_steps if refine is None else refine
     for start in range(0, len(fmri), BATCH):
         batch = processor(fmri=fmri[start : start + BATCH], subject=subject).to(model.device)
         with torch.no_grad():

@@ -26,7 +26,7 @@ MLP_SHARES = (0.0, 0.5, 1.0)
 MLP_SHARES_OF_FEW = (0.0, 0.5)  # where distinct stimuli are few
 LINEAR_SHARES = tuple(np.linspace(0, 1, 11).tolist())
 MOST_ASKED = 128  # held-out stimuli by which all this is chosen
-REFINE_STEPS = 10  # or none; more change little
+REFINE_STEPS, LEAST_GAIN = 10, 0.002  # or none, where they gain less; more change little
 AT_ONCE = 32  # images
 
 
@@ -41,7 +41,8 @@ def choose_decoding(
     """The shares of the MLP and of the linear decoder with the highest quality on held-out stimuli, repeats averaged;
     then the number of gradient steps.
 
-    No steps are tried with layers of a pretrained encoder: each step would run it, forward and backward.
+    No steps are tried with layers of a pretrained encoder or with an autoencoder, which each step would run forward and
+    backward.
 
     Args:
         model: fitted without these stimuli.
@@ -71,18 +72,20 @@ def choose_decoding(
         f"shares chosen on {len(images)} held-out stimuli: MLP {mlp:.0%}, linear decoder {share:.0%} "
         f"(quality {found[mlp, share]:.3f}; {found[0.0, 0.0]:.3f} without both)"
     )
-    if model.config.linear_layers:
+    if model.config.linear_layers or model.config.decoder_type == "autoencoder_kl":
         return mlp, share, 0
+    fmri, ids, plain, better = torch.cat(responses), torch.cat(places), [], []
     model.config.linear_share = share  # of `decode`
-    made = []
     for rows in torch.arange(len(h)).split(AT_ONCE):
         posterior = model.fmri_to_latent.correct(h[rows], v[rows], mlp)
-        latents = refined(model, posterior, torch.cat(responses)[rows], torch.cat(places)[rows], REFINE_STEPS)
-        made.append(model.decode(*latents).float())
-    better = quality(images, as_array(torch.cat(made)))
+        plain.append(model.decode(posterior.learned.mean, posterior.linear.mean).float())
+        better.append(model.decode(*refined(model, posterior, fmri[rows], ids[rows], REFINE_STEPS)).float())
     model.config.linear_share = 0.0  # the image stage trains the image decoder alone
-    steps = REFINE_STEPS if better > found[mlp, share] else 0
-    logger.info(f"gradient steps on the latent: {steps} (quality {better:.3f} with {REFINE_STEPS})")
+    without, refined_by = (quality(images, as_array(torch.cat(made))) for made in (plain, better))
+    steps = REFINE_STEPS if refined_by > without + LEAST_GAIN else 0
+    logger.info(
+        f"gradient steps on the latent: {steps} (quality {refined_by:.3f} with {REFINE_STEPS}, {without:.3f} without)"
+    )
     return mlp, share, steps
 
 

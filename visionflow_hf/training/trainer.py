@@ -109,7 +109,7 @@ class ImageTrainer(Trainer):
         names = inputs["stimulus_ids"]
         loss = super().training_step(model, inputs, *args, **kwargs)
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        finite = self.args.fp16 or torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+        finite = self.accelerator.scaler is not None or torch.stack(torch._foreach_norm(gradients)).isfinite().all()
         if not finite:  # in float16 the scaler leaves such steps out
             self._end("a gradient is not finite", f" (loss {loss.item():g})", names)
         return loss
