@@ -16,7 +16,9 @@ from huggingface_hub.errors import (
 )
 
 from visionflow_hf.errors import UserError
+from visionflow_hf.hub import load_model
 from visionflow_hf.hub_errors import hub_errors, reading_corpus
+from visionflow_hf.modeling import VisionFlowModel
 
 
 def answered(status: int, message: str = "said the server") -> HfHubHTTPError:
@@ -83,3 +85,21 @@ def test_a_repository_that_is_not_there():
     assert "the Hub has no lab/x (404): check the name" in line_of(hub_errors, answered(404))
     line = line_of(reading_corpus, answered(404))
     assert line.startswith("lab/x is no corpus: there is no such folder, and the Hub gives none (404): check the name")
+
+
+def test_an_upload_tells_what_ended_it():
+    error = RuntimeError("Error while uploading 'model.safetensors' to the Hub.")
+    error.__cause__ = HTTPError("Server disconnected")
+    assert "the Hub cannot be reached (Server disconnected)" in line_of(hub_errors, error)
+    with pytest.raises(RuntimeError, match="shapes"), hub_errors("lab/x"):
+        raise RuntimeError("shapes do not match")
+
+
+@pytest.mark.parametrize("error", [HTTPError("Server disconnected"), answered(500)])
+def test_a_model_that_cannot_be_downloaded(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(VisionFlowModel, "from_pretrained", fail)
+    with pytest.raises(UserError, match=r"no model at lab/x: the Hub (cannot be reached|has a fault of its own)"):
+        load_model("lab/x")

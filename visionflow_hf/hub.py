@@ -15,7 +15,7 @@ from huggingface_hub import (
     ModelCardData,
     eval_result_entries_to_yaml,
 )
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
 
 from visionflow_hf import __version__
@@ -23,7 +23,7 @@ from visionflow_hf.cards import card_template, results_of, with_metadata, with_r
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import writing
 from visionflow_hf.hub_cache import whole_files
-from visionflow_hf.hub_errors import hub_errors
+from visionflow_hf.hub_errors import cause_of, hub_errors
 from visionflow_hf.metrics import LEAST_CEILING
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.card import NAMED
@@ -218,6 +218,8 @@ def load_model(
             commit = model.config._commit_hash or "main"  # of both, if the Hub changes meanwhile; none of a folder
             processor = VisionFlowProcessor.from_pretrained(name, revision=commit)
         model.config.check_widths()
+    except HTTPError as error:
+        raise UserError(f"no model at {name}: {cause_of(name, error)}") from error
     except MODEL_ERRORS as error:
         if isinstance(error, OSError) and error.errno:
             file = f" ({error.filename})" if error.filename else ""

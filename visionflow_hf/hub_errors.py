@@ -28,7 +28,12 @@ def hub_errors(name: str) -> Iterator[None]:
     """Raise `UserError` where the block fails to write to the repository `name` on the Hub."""
     try:
         yield
-    except HUB_ERRORS as error:
+    except (*HUB_ERRORS, RuntimeError) as error:
+        told = error
+        if isinstance(error, RuntimeError):  # of an upload, which wraps what went wrong
+            error = error.__cause__
+        if not isinstance(error, HUB_ERRORS):
+            raise
         status = status_of(error)
         if status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
             answer = f" ({status})" if status else ""
@@ -37,7 +42,7 @@ def hub_errors(name: str) -> Iterator[None]:
             line = f"the Hub has no {name} (404): check the name, and that your account belongs to the organisation"
         else:
             line = cause_of(name, error)
-        raise UserError(line) from error
+        raise UserError(line) from told
 
 
 @contextmanager
