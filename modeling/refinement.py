@@ -21,6 +21,8 @@ def refined(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """z `(batch, latent_dim)` and w `(batch, linear_dim)` after some steps of Adam.
 
+    Where the likelihood is beyond float32, the mean of q stays.
+
     Args:
         posterior: q(z, w | fmri).
         fmri (`torch.Tensor` of shape `(batch, max_voxels)`): standardised.
@@ -41,7 +43,9 @@ def refined(
             for latent, gradient in zip(latents, gradients, strict=True):
                 latent.grad = gradient
             optimizer.step()
-    learned, linear = (one.detach().to(dtype) for one in latents)
+    found = [latent.detach() for latent in latents]
+    finite = torch.stack([one.isfinite().all(1) for one in found]).all(0)[:, None]
+    learned, linear = (torch.where(finite, one, of.mean).to(dtype) for one, of in zip(found, q, strict=True))
     return learned, linear
 
 

@@ -13,7 +13,7 @@ from visionflow_hf import inference
 from visionflow_hf.cli import main
 from visionflow_hf.evaluation.predictions import to_array
 from visionflow_hf.hub import load_model
-from visionflow_hf.modeling import VisionFlowConfig
+from visionflow_hf.modeling import VisionFlowConfig, refinement
 from visionflow_hf.modeling.refinement import refined
 
 
@@ -131,6 +131,13 @@ def test_half_precision(refining, corpus, dtype):
     whole = model.reconstruct_image(**batch)
     half = model.to(dtype).reconstruct_image(**batch)
     assert half.dtype == dtype and (half.float() - whole).abs().mean() < 0.03
+
+
+def test_without_a_finite_likelihood_the_mean_stays(loaded, batch, monkeypatch):
+    model, _ = loaded
+    monkeypatch.setattr(refinement, "log_likelihood", lambda model, images, *_: images.sum() * float("nan"))
+    found, plain = (model.reconstruct_image(**batch, refine=steps) for steps in (3, 0))
+    torch.testing.assert_close(found, plain)
 
 
 def test_steps_are_a_number():
