@@ -66,7 +66,7 @@ def fuzz(reader: Reader, work: Path, mutations: int, seed: int = 0) -> Row:
             size = results.stat().st_size
             if size > grown:
                 grown, since = size, time.monotonic()
-            if time.monotonic() - since > STUCK:
+            if status is None and time.monotonic() - since > STUCK:
                 os.kill(child, signal.SIGKILL)
         found = [json.loads(line) for line in results.read_text().splitlines()]
         for one in found:

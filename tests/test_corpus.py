@@ -1,6 +1,7 @@
 """The corpus: splits without leakage, repeats and ceilings, the simulated cortex, and the checks of every reader."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from visionflow_hf.corpus.schema import FEATURES, open_corpus, voxel_table, writ
 from visionflow_hf.corpus.splits import draw_test, place, split_stimuli, stimulus_folds
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import new_folder
+from visionflow_hf.images import open_image
 
 
 def test_folds_are_those_of_kfold_where_every_stimulus_has_one_row():
@@ -330,6 +332,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         (lambda table: table.assign(noise_ceiling="high"), "noise_ceiling of voxels.parquet has the type"),
         (lambda table: table.assign(roi="V1"), "a roi that is no list of names"),
         (lambda table: table.assign(roi=4), "a roi that is no list of names"),
+        (lambda table: table.assign(roi=[[b"V1"]] * len(table)), "a roi that is no list of names"),
         (lambda table: table[3:], "voxels.parquet has 9 voxels of ann, the responses have 12"),
     ],
 )
@@ -345,6 +348,31 @@ def test_inspect_shows_the_page_of_a_corpus_with_a_bad_voxel_table(colour_corpus
     assert captured.err.splitlines()[-1].startswith(f"error: corpus {path}: {page['problems'][0]}")
     with pytest.raises(UserError, match=problem):
         open_corpus(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(colour_corpus, tmp_path, refused):
+    path = rewritten(colour_corpus, tmp_path / "c")
+    (file,) = (path / "train").glob("*.arrow")
+    file.unlink()
+    os.mkfifo(file)
+    refused(lambda: main(["inspect", str(path)]), f"{file} is no file: is corpus {path} whole")
+    os.mkfifo(tmp_path / "image.png")
+    with pytest.raises(UserError, match=r"image\.png is a pipe: an image file is expected"):
+        open_image(tmp_path / "image.png")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("dataset_dict.json", '{"splits": []}', "has no splits"),
+        ("train/state.json", "[" * 100_000, "cannot be read .*recursion"),
+    ],
+)
+def test_damaged_files_of_a_corpus(colour_corpus, tmp_path, refused, file, content, told):
+    path = rewritten(colour_corpus, tmp_path / "c")
+    (path / file).write_text(content)
+    refused(lambda: main(["inspect", str(path)]), f"corpus {path} {told}")
 
 
 def test_a_voxel_table_may_leave_everything_open(colour_corpus, tmp_path):

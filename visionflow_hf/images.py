@@ -58,6 +58,8 @@ def is_plain_rgb(file: bytes, name: str) -> bool:
 def opened(file: Encoded, name: str) -> Iterator[Image.Image]:
     try:
         content = io.BytesIO(file) if isinstance(file, bytes) else Path(file)
+        if isinstance(content, Path) and content.is_fifo():
+            raise UserError(f"{name} is a pipe: an image file is expected")  # to read it may wait forever
         with Image.open(content, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise too_large(name, f" ({picture.width} x {picture.height})")

@@ -83,8 +83,9 @@ def check_voxels(table: pd.DataFrame, voxels: dict[str, int]) -> list[str]:
     missing = [column for column in ("subject", "voxel", "roi", "noise_ceiling") if column not in table]
     if missing:
         return [f"voxels.parquet lacks {', '.join(missing)}: make the corpus again"]
-    wrong = [names for names in table["roi"] if isinstance(names, str) or not hasattr(names, "__iter__")]
-    if any(names is not None for names in wrong):
+    known = [names for names in table["roi"] if names is not None]
+    wrong = [names for names in known if isinstance(names, (str, bytes)) or not hasattr(names, "__iter__")]
+    if wrong or not all(isinstance(name, str) for names in known for name in names):
         return ["voxels.parquet has a roi that is no list of names: make the corpus again"]
     if not isinstance(table.attrs.get("grids", {}), dict):
         return ["grids in the metadata of voxels.parquet are no volumes by subject: make the corpus again"]

@@ -256,10 +256,16 @@ def read_splits(path: Path) -> DatasetDict:
     """
     if not (path / MARKER).is_file() and not is_parquet(path):
         raise UserError(f"{path} is no corpus (no {MARKER} in it): make one with `visionflow prepare` or `simulate`")
+    for folder in (path, *(path / name for name in SPLITS)):
+        for file in folder.iterdir() if folder.is_dir() else ():
+            if file.is_fifo() or file.is_socket():  # which `datasets` would wait for
+                raise UserError(f"{file} is no file: is corpus {path} whole? Make it again")
     try:
         splits = load_from_disk(str(path)) if (path / MARKER).is_file() else load_parquet(path)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"corpus {path} cannot be read ({error}): is it whole? Make it again") from error
+    if not splits:
+        raise UserError(f"corpus {path} has no splits: is it whole? Make it again")
     for name, split in splits.items():
         missing = [column for column in FEATURES if column not in split.column_names]
         if missing:
@@ -307,5 +313,5 @@ def read_voxels(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} has no voxels.parquet, the voxel table beside the splits: make the corpus again")
     try:
         return pd.read_parquet(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error}): is it whole? Make the corpus again") from error
