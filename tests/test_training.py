@@ -336,6 +336,18 @@ def test_a_run_that_fails_leaves_the_model_that_it_was_to_replace(corpus, run, t
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_where_the_earlier_model_has_checkpoints_nothing_is_left_beside_it_either(corpus, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    assert train(corpus, tmp_path / "run") == 0
+    assert find_checkpoint([tmp_path / "run"], "auto")
+    monkeypatch.setattr(train_module, "fit_fmri_side", stop)
+    again = ["--overwrite", "true", "--resume_from_checkpoint", "auto", "--save_strategy", "no"]
+    assert train(corpus, tmp_path / "run", *again, "--load_best_model_at_end", "false") == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_at_the_last_good_checkpoint(corpus, tmp_path, monkeypatch, refused):
     forward, seen = VisionFlowModel.forward, []
 

@@ -96,7 +96,7 @@ def train(
             about = description(trained, corpus, opened, model_args, training_args)
             save_model(trained.model, trained.processor, folder, about, model_id=run)
         except BaseException:
-            own = first and checkpoint is None and (folder / MARKER).is_file()
+            own = first and (checkpoint is None or folder != run) and (folder / MARKER).is_file()
             if own and folder.is_dir() and get_last_checkpoint(folder) is None:  # nothing to resume from
                 shutil.rmtree(folder, ignore_errors=True)
             raise
