@@ -1,6 +1,7 @@
 """`prepare arrays`: every layout gives the same corpus, and what does not fit leaves one line and no folder."""
 
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -49,6 +50,13 @@ WRITERS = {"data.npz": npz, "data.h5": hdf5, "five.mat": mat5, "seven.mat": matl
 
 def prepare(path, out, *flags) -> int:
     return main(["prepare", "arrays", str(path), str(out), "--images", "images", "--fmri", "fmri", *map(str, flags)])
+
+
+def test_a_member_of_an_npz_that_is_no_array(tmp_path, refused):
+    npz(tmp_path / "d.npz", images=IMAGES)
+    with zipfile.ZipFile(tmp_path / "d.npz", "a") as file:
+        file.writestr("fmri.npy", b"no array")
+    refused(lambda: prepare(tmp_path / "d.npz", tmp_path / "out"), "d.npz cannot be read .*fmri is no array")
 
 
 def trials(out):

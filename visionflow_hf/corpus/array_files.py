@@ -47,7 +47,11 @@ def read_arrays(file: str | os.PathLike, keys: Sequence[str]) -> dict[str, np.nd
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as source:
                 refuse_bombs(source.zip, [f"{key}.npy" for key in keys])
-                return {key: source[key] for key in keys}
+                arrays = {key: source[key] for key in keys}
+            others = [key for key, array in arrays.items() if isinstance(array, bytes)]
+            if others:  # NumPy gives back whatever does not begin as an array
+                raise ValueError(f"{', '.join(others)} is no array")
+            return arrays
         refuse_bomb_of_mat5(file, {key.split("/")[0] for key in keys})
         variables = load_mat5(file, [key.split("/")[0] for key in keys])
         return {key: read_mat5(variables, key, file) for key in keys}

@@ -21,6 +21,7 @@ from visionflow_hf.images import SUFFIXES
 
 FORMAT_ERRORS = (  # what the readers of HDF5, .mat, .npy, .npz, Arrow, NIfTI and text raise on damaged files
     *(OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, ArithmeticError, RuntimeError, MemoryError),
+    NameError,  # scipy's reader of .mat names a variable that it has not set
     *(struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile, TokenError, MatReadError, pa.ArrowException),
 )
 MOST_UNPACKED = 2**28  # bytes of an array that may be any multiple of what its file stores: a small file can claim any
