@@ -189,3 +189,18 @@ def test_shares_are_chosen_on_stimuli_that_the_image_side_has_not_seen_yet(corpu
     everything = set(open_corpus(corpus).splits["train"]["stimulus_id"])
     assert len(asked) == 1 and len(trained) == 2
     assert len(asked[0]) >= 7 and trained[0] == everything - asked[0] and trained[1] == everything
+
+
+@pytest.mark.parametrize(("few", "anew"), [(50, True), (2, False)])
+def test_with_few_stimuli_the_second_image_stage_begins_anew(corpus, tmp_path, monkeypatch, few, anew):
+    begun, run_trainer = [], train_module.run_trainer
+
+    def watched_run(model, *more):
+        begun.append(model.image_decoder.seed.weight.detach().clone())
+        return run_trainer(model, *more)
+
+    monkeypatch.setattr(train_module, "run_trainer", watched_run)
+    monkeypatch.setattr(train_module, "FEW_STIMULI", few)
+    flags = ["--max_steps", "4", "--warmup_steps", "1", "--disable_tqdm", "true", "--linear_dim", "0"]
+    assert main(["train", str(corpus), str(tmp_path / "run"), *flags]) == 0
+    assert len(begun) == 2 and torch.equal(*begun) == anew

@@ -121,7 +121,8 @@ def train_on(
     3. The image stage (`ImageTrainer`) trains the image side without them, and the fMRI side is fitted to it.
     4. On the held-out stimuli the shares of the MLP and of the linear decoder are chosen, and whether gradient steps
        refine reconstructions.
-    5. Where stimuli are few, the image side is trained on with all of them. The fMRI side is fitted to all trials.
+    5. Where none are held out for good, the image side is trained on with all stimuli, or, of fewer than 50, anew. The
+       fMRI side is fitted to all trials.
 
     Several processes share the subjects' maps of the fMRI side. The first one alone does the rest of it; the others
     return models without that.
@@ -167,10 +168,14 @@ def train_on(
         part.requires_grad_(False)
     model.linear_logvar.requires_grad_(False)
     stages = [fitted] if validated or not held_out.stimuli else [fitted, trials]
+    few = len(trials.stimuli) < FEW_STIMULI
+    begun = copy.deepcopy(model.state_dict()) if few and len(stages) == 2 else None
     history, steps, chosen = [], 0, (0.0, 0.0, 0)  # where nothing is held out to choose them
     for number, own in enumerate(stages, start=1):
         which = f"image stage {number} of {len(stages)}"
         logger.info(f"{which}: {args.max_steps} steps on {len(own.stimuli)} of {len(trials.stimuli)} stimuli")
+        if begun is not None and own is trials:
+            model.load_state_dict(begun)  # half of few stimuli has left its mark on the decoder
         size = args.train_batch_size * args.world_size
         batches = ImageBatches(stimuli, own.stimuli, unpaired, size, with_linear=False)
         settings, resumed = (args, checkpoint) if own is stages[-1] else (unsaved(args), None)
@@ -180,7 +185,6 @@ def train_on(
         steps += trainer.state.global_step
         if own is fitted and held_out.stimuli:
             fit_fmri_side(model, fitted, stimuli, args.max_steps, args.seed, unpaired, shared=True)
-            few = len(trials.stimuli) < FEW_STIMULI
             if first:
                 chosen = choose_decoding(model, held_out, stimuli, args.seed, MLP_SHARES_OF_FEW if few else MLP_SHARES)
     merge_adapters(model)
