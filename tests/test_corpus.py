@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -332,6 +333,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         (lambda table: table.assign(noise_ceiling="high"), "noise_ceiling of voxels.parquet has the type"),
         (lambda table: table.assign(roi="V1"), "a roi that is no list of names"),
         (lambda table: table.assign(roi=4), "a roi that is no list of names"),
+        (lambda table: table.assign(voxel=[[0]] * len(table)), "voxel of voxels.parquet has the type object"),
         (lambda table: table.assign(roi=[[b"V1"]] * len(table)), "a roi that is no list of names"),
         (lambda table: table[3:], "voxels.parquet has 9 voxels of ann, the responses have 12"),
     ],
@@ -367,12 +369,28 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(colour_corpus, tmp_path, re
     [
         ("dataset_dict.json", '{"splits": []}', "has no splits"),
         ("train/state.json", "[" * 100_000, "cannot be read .*recursion"),
+        ("train/dataset_info.json", '{"features": {"image": {"dtype": "int32", "_type": "Value"}}}', "cannot be read"),
     ],
 )
 def test_damaged_files_of_a_corpus(colour_corpus, tmp_path, refused, file, content, told):
     path = rewritten(colour_corpus, tmp_path / "c")
     (path / file).write_text(content)
     refused(lambda: main(["inspect", str(path)]), f"corpus {path} {told}")
+
+
+def test_a_format_that_was_saved_with_the_rows_hides_no_column(colour_corpus, tmp_path):
+    path = tmp_path / "c"
+    load_from_disk(str(colour_corpus)).with_format("numpy", columns=["fmri"]).save_to_disk(str(path))
+    shutil.copy(colour_corpus / "voxels.parquet", path / "voxels.parquet")
+    assert summarise(path)["problems"] == [] and open_corpus(path).subjects == {"ann": 12, "bob": 7}
+
+
+def test_text_that_is_no_utf8(colour_corpus, tmp_path, refused):
+    path = rewritten(colour_corpus, tmp_path / "c")
+    (file,) = (path / "train").glob("*.arrow")
+    name = load_from_disk(str(colour_corpus))["train"][0]["stimulus_id"].encode()
+    file.write_bytes(file.read_bytes().replace(name, b"\x84" * len(name)))
+    refused(lambda: main(["inspect", str(path)]), f"corpus {path} cannot be read .*UTF8")
 
 
 def test_a_voxel_table_may_leave_everything_open(colour_corpus, tmp_path):

@@ -89,6 +89,8 @@ def check_voxels(table: pd.DataFrame, voxels: dict[str, int]) -> list[str]:
         return ["voxels.parquet has a roi that is no list of names: make the corpus again"]
     if not isinstance(table.attrs.get("grids", {}), dict):
         return ["grids in the metadata of voxels.parquet are no volumes by subject: make the corpus again"]
+    if not pd.api.types.is_numeric_dtype(table["voxel"]) and len(table):
+        return [f"voxel of voxels.parquet has the type {table['voxel'].dtype}: whole numbers are expected"]
     ceiling = table["noise_ceiling"]
     if not pd.api.types.is_numeric_dtype(ceiling) and ceiling.notna().any():
         return [f"noise_ceiling of voxels.parquet has the type {ceiling.dtype}: numbers or null are expected"]

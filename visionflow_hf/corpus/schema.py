@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
 
 from visionflow_hf.corpus.checks import check_rows, check_trainable, check_voxels
+from visionflow_hf.corpus.files import FORMAT_ERRORS
 from visionflow_hf.corpus.from_hub import about_corpus, fetch_corpus, is_parquet, load_parquet, stream_corpus
 from visionflow_hf.corpus.leakage import Pictures, in_words, leakage, look, refusal, renamed, replaced, second_names
 from visionflow_hf.corpus.shards import write_split
@@ -262,7 +263,11 @@ def read_splits(path: Path) -> DatasetDict:
                 raise UserError(f"{file} is no file: is corpus {path} whole? Make it again")
     try:
         splits = load_from_disk(str(path)) if (path / MARKER).is_file() else load_parquet(path)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        for split in splits.values():
+            for column in {"subject", "stimulus_id"} & set(split.column_names):
+                split.data[column].validate(full=True)  # that its text is UTF-8
+        splits = splits.with_format(None)
+    except (*FORMAT_ERRORS, AttributeError) as error:
         raise UserError(f"corpus {path} cannot be read ({error}): is it whole? Make it again") from error
     if not splits:
         raise UserError(f"corpus {path} has no splits: is it whole? Make it again")
@@ -313,5 +318,5 @@ def read_voxels(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} has no voxels.parquet, the voxel table beside the splits: make the corpus again")
     try:
         return pd.read_parquet(file)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except FORMAT_ERRORS as error:
         raise UserError(f"{file} cannot be read ({error}): is it whole? Make the corpus again") from error
