@@ -18,6 +18,7 @@ from .sizes import bridge_width, small_vit
 from .vision_encoder import PLAIN, layer_widths, layers_by_depth, native_image_size
 
 TAGS = ("visionflow", "fmri", "visual-cortex", "brain-decoding", "brain-encoding")  # on the Hub
+MOST_SIDE = 10_000  # px; the decoder of a damaged config could have a thousand layers
 PIPELINES = {
     "image-to-fmri": {"impl": "pipeline_visionflow.ImageToFmriPipeline", "pt": ["AutoModel"]},
     "fmri-to-image": {"impl": "pipeline_visionflow.FmriToImagePipeline", "pt": ["AutoModel"]},
@@ -135,8 +136,10 @@ class VisionFlowConfig(PreTrainedConfig):
         if self.encoder_image_size is None:  # an encoder that states no size takes any
             self.encoder_image_size = native_image_size(self.vision_config) or self.image_size
         self.encoder_image_size = list(self.encoder_image_size)
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ValueError(f"image_size is {self.image_size}: [height, width] in px is expected")
+        if len(self.image_size) != 2 or not all(1 <= side <= MOST_SIDE for side in self.image_size):
+            raise ValueError(
+                f"image_size is {self.image_size}: [height, width] in px is expected, {MOST_SIDE:,} at most"
+            )
         if not self.feature_layers:
             raise ValueError(
                 "feature_layers is empty: places in the encoder's hidden_states are expected, such as [-1], its output"

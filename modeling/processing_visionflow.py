@@ -58,6 +58,12 @@ class VisionFlowProcessor(ProcessorMixin):
         for name in self.subjects:
             if name not in self.fmri_mean or name not in self.fmri_std:
                 raise ValueError(f"subject {name} has no fmri_mean or no fmri_std: give both for every subject")
+            shapes = self.fmri_mean[name].shape, self.fmri_std[name].shape
+            if len(shapes[0]) != 1 or shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"fmri_mean and fmri_std of {name} have the shapes {shapes[0]} and {shapes[1]}: one number a voxel "
+                    "is expected in both"
+                )
 
     @classmethod
     def from_dataset(cls, rows, image_size: int | None = None) -> "VisionFlowProcessor":

@@ -530,3 +530,9 @@ def test_the_image_size_of_a_dataset():
 def test_a_dataset_that_cannot_be_read_is_named(rows, message):
     with pytest.raises(ValueError, match=message):
         VisionFlowProcessor.from_dataset(rows)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (5,), ()])
+def test_means_and_deviations_are_one_number_a_voxel(shape):
+    with pytest.raises(ValueError, match=r"fmri_mean and fmri_std of ann have the shapes \(4,\) and .*: one number a"):
+        VisionFlowProcessor(subjects=["ann"], fmri_mean={"ann": np.zeros(4)}, fmri_std={"ann": np.ones(shape)})
