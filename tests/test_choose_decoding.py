@@ -110,7 +110,7 @@ def test_the_mlp_counts_where_it_helps_and_not_where_it_harms(parts):
     assert choose_decoding(model, trials["test"], stimuli, seed=0)[0] == 1
 
 
-def test_gradient_steps_are_taken_where_they_help(parts, monkeypatch):
+def test_gradient_steps_are_taken_unless_they_harm(parts, monkeypatch):
     model, _, _, trials, stimuli = parts
     fit_linear_decoders(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
     before, asked = decoding.refined, []
@@ -129,14 +129,25 @@ def test_gradient_steps_are_taken_where_they_help(parts, monkeypatch):
     def nowhere(model, posterior, fmri, subject_ids, steps):
         return posterior.learned.mean, posterior.linear.mean
 
+    def away(model, posterior, fmri, subject_ids, steps):
+        return -posterior.learned.mean, -posterior.linear.mean
+
     monkeypatch.setattr(decoding, "AT_ONCE", 3)
-    for steps, way in ((0, nowhere), (decoding.REFINE_STEPS, to_the_truth)):
+    for steps, way in ((0, away), (decoding.REFINE_STEPS, nowhere), (decoding.REFINE_STEPS, to_the_truth)):
         monkeypatch.setattr(decoding, "refined", way)
         assert choose_decoding(model, trials["test"], stimuli, seed=0)[2] == steps
     assert max(asked) == 3 and sum(asked) == sum(map(len, known.values())) and model.config.linear_share == 0
     model.config.linear_layers = [1]  # of a pretrained encoder
     monkeypatch.setattr(decoding, "refined", before)
     assert choose_decoding(model, trials["test"], stimuli, seed=0)[2] == 0
+
+
+def test_quality_is_of_each_image():
+    images = np.random.default_rng(0).random((3, 24, 24)).astype(np.float32)
+    made = images.copy()
+    made[1] = images[1].mean()
+    found = decoding.quality(images, made)
+    assert found[0] == pytest.approx(2, abs=1e-5) and found[2] == pytest.approx(2, abs=1e-5) and found[1] < 1.1
 
 
 def test_the_share_is_saved_with_the_model_and_blends_the_two(parts, tmp_path):

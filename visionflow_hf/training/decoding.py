@@ -26,7 +26,7 @@ MLP_SHARES = (0.0, 0.5, 1.0)
 MLP_SHARES_OF_FEW = (0.0, 0.5)  # where distinct stimuli are few
 LINEAR_SHARES = tuple(np.linspace(0, 1, 11).tolist())
 MOST_ASKED = 128  # held-out stimuli by which all this is chosen
-REFINE_STEPS, LEAST_GAIN = 10, 0.002  # or none, where they gain less; more change little
+REFINE_STEPS = 10  # more change little
 AT_ONCE = 32  # images
 
 
@@ -39,7 +39,7 @@ def choose_decoding(
     mlp_shares: Sequence[float] = MLP_SHARES,
 ) -> tuple[float, float, int]:
     """The shares of the MLP and of the linear decoder with the highest quality on held-out stimuli, repeats averaged;
-    then the number of gradient steps.
+    then the number of gradient steps: none where the quality would fall by more than its standard error.
 
     No steps are tried with layers of a pretrained encoder or with an autoencoder, which each step would run forward and
     backward.
@@ -66,7 +66,7 @@ def choose_decoding(
         decoded = model.image_decoder(posterior.learned.mean).float()
         straight = model.linear_decoder(posterior.learned.mean, posterior.linear.mean).float()
         for share in LINEAR_SHARES:
-            found[mlp, share] = quality(images, as_array(blend(decoded, straight, share)))
+            found[mlp, share] = quality(images, as_array(blend(decoded, straight, share))).mean()
     mlp, share = max(found, key=found.get)
     logger.info(
         f"shares chosen on {len(images)} held-out stimuli: MLP {mlp:.0%}, linear decoder {share:.0%} "
@@ -82,21 +82,24 @@ def choose_decoding(
         better.append(model.decode(*refined(model, posterior, fmri[rows], ids[rows], REFINE_STEPS)).float())
     model.config.linear_share = 0.0  # the image stage trains the image decoder alone
     without, refined_by = (quality(images, as_array(torch.cat(made))) for made in (plain, better))
-    steps = REFINE_STEPS if refined_by > without + LEAST_GAIN else 0
+    gain = refined_by - without
+    standard_error = gain.std() / max(len(gain) - 1, 1) ** 0.5
+    steps = REFINE_STEPS if gain.mean() >= -standard_error else 0
     logger.info(
-        f"gradient steps on the latent: {steps} (quality {refined_by:.3f} with {REFINE_STEPS}, {without:.3f} without)"
+        f"gradient steps on the latent: {steps} "
+        f"(quality {refined_by.mean():.3f} with {REFINE_STEPS}, {without.mean():.3f} without)"
     )
     return mlp, share, steps
 
 
-def quality(images: np.ndarray, made: np.ndarray) -> float:
-    """ssim + (pixcorr + R^2) / 2, R^2 being the share of the images' variance that the squared error explains.
+def quality(images: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """ssim + (pixcorr + R^2) / 2 of each image, R^2 being 1 - its squared error over the variance of all images.
 
     ssim alone would choose what is sharp, the squared error alone what is soft.
     """
-    missed, variance = np.square(images - made).mean(), np.square(images - images.mean(0)).mean()
-    pixels = (pixel_correlation(images, made).mean() + 1 - missed / max(variance, 1e-12)) / 2
-    return float(ssim(images, made).mean() + pixels)
+    missed = np.square(images - made).reshape(len(images), -1).mean(1)
+    variance = np.square(images - images.mean(0)).mean()
+    return ssim(images, made) + (pixel_correlation(images, made) + 1 - missed / max(variance, 1e-12)) / 2
 
 
 def as_array(images: torch.Tensor) -> np.ndarray:
