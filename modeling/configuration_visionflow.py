@@ -19,6 +19,7 @@ from .vision_encoder import PLAIN, layer_widths, layers_by_depth, native_image_s
 
 TAGS = ("visionflow", "fmri", "visual-cortex", "brain-decoding", "brain-encoding")  # on the Hub
 MOST_SIDE = 10_000  # px; the decoder of a damaged config could have a thousand layers
+MOST_LAYERS = 1000  # of the encoder, which are built one by one before any weight is read
 PIPELINES = {
     "image-to-fmri": {"impl": "pipeline_visionflow.ImageToFmriPipeline", "pt": ["AutoModel"]},
     "fmri-to-image": {"impl": "pipeline_visionflow.FmriToImagePipeline", "pt": ["AutoModel"]},
@@ -140,6 +141,9 @@ class VisionFlowConfig(PreTrainedConfig):
             raise ValueError(
                 f"image_size is {self.image_size}: [height, width] in px is expected, {MOST_SIDE:,} at most"
             )
+        layers = stated_layers(self.vision_config)
+        if layers > MOST_LAYERS:
+            raise ValueError(f"vision_config states {layers:,} layers: {MOST_LAYERS:,} at most are expected")
         if not self.feature_layers:
             raise ValueError(
                 "feature_layers is empty: places in the encoder's hidden_states are expected, such as [-1], its output"
@@ -228,3 +232,10 @@ class VisionFlowConfig(PreTrainedConfig):
 
 
 __all__ = ["VisionFlowConfig"]
+
+
+def stated_layers(vision_config) -> int:
+    """Layers of an encoder, or of the deepest of its stages, as its config states them; 0 if it does not."""
+    stated = [getattr(vision_config, name, None) for name in ("num_hidden_layers", "depths")]
+    numbers = [one for value in stated for one in (value if isinstance(value, (list, tuple)) else [value])]
+    return max((one for one in numbers if isinstance(one, int)), default=0)

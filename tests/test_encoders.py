@@ -514,3 +514,11 @@ def test_layers_that_are_not_there(colour_corpus, tmp_path, refused, layers):
     words = ["train", colour_corpus, tmp_path / "run", "--encoder", tmp_path / "vit", "--feature_layers", *layers]
     refused(lambda: main([str(word) for word in words]), "-1 for its output or 0 to 2 for a place in its hidden_states")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "stated"), [("ViTConfig", {"num_hidden_layers": 10**6}), ("SwinConfig", {"depths": [2, 10**6]})]
+)
+def test_an_encoder_of_a_damaged_config_is_refused_before_it_is_built(name, stated):
+    with pytest.raises(ValueError, match=r"vision_config states 1,000,000 layers: 1,000 at most"):
+        VisionFlowConfig(vision_config=getattr(transformers, name)(**stated))
