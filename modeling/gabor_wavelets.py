@@ -6,6 +6,8 @@ import math
 import torch
 from torch import nn
 
+from .vision_encoder import average_pool
+
 GRID = 16  # places a side at which each wavelet is applied
 SIZES = (0.055, 0.075, 0.1, 0.135, 0.18)  # sigma of the Gaussian envelope, as a share of the image's side
 CYCLES = (0.25, 0.35, 0.5)  # cycles a sigma
@@ -55,7 +57,8 @@ def wavelet_maps(pixel_values: torch.Tensor) -> torch.Tensor:
         parts = parts - means * torch.einsum("py,byx,qx->bpq", rows, grey, columns)[:, None, None, None]
         even, odd = parts[:, 0, 0] - parts[:, 1, 1], parts[:, 0, 1] + parts[:, 1, 0]
         energies.append((even.square() + odd.square() + 1e-12).sqrt())
-    colours = nn.functional.adaptive_avg_pool2d(pixels, GRID)
+    mps = pixels.device.type == "mps"  # which lacks it for sides that GRID does not divide
+    colours = average_pool(pixels, GRID) if mps else nn.functional.adaptive_avg_pool2d(pixels, GRID)
     return torch.cat([*energies, colours], dim=1)
 
 

@@ -371,9 +371,9 @@ class VisionFlowModel(PreTrainedModel):
             value has the voxels of that region alone as its last axis.
 
         Raises:
-            ValueError: an unknown region, or rows of several subjects with `rois`.
+            ValueError: an unknown region, rows of several subjects with `rois`, or a row without an image.
         """
-        posterior = self.encode_image(pixel_values, image_features)
+        posterior = self.encode_image(pixel_values, image_features, has_image=kwargs.get("has_image"))
         subject_ids = self._subject_ids(subject_ids, posterior.learned.mean)
         if rois is not None:
             places = set(subject_ids.tolist())
@@ -386,7 +386,7 @@ class VisionFlowModel(PreTrainedModel):
             fmri = fmri + self.latent_to_fmri.noise_std(subject_ids)[:, None].to(fmri) * noise.to(fmri)
         if fmri_mean is not None:
             mean, std = fmri_mean.to(fmri.device)[:, None], fmri_std.to(fmri.device)[:, None]
-            fmri = (fmri[..., : mean.shape[2]] * std + mean).to(fmri.dtype)
+            fmri = fmri[..., : mean.shape[2]] * std + mean  # in their float32: raw units can be beyond float16
         fmri = fmri.squeeze(1) if num_samples is None else fmri
         return fmri if rois is None else {name: fmri[..., voxels] for name, voxels in chosen.items()}
 
@@ -446,9 +446,9 @@ class VisionFlowModel(PreTrainedModel):
             `(batch, num_channels, height, width)` on a 0..1 scale; `(batch, num_samples, ...)` with samples.
 
         Raises:
-            ValueError: `refine` together with `num_samples`.
+            ValueError: `refine` together with `num_samples`, or a row without fMRI.
         """
-        posterior = self.encode_fmri(fmri, subject_ids)
+        posterior = self.encode_fmri(fmri, subject_ids, has_fmri=kwargs.get("has_fmri"))
         if refine and num_samples is not None:
             raise ValueError("refine moves the mean of q(z | fmri), and samples are drawn around it: give one of them")
         if num_samples is None:
@@ -475,7 +475,7 @@ class VisionFlowModel(PreTrainedModel):
         Returns:
             `(batch, width)`, to be compared with `embed_image` of candidates.
         """
-        return self.embedding_decoder(self.encode_fmri(fmri, subject_ids).mean)
+        return self.embedding_decoder(self.encode_fmri(fmri, subject_ids, **kwargs).mean)
 
     @with_gradients_of_inputs
     def embed_image(
@@ -568,11 +568,12 @@ class VisionFlowModel(PreTrainedModel):
         """
         self._check_precision()
         processor = processor or self._own_processor()
+        processor.check_subjects(self.config)  # one that was loaded anew lacks subjects that were added since
         fmri = torch.as_tensor(np.asarray(fmri) if isinstance(fmri, (list, tuple)) else fmri).detach().float()
         if not self.config.subjects:
             raise ValueError("the model knows no subject to whose voxels new ones could be compared: train it first")
         pixels = processor(images=images, subject=self.config.subjects[0])["pixel_values"]
-        if fmri.ndim != 2 or len(fmri) != len(pixels) or not fmri.isfinite().all():
+        if fmri.ndim != 2 or len(fmri) != len(pixels) or not fmri.numel() or not fmri.isfinite().all():
             raise ValueError(
                 f"{len(pixels)} images and fmri of shape {tuple(fmri.shape)}: one finite response (trials, voxels) to "
                 "each image is expected"
@@ -581,17 +582,20 @@ class VisionFlowModel(PreTrainedModel):
             stimulus_ids = [one.cpu().numpy().tobytes() for one in pixels]
         stimulus_ids = list(stimulus_ids)
         enough(name, stimulus_ids)
-        known, latents = known_voxels(self, seed), latents_of(self, pixels)
-        simulated = tuple(torch.cat(parts) for parts in zip(latents, latents_of_the_prior(self, seed), strict=True))
-        if name in self.config.subjects:
-            self.remove_subject(name)
-        if name in processor.subjects:
-            processor.remove_subject(name)
-        std, mean = (one.cpu() for one in torch.std_mean(fmri.double().cpu(), 0, correction=0))
-        processor.add_subject(name, mean.numpy(), torch.where(std == 0, 1.0, std).numpy())
-        self.add_subject(name, fmri.shape[1])
-        standardised = processor(fmri=fmri, subject=name)["fmri"].to(self.device)
-        fit_maps(self, name, standardised, latents, stimulus_ids, simulated, known)
+        training, device = self.training, self.device
+        self.train(False)  # no dropout in the fits
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+            known, latents = known_voxels(self, seed), latents_of(self, pixels)
+            simulated = tuple(torch.cat(parts) for parts in zip(latents, latents_of_the_prior(self, seed), strict=True))
+            if name in self.config.subjects:
+                self.remove_subject(name)
+                processor.remove_subject(name)
+            std, mean = (one.cpu() for one in torch.std_mean(fmri.double().cpu(), 0, correction=0))
+            processor.add_subject(name, mean.numpy(), torch.where(std == 0, 1.0, std).numpy())
+            self.add_subject(name, fmri.shape[1])
+            standardised = processor(fmri=fmri, subject=name)["fmri"].to(device)
+            fit_maps(self, name, standardised, latents, stimulus_ids, simulated, known)
+        self.train(training)
         return processor
 
     def refit(self, rows, processor=None, seed: int = 0) -> "VisionFlowModel":
@@ -711,6 +715,7 @@ class VisionFlowModel(PreTrainedModel):
             with_linear (`bool`): False leaves w out, which costs time; it has no dimensions then.
             kwargs: other parts of the processor's batch, which are not used.
         """
+        refuse_gaps(kwargs, "has_image", "image")
         if image_features is None:
             image_features, _ = self.extract_image_features(pixel_values)
         dtype, width = self.posterior_head.weight.dtype, self.posterior_head.in_features
@@ -743,17 +748,18 @@ class VisionFlowModel(PreTrainedModel):
         features, encoded = self.extract_image_features(pixel_values, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=encoded.last_hidden_state,
-            pooler_output=self.encode_image(pixel_values, features).mean,
+            pooler_output=self.encode_image(pixel_values, features, has_image=has_image).mean,
             hidden_states=getattr(encoded, "hidden_states", None),
             attentions=getattr(encoded, "attentions", None),
         )
 
     def get_fmri_features(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
         """Mean of q(z, w | fmri), `(batch, latent_dim + linear_dim)`."""
-        return self.encode_fmri(fmri, subject_ids).mean
+        return self.encode_fmri(fmri, subject_ids, **kwargs).mean
 
     def encode_fmri(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None, **kwargs) -> LatentGaussian:
         """q(z, w | fmri); other parts of the processor's batch are not used."""
+        refuse_gaps(kwargs, "has_fmri", "fMRI")
         return self.fmri_to_latent(fmri.to(self._own_dtype()), self._subject_ids(subject_ids, fmri))
 
     def encode(
@@ -761,19 +767,26 @@ class VisionFlowModel(PreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         fmri: torch.Tensor | None = None,
         subject_ids: torch.Tensor | None = None,
+        has_image: torch.Tensor | None = None,
+        has_fmri: torch.Tensor | None = None,
         **kwargs,
     ) -> LatentGaussian:
         """q(z, w | image), q(z, w | fmri), or of both the product of experts q(. | image) q(. | fmri) / p.
 
-        The arguments are those of `forward`; other parts of the processor's batch are not used.
+        The arguments are those of `forward`; other parts of the processor's batch are not used. A row that lacks its
+        image or its fMRI has the latent of the other.
         """
         if pixel_values is None and fmri is None:
             raise ValueError("neither pixel_values nor fmri was given: give one or both")
         if fmri is None:
-            return self.encode_image(pixel_values)
+            return self.encode_image(pixel_values, has_image=has_image)
         if pixel_values is None:
-            return self.encode_fmri(fmri, subject_ids)
-        return self.encode_image(pixel_values).times(self.encode_fmri(fmri, subject_ids))
+            return self.encode_fmri(fmri, subject_ids, has_fmri=has_fmri)
+        every_row = torch.ones(fmri.shape[0], dtype=torch.bool, device=fmri.device)
+        has_image, has_fmri = (every_row if has is None else has for has in (has_image, has_fmri))
+        ids = torch.where(has_fmri, self._subject_ids(subject_ids, fmri, least=-1), -1)
+        image, response = self.encode_image(pixel_values), self.fmri_to_latent(fmri.to(self._own_dtype()), ids)
+        return image.times(response).where(has_image & has_fmri, image.where(has_image, response))
 
     def decode(self, learned: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
         """logit image = (1 - linear_share) logit decoder(z) + linear_share logit linear_decoder(z, w).
@@ -792,7 +805,7 @@ class VisionFlowModel(PreTrainedModel):
             `feature_grid` x `feature_grid` cells; then of each of `linear_layers` its channels over 7 x 7 cells.
         """
         pixels = pixel_values.float()  # resizing is not defined for every dtype on every device
-        if self.config.num_channels == 1 and self.config.vision_config.num_channels == 3:
+        if self.config.num_channels == 1 and getattr(self.config.vision_config, "num_channels", 3) == 3:
             pixels = pixels.expand(-1, 3, -1, -1)
         mean, std = (  # filled in on the device: a copy to it would wait for all that it still has to do
             torch.cat([pixels.new_full((1, 1, 1), value) for value in values[: pixels.shape[1]]])
@@ -860,6 +873,15 @@ class VisionFlowModel(PreTrainedModel):
             if low < least or high >= len(subjects):
                 raise ValueError(f"subject_ids has {low} to {high}: this model knows 0 to {len(subjects) - 1}")
         return subject_ids.to(rows.device)
+
+
+def refuse_gaps(batch: dict, name: str, what: str) -> None:
+    """Raise `ValueError` where a batch says that rows lack what is needed of all; not in a graph, which cannot ask."""
+    has = batch.get(name)
+    if has is None or torch.compiler.is_compiling() or bool(has.all()):
+        return
+    missing = ", ".join(map(str, (~has).nonzero().flatten().tolist()))
+    raise ValueError(f"row {missing} of the batch has no {what}: leave such rows out")
 
 
 __all__ = ["VisionFlowModel", "VisionFlowOutput"]

@@ -55,6 +55,8 @@ class VisionFlowPipeline(Pipeline):
         return isinstance(inputs, Mapping)
 
     def value_and_subject(self, row, subject: str | None):
+        if row is None:
+            raise ValueError(f"a row is None: {self.column} is needed of each, so leave out rows without")
         if not isinstance(row, Mapping):
             return row, subject
         if row.get(self.column) is None:

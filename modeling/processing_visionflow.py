@@ -271,7 +271,10 @@ class VisionFlowProcessor(ProcessorMixin):
                 difference = (
                     f"the processor's order is {', '.join(self.subjects)}, the model's {', '.join(config.subjects)}"
                 )
-            raise ValueError(f"processor and model differ in their subjects: {difference}; load both from one folder")
+            raise ValueError(
+                f"processor and model differ in their subjects: {difference}; load both from one folder, and go on "
+                "with the processor that fit_subject returns"
+            )
 
     def add_subject(self, name: str, fmri_mean: np.ndarray, fmri_std: np.ndarray) -> None:
         """Add a subject by the mean and standard deviation of each voxel, `(voxels,)` in the raw unit.

@@ -136,6 +136,9 @@ class RefitCallback(TrainerCallback):
     def __init__(self):
         self.fitted = -1  # the step after which the model was refitted
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.fitted = -1
+
     def on_step_end(self, args, state, control, **kwargs):
         if control.should_evaluate or control.should_save:
             self._refit(state, **kwargs)

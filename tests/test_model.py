@@ -329,3 +329,23 @@ def test_weights_are_saved_under_the_names_by_which_trainer_loads_them(model, tm
 def test_sizes_that_make_no_model_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
+
+
+def test_rows_that_lack_one_of_the_two(model):
+    pixels, fmri = torch.rand(2, 3, 14, 10), torch.randn(2, max(VOXELS))
+    gaps = {"has_image": torch.tensor([True, False]), "has_fmri": torch.tensor([True, True])}
+    ids = torch.tensor([0, 0])
+    with torch.no_grad():
+        found = model.encode(pixel_values=pixels, fmri=fmri, subject_ids=ids, **gaps).mean
+        both = model.encode(pixel_values=pixels, fmri=fmri, subject_ids=ids).mean
+        torch.testing.assert_close(found[0], both[0])
+        torch.testing.assert_close(found[1], model.encode_fmri(fmri, ids).mean[1])
+        gaps["has_fmri"] = torch.tensor([False, True])
+        found = model.encode(pixel_values=pixels, fmri=fmri, subject_ids=torch.tensor([-1, 0]), **gaps).mean
+        torch.testing.assert_close(found[0], model.encode_image(pixels).mean[0])
+    for method in (model.predict_fmri, model.encode_image, model.get_image_features):
+        with pytest.raises(ValueError, match="row 1 of the batch has no image"):
+            method(pixel_values=pixels, subject_ids=ids, **gaps)
+    for method in (model.reconstruct_image, model.encode_fmri, model.get_fmri_features, model.reconstruct_embedding):
+        with pytest.raises(ValueError, match="row 0 of the batch has no fMRI"):
+            method(fmri=fmri, subject_ids=ids, **gaps)

@@ -94,15 +94,34 @@ def test_fit_subject_by_code(run, newcomer):
     other = shuffled.fit_subject("ann", images=images, fmri=np.roll(fmri, 5, axis=0), processor=other)
     predicted = shuffled.predict_fmri(**other(images=list(splits["test"]["image"]), subject="ann")).detach().numpy()
     assert np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(predicted.T, measured.T, strict=True)]) < 0.05
+    with pytest.raises(ValueError, match="only the model ann"):  # the processor is loaded anew, and does not know her
+        model.fit_subject("bob", images=images, fmri=fmri)
     with pytest.raises(ValueError, match="3 distinct stimuli: at least 4"):
-        model.fit_subject("bob", images=images[:3], fmri=fmri[:3])
+        model.fit_subject("bob", images=images[:3], fmri=fmri[:3], processor=found)
     with pytest.raises(ValueError, match=r"3 images and fmri of shape \(2, 60\)"):
-        model.fit_subject("bob", images=images[:3], fmri=fmri[:2])
+        model.fit_subject("bob", images=images[:3], fmri=fmri[:2], processor=found)
     with pytest.raises(ValueError, match="3 images and fmri"):
-        model.fit_subject("bob", images=images[:3], fmri=np.full((3, 60), np.nan))
+        model.fit_subject("bob", images=images[:3], fmri=np.full((3, 60), np.nan), processor=found)
+    with pytest.raises(ValueError, match=r"fmri of shape \(3, 0\)"):
+        model.fit_subject("ann", images=images[:3], fmri=np.zeros((3, 0)), processor=found)
     with pytest.raises(ValueError, match=r"model.float\(\)"):
         model.bfloat16().fit_subject("bob", images=images, fmri=fmri)
     assert model.config.subjects == ["subj01", "subj02", "ann"]
+
+
+def test_fit_subject_while_training(run, newcomer):
+    """The maps are those of evaluation, without dropout, and neither mode nor random state is touched."""
+    splits = read_corpus(newcomer).splits
+    images, fmri = list(splits["train"]["image"]), np.array(splits["train"]["fmri"], np.float32)
+    weights = []
+    for training in (False, True):
+        model, processor = load_model(run)
+        model.train(training)
+        before = torch.get_rng_state()
+        model.fit_subject("ann", images=images, fmri=fmri, processor=processor)
+        assert model.training == training and torch.equal(torch.get_rng_state(), before)
+        weights.append(model.latent_to_fmri.voxel_maps[-1].weight)
+    torch.testing.assert_close(*weights)
 
 
 def test_weights_of_models_are_those_of_scipy():

@@ -294,3 +294,8 @@ def test_every_kind_of_save_carries_them(encode, run, tmp_path):
         np.testing.assert_allclose(again(PIXELS[0], subject="subj01"), expected, atol=1e-5)
         decode = pipeline("fmri-to-image", model=str(tmp_path / folder), trust_remote_code=True)
         assert decode(FMRI[0], subject="subj01").size == (16, 16)
+
+
+def test_a_row_that_is_none_is_no_image(encode):
+    with pytest.raises(ValueError, match="a row is None: image is needed of each"):
+        encode([np.zeros((16, 16), np.uint8), None], subject="subj01")

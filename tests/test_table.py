@@ -433,7 +433,7 @@ VOLUMES = {
         rewritten("betas/01_3_betas.nii.gz", lambda values: values, np.diag([2, 2, 2, 1])),
         "01_[0-9]_betas.nii.gz and .*01_[0-9]_betas.nii.gz have different affines",
     ),
-    "empty mask": (rewritten("masks/sub-01_mask.nii.gz", lambda mask: mask * 0), "has no voxel other than 0"),
+    "empty mask": (rewritten("masks/sub-01_mask.nii.gz", lambda mask: mask * 0), "has no voxel above 0"),
     "a volume more": (
         rewritten("betas/01_3_betas.nii.gz", lambda values: values[..., [0, 1, 2, 3, 3]]),
         "01_3_betas.nii.gz has 5, and .* has 4 rows for it; one row a trial",
@@ -508,7 +508,7 @@ def test_arrays_and_flags_that_do_not_fit(tmp_path, refused):
         ("--betas", tmp_path / "{session"): "cannot be read",
         ("--betas", tmp_path / "{session.real}"): r"names \{session.real\}, no column",
         ("--betas", tmp_path / "{image:d}"): "formats {image} as a number",
-        (*betas, "--mask", tmp_path / "mask.nii"): "has 3 voxels other than 0, .*betas.npy has 4",
+        (*betas, "--mask", tmp_path / "mask.nii"): "has 3 voxels above 0, .*betas.npy has 4",
         (*betas, "--rois", tmp_path / "mask.nii"): "--rois needs --mask",
         (*betas, "--noise-ceiling", tmp_path / "mask.nii"): "needs --mask, .*or give a .npy",
         (*betas, "--noise-ceiling", tmp_path / "betas.npy"): "one number for each of the 4 voxels",

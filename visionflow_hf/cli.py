@@ -289,7 +289,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one.add_argument(
         "--mask",
         metavar="FILE",
-        help="NIfTI file or pattern; voxels other than 0 are imported (default: voxels of a volume that are finite and "
+        help="NIfTI file or pattern; voxels above 0 are imported (default: voxels of a volume that are finite and "
         "not constant)",
     )
     one.add_argument(

@@ -16,12 +16,19 @@ from tqdm import tqdm
 
 from visionflow_hf.corpus.categories import SIDE, clusters, small_copies
 from visionflow_hf.corpus.leakage import renamed, second_names, together
-from visionflow_hf.corpus.responses import images_of, pairs_of, unpaired_of, without
+from visionflow_hf.corpus.responses import each_image_of, images_of, pairs_of, unpaired_of, without
 from visionflow_hf.corpus.schema import SPLIT_BY, Corpus, open_corpus
 from visionflow_hf.corpus.splits import category_folds, session_folds, stimulus_folds
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.perceptual import require_networks
-from visionflow_hf.evaluation.predictions import OF_VOXELS, concatenate, embeddings_of, owner, predict
+from visionflow_hf.evaluation.predictions import (
+    OF_VOXELS,
+    common_size,
+    concatenate,
+    embeddings_of,
+    owner,
+    predict,
+)
 from visionflow_hf.evaluation.report import MARKER, write_report
 from visionflow_hf.folders import new_folder, refuse_existing
 from visionflow_hf.processes import cores, run
@@ -83,12 +90,13 @@ def crossvalidate(
         small = encoder_name([size, size], model_args) == SCRATCH
         num_proc = cores() if small and training_args.device.type == "cpu" else 1
     seed = training_args.seed
+    size = common_size(each_image_of(rows, list(dict.fromkeys(rows["stimulus_id"]))))  # the same in all folds
+    size = size or tuple(build_processor(rows, model_args.image_size).image_size[::-1])
     chosen, told = split_folds(rows, split_by, folds, seed, model_args, training_args)
+    names = [f"fold {fold + 1} of {len(chosen)}" for fold in range(len(chosen))]
     tasks = [
-        partial(
-            run_fold, opened, rows, unpaired, *parts, f"fold {fold + 1} of {len(chosen)}", model_args, training_args
-        )
-        for fold, parts in enumerate(chosen)
+        partial(run_fold, opened, rows, unpaired, *parts, size, name, model_args, training_args)
+        for parts, name in zip(chosen, names, strict=True)
     ]
     parts, histories = [], []
     for part, history in tqdm(run(tasks, num_proc), total=len(chosen), desc="folds", disable=num_proc == 1 or None):
@@ -118,6 +126,12 @@ def split_folds(
             raise UserError(
                 "the rows have no session, which --split-by session needs: import them with `prepare table` or "
                 "`prepare nsd`, which write the column session"
+            )
+        several = next((one for one in sessions if ", " in one), None)
+        if several is not None:
+            raise UserError(
+                f"a row is the mean of trials of sessions {several}: import the corpus without --average-repeats for "
+                "--split-by session"
             )
         folds = folds or min(FOLDS, len(set(sessions)))
         return list(session_folds(sessions, stimulus_ids, folds, seed)), f"session, {len(set(sessions))} in all"
@@ -159,6 +173,7 @@ def run_fold(
     unpaired: Dataset | None,
     train_rows: np.ndarray,
     held_out: np.ndarray,
+    size: tuple[int, int],
     name: str,
     model_args: ModelArguments,
     training_args: VisionFlowTrainingArguments,
@@ -172,7 +187,8 @@ def run_fold(
         splits = DatasetDict(train=concatenate_datasets([train, *more]))
         trained = train_on(splits, run_folder, model_args, training_args)
         scratch = Path(run_folder, "scratch")
-        part = predict(trained.model, trained.processor, opened, train, test, scratch, training_args.stimulus_cache)
+        cache = training_args.stimulus_cache
+        part = predict(trained.model, trained.processor, opened, train, test, scratch, cache, size)
         part = {name: np.asarray(values) for name, values in part.items()}
     return standardised(part, trained.processor), trained.history
 

@@ -12,6 +12,7 @@ from visionflow_hf.corpus.array_files import names_in, read_arrays
 from visionflow_hf.corpus.array_kinds import array_kinds
 from visionflow_hf.corpus.array_proposal import listed, proposed
 from visionflow_hf.corpus.assemble import write_source
+from visionflow_hf.corpus.files import reading
 from visionflow_hf.corpus.repeats import ncsnr_of_ceiling, number_repeats
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.corpus.schema import MARKER, SPLIT_BY, pixel_hash, voxel_table, write_corpus
@@ -120,10 +121,11 @@ def prepare_arrays(
         raise UserError(f"nothing is written without --fmri KEY; {command or 'no array looks like responses'}")
     about_voxels = VoxelKeys(rois, xyz, mask_volume, noise_ceiling)
     if images is None:
-        if test_images or test_fmri or image_shape or column_major or average or stimuli_once or category:
+        of_test = test_images or test_fmri or test_stimulus_ids or test_category or test_fraction is not None
+        if of_test or image_shape or column_major or average or stimuli_once or category or split_by != SPLIT_BY[0]:
             raise UserError(
-                "without --images all is train: leave out --test-..., --image-shape, --category, --average-repeats and "
-                "--stimuli-once"
+                "without --images all is train: leave out --test-..., --split-by, --image-shape, --category, "
+                "--average-repeats and --stimuli-once"
             )
         write_fmri_alone(file, out, fmri, stimulus_ids, subject or SUBJECT, about_voxels, overwrite, report)
         return
@@ -400,7 +402,8 @@ def plain_names(array: np.ndarray, trials: int, key: str) -> list[str]:
     names = []
     for value in values:
         if isinstance(value, bytes):
-            value = value.decode()
+            with reading(key):
+                value = value.decode()
         elif isinstance(value, (float, np.floating)) and float(value).is_integer():
             value = int(value)
         names.append(str(value).strip())

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from visionflow_hf.corpus.categories import SIDE, clusters, small_copies
-from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_groups, number_repeats
+from visionflow_hf.corpus.repeats import ceiling_of_average, mean_share, ncsnr_of_groups, number_repeats
 from visionflow_hf.corpus.schema import (
     MARKER,
     OPTIONAL,
@@ -104,10 +104,11 @@ def write_source(
         pictures = gather_images(source, scratch, num_proc)
         responses = gather_responses(source, scratch, num_proc)
         left_out: dict[str, set[int]] = {}
+        fraction = TEST_FRACTION if test_fraction is None else test_fraction
         if split_by == "category":
-            splits, held_out = splits_by_category(source, pictures, test_fraction or TEST_FRACTION, seed)
+            splits, held_out = splits_by_category(source, pictures, fraction, seed)
         elif split_by == "session":
-            splits, held_out, left_out = splits_by_session(source, pictures, test_fraction or TEST_FRACTION, seed)
+            splits, held_out, left_out = splits_by_session(source, pictures, fraction, seed)
             report(f"{sum(map(len, left_out.values()))} trials of test stimuli in other sessions left out")
         else:
             splits, held_out = assign_splits(source, pictures, test_fraction, seed, report), split_by
@@ -121,7 +122,7 @@ def write_source(
             constant = constant_voxels(subject, stored, splits)
             if len(constant):
                 report(f"{subject.name}: {count(constant, 'voxel')} constant in train: kept, standardised to 0")
-            tables.append(table_of(subject, stored, average, report))
+            tables.append(table_of(subject, stored, splits, left_out.get(subject.name, set()), average, report))
         images = {name: partial(embedded, picture) for name, picture in pictures.items()}
         if stimuli_once:
             files = write_stimuli(pictures, folder)
@@ -286,20 +287,40 @@ def trials_of(subject: Subject) -> dict[str, list[int]]:
     return trials
 
 
-def table_of(subject: Subject, stored: StoredResponses, average: bool, report: Callable[[str], None]) -> pd.DataFrame:
-    """The subject's part of `voxels.parquet`, with the ceiling of one row of the corpus where it can be known."""
+def table_of(
+    subject: Subject,
+    stored: StoredResponses,
+    splits: dict[str, str],
+    left_out: set[int],
+    average: bool,
+    report: Callable[[str], None],
+) -> pd.DataFrame:
+    """The subject's part of `voxels.parquet`, with the ceiling of one row of the corpus where it can be known.
+
+    Many studies repeat test stimuli more often than those of train. Where rows are averages, the mean of 1 / trials
+    over all of them and over those of test is kept under `repeats` in the table's `attrs`.
+    """
     groups = trials_of(subject)
     ratio = subject.ncsnr
     if ratio is None:
         ratio = ncsnr_of_groups(stored.read(trials) for trials in groups.values() if len(trials) > 1)
-    columns = dict(subject.voxels)
+    columns, repeats = dict(subject.voxels), {}
     if ratio is not None:
-        counts = [len(trials) for trials in groups.values()] if average else [1]
+        counts = [1]
+        if average:
+            averaged = {name: len(set(trials) - left_out) for name, trials in groups.items()}
+            averaged = {name: number for name, number in averaged.items() if number}
+            counts = list(averaged.values())
+            tested = [number for name, number in averaged.items() if splits[name] == "test"]
+            repeats = {"corpus": mean_share(counts), "test": mean_share(tested or counts)}
         columns["noise_ceiling"] = ceiling_of_average(ratio, counts)
         origin = "repeats" if subject.ncsnr is None else "the source"
         median = np.nanmedian(columns["noise_ceiling"]) if np.isfinite(ratio).any() else np.nan
         report(f"{subject.name}: noise ceiling from {origin}: median {median:.3f} of a row's variance")
-    return voxel_table(subject.name, subject.num_voxels, **columns)
+    table = voxel_table(subject.name, subject.num_voxels, **columns)
+    if repeats:
+        table.attrs["repeats"] = {subject.name: repeats}
+    return table
 
 
 def corpus_rows(

@@ -91,6 +91,9 @@ def check_voxels(table: pd.DataFrame, voxels: dict[str, int]) -> list[str]:
         return ["grids in the metadata of voxels.parquet are no volumes by subject: make the corpus again"]
     if not pd.api.types.is_numeric_dtype(table["voxel"]) and len(table):
         return [f"voxel of voxels.parquet has the type {table['voxel'].dtype}: whole numbers are expected"]
+    repeats = table.attrs.get("repeats", {})
+    if not isinstance(repeats, dict) or not all(is_share_of_trials(one) for one in repeats.values()):
+        return ["repeats in the metadata of voxels.parquet are no numbers by subject: make the corpus again"]
     ceiling = table["noise_ceiling"]
     if not pd.api.types.is_numeric_dtype(ceiling) and ceiling.notna().any():
         return [f"noise_ceiling of voxels.parquet has the type {ceiling.dtype}: numbers or null are expected"]
@@ -106,6 +109,14 @@ def check_voxels(table: pd.DataFrame, voxels: dict[str, int]) -> list[str]:
         for subject, own in numbers.items()
         if set(own) != set(range(len(own)))
     ]
+
+
+def is_share_of_trials(value) -> bool:
+    """Whether these are the means of 1 / trials, over all rows of a corpus and over those of test."""
+    names = ("corpus", "test")
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), float) and 0 < value[name] <= 1 for name in names
+    )
 
 
 def check_trainable(splits: DatasetDict) -> list[str]:
@@ -124,6 +135,8 @@ def check_trainable(splits: DatasetDict) -> list[str]:
     if len(set(pairs["stimulus_id"])) < 2:
         return ["train has 1 distinct stimulus with image and fMRI: training and crossvalidate need at least 2"]
     known = set(pairs["subject"])
+    if "validation" in splits and not np.logical_and(*presence(splits["validation"])).any():
+        return ["validation has no pair of image and fMRI: add some, or remove the split, and train holds stimuli out"]
     unknown = set(splits["validation"]["subject"]) - known if "validation" in splits else set()
     if unknown:
         return [f"validation has {count(sorted(unknown), 'subject')} without a pair in train: move rows there"]

@@ -115,7 +115,7 @@ def response_figures(split: Dataset, voxels: dict[str, int]) -> dict[str, VoxelF
         batch = batch.filter(batch["fmri"].is_valid())
         subjects = np.array(batch["subject"].to_pylist(), dtype=object)
         lengths = batch["fmri"].combine_chunks().value_lengths().to_numpy()
-        for subject in set(subjects) - {None}:
+        for subject in set(subjects) & voxels.keys():
             rows = np.flatnonzero((subjects == subject) & (lengths == voxels[subject]))
             if len(rows):
                 values = batch["fmri"].take(rows).combine_chunks().flatten().to_numpy(zero_copy_only=False)

@@ -1,8 +1,8 @@
 """Stimuli in two splits, by name or by pixels, and images that have two names.
 
-Of each stimulus the first row that shows it is looked at. Images with equal bytes are equal; the others are decoded, as
-a model would see them, and their pixels are compared by hash: 10,000 images of 224 px take about 18 s, a pass of
-reading them. An image that was scaled or compressed again is another one here.
+Of each stimulus the first row that shows it is looked at, and others whose files have another size. Images with equal
+bytes are equal; the others are decoded, as a model would see them, and their pixels are compared by hash: 10,000 images
+of 224 px take about 18 s, a pass of reading them. An image that was scaled or compressed again is another one here.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Image
 from tqdm import tqdm
 
@@ -39,7 +40,7 @@ def look(splits: DatasetDict) -> Pictures:
     by_bytes: dict[bytes, Picture] = {}
     pictures: Pictures = {}
     for name, split in splits.items():
-        first = first_rows(split)
+        first, others = first_rows(split)
         names = list(first)
         pictures[name] = {}
         with (
@@ -55,20 +56,33 @@ def look(splits: DatasetDict) -> Pictures:
                 by_bytes |= zip(new, pool.map(picture, [images[place] for place in new.values()], where), strict=True)
                 pictures[name] |= {stimulus: by_bytes[key] for stimulus, key in zip(stimuli, keys, strict=True)}
                 bar.update(len(images))
+        for stimulus, row in others:  # encoded otherwise than in the first row: another image, or another file of it
+            if picture(encoded(split, [row])[0], f"the image in row {row} of split {name}") != pictures[name][stimulus]:
+                raise UserError(
+                    f"stimulus {stimulus} has two images, in rows {first[stimulus]} and {row} of split {name}: "
+                    "a name must belong to one image, so rename one of them"
+                )
     return pictures
 
 
-def first_rows(split: Dataset) -> dict[str, int]:
-    """The first row with an image of each stimulus."""
+def first_rows(split: Dataset) -> tuple[dict[str, int], list[tuple[str, int]]]:
+    """The first row with an image of each stimulus, and one row of it for each other size that its file has."""
     first: dict[str, int] = {}
+    sizes: dict[str, set[int | None]] = {}
+    others = []
     row = 0
     for batch in split.select_columns(["image", "stimulus_id"]).with_format("arrow").iter(1000):
         there = batch["image"].is_valid().to_pylist()
-        for stimulus, has_image in zip(batch["stimulus_id"].to_pylist(), there, strict=True):
+        lengths = pc.binary_length(pc.struct_field(batch["image"], "bytes")).to_pylist()
+        for stimulus, has_image, length in zip(batch["stimulus_id"].to_pylist(), there, lengths, strict=True):
             if has_image:
                 first.setdefault(stimulus, row)
+                known = sizes.setdefault(stimulus, {length})
+                if length not in known:
+                    known.add(length)
+                    others.append((stimulus, row))
             row += 1
-    return first
+    return first, others
 
 
 def encoded(split: Dataset, rows: list[int]) -> list[bytes]:

@@ -13,6 +13,7 @@ from visionflow_hf.corpus.schema import (
     FEATURES,
     MARKER,
     OPTIONAL,
+    SPLIT_BY,
     SPLITS,
     Corpus,
     is_text,
@@ -58,8 +59,13 @@ def merge(
                 f"{subject} has {here} voxels in {one} and {there} in {other}: "
                 "a subject must have the same voxels in both, so import one of them under another name"
             )
+        refuse_other_places(subject, first, second)
+        report(f"{subject} is in both: taken for one subject; if it is not, import one of them under another name")
     pictures = together([shown for corpus in (first, second) for shown in corpus.pictures.values()])
+    held_out = SPLIT_BY[0]
     if test_fraction is None:
+        held_out = "; ".join(dict.fromkeys(corpus.split_by for corpus in (first, second) if "test" in corpus.splits))
+        held_out = held_out or SPLIT_BY[0]
         splits = {
             name: joined([corpus.splits[name] for corpus in (first, second) if name in corpus.splits])
             for name in SPLITS
@@ -83,8 +89,21 @@ def merge(
     voxels = join_tables([first.voxels, voxels])
     unit = one_unit(first, second, report)
     with new_folder(out, overwrite, marker=MARKER) as folder:
-        save_corpus(folder, splits, voxels, unit)
+        save_corpus(folder, splits, voxels, unit, held_out)
     report(", ".join(f"{name}: {len(rows)} rows" for name, rows in splits.items()))
+
+
+def refuse_other_places(subject: str, first: Corpus, second: Corpus) -> None:
+    """Raise `UserError` where the two voxel tables have the subject's voxels at different places."""
+    here, there = (corpus.voxels[corpus.voxels["subject"] == subject] for corpus in (first, second))
+    for name in ("place", "vertex", "x", "y", "z"):
+        one, other = (table[name].to_numpy(np.float64, na_value=np.nan) for table in (here, there))
+        known = np.isfinite(one) & np.isfinite(other)
+        if not np.allclose(one[known], other[known], atol=1e-3):
+            raise UserError(
+                f"the voxels of {subject} differ in {name} between the two: a subject must have the same voxels "
+                "in both, so import one of them under another name"
+            )
 
 
 def joined(parts: list[Dataset]) -> Dataset:
@@ -140,9 +159,9 @@ def repeats_after(first: Dataset, second: Dataset) -> list[int]:
     columns = ("subject", "stimulus_id", "repeat")
     count: dict[tuple, int] = {}
     for subject, stimulus, repeat in zip(*(first[column] for column in columns), strict=True):
-        count[subject, stimulus] = max(count.get((subject, stimulus), 0), repeat + 1)
+        count[subject, stimulus] = max(count.get((subject, stimulus), 0), (repeat or 0) + 1)
     return [
-        repeat + count.get((subject, stimulus), 0)
+        (repeat or 0) + count.get((subject, stimulus), 0)
         for subject, stimulus, repeat in zip(*(second[column] for column in columns), strict=True)
     ]
 

@@ -11,6 +11,7 @@ as a share of its variance (Allen et al. 2022, NSD, "Noise ceiling estimation").
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import pandas as pd
 
 from visionflow_hf.errors import UserError
 
@@ -85,6 +86,27 @@ def ncsnr_of_groups(groups: Iterable[np.ndarray]) -> np.ndarray | None:
     noise = noise / number
     signal = squares / (number - 1) - noise * shares / number
     return np.sqrt(np.divide(signal.clip(min=0), noise, out=np.zeros_like(noise), where=noise > 0))
+
+
+def mean_share(counts: Sequence[int]) -> float:
+    """mean(1 / n) over stimuli with n trials each."""
+    return float(np.mean(1 / np.asarray(counts, dtype=np.float64)))
+
+
+def ceilings_of_test(voxels: pd.DataFrame) -> pd.DataFrame:
+    """A voxel table with the ceilings of the rows of test, where these average other numbers of trials than all rows.
+
+        ceiling = ncsnr^2 / (ncsnr^2 + test)        ncsnr^2 = corpus * known / (1 - known)
+
+    `corpus` and `test` being the means of 1 / trials, which the importer keeps in `attrs`.
+    """
+    voxels = voxels.copy()
+    for subject, mean in voxels.attrs.get("repeats", {}).items():
+        own = voxels["subject"] == subject
+        known = voxels.loc[own, "noise_ceiling"].to_numpy(np.float64, na_value=np.nan)
+        share = mean["test"] / mean["corpus"] * (1 - known)
+        voxels.loc[own, "noise_ceiling"] = known / (known + share)
+    return voxels
 
 
 def ceiling_of_average(ncsnr: np.ndarray, counts: np.ndarray) -> np.ndarray:

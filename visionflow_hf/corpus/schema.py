@@ -133,8 +133,11 @@ def voxel_table(subject: str, num_voxels: int, volume: Volume | None = None, **c
 def join_tables(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """The voxel tables of several subjects, one above the other."""
     whole = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
-    grids = {name: grid for table in tables for name, grid in table.attrs.get("grids", {}).items()}
-    whole.attrs = {"grids": grids} if grids else {}
+    whole.attrs = {}
+    for kind in ("grids", "repeats"):
+        known = [(table.attrs.get(kind, {}), set(table["subject"])) for table in tables]
+        values = {name: value for of_table, own in known for name, value in of_table.items() if name in own}
+        whole.attrs |= {kind: values} if values else {}
     return whole
 
 
@@ -179,11 +182,14 @@ def write_splits(
     (folder / MARKER).write_text(json.dumps({"splits": names, "split_by": split_by}))
 
 
-def save_corpus(folder: Path, splits: DatasetDict, voxels: pd.DataFrame, unit: str) -> None:
+def save_corpus(
+    folder: Path, splits: DatasetDict, voxels: pd.DataFrame, unit: str, split_by: str = SPLIT_BY[0]
+) -> None:
     """Splits, unit and voxel table, as `read_corpus` finds them."""
     for split in splits.values():
         split.info.description = unit
     splits.save_to_disk(str(folder))
+    (folder / MARKER).write_text(json.dumps({"splits": list(splits), "split_by": split_by}))
     voxels.to_parquet(folder / "voxels.parquet", index=False)
 
 

@@ -6,6 +6,7 @@ A folder in the place of the table is one of BIDS derivatives, see `visionflow_h
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -66,7 +67,7 @@ def read_table(
         images_folder: where the images lie that the table names by their path in it, with or without their ending.
         betas: files or patterns; the rows for several files together are the trials of one after the other.
         betas_key: name of the array in .npz, .h5 and .mat files that hold several.
-        mask: NIfTI file or pattern; its voxels that are not 0 are imported. Without, the voxels of volumes that are
+        mask: NIfTI file or pattern; its voxels above 0 are imported. Without, the voxels of volumes that are
             finite and not constant in the subject's trials, and all voxels of arrays (trials, voxels).
         rois: a NIfTI file of labels and a table of their `index` and `name`, or a mask a region.
         noise_ceiling: NIfTI file, or .npy of shape (voxels,), of the share of a trial's variance.
@@ -157,6 +158,7 @@ def place_trials(trials: pd.DataFrame, files: list[tuple[str, ...]], key: str | 
                 )
             opened[name] = open_betas(Path(name), key)
             several.append(opened[name])
+        refuse_order_of_letters(names)
         refuse_other_number(several, len(chosen), source)
         numbers = range(len(opened) - len(several), len(opened))
         lengths = [betas.trials for betas in several]
@@ -164,6 +166,19 @@ def place_trials(trials: pd.DataFrame, files: list[tuple[str, ...]], key: str | 
         placed[1, chosen] = np.concatenate([np.arange(length) for length in lengths])
     trials["file"], trials["place"] = placed
     return list(opened.values())
+
+
+def refuse_order_of_letters(names: Sequence[str]) -> None:
+    """Raise `UserError` for run-1, run-10, run-2: a shell's order of `run-*`, in which no table has its rows."""
+    numbered = sorted(
+        names, key=lambda name: [int(one) if one.isdecimal() else one for one in re.split(r"(\d+)", name)]
+    )
+    for name, expected in zip(names, numbered, strict=True):
+        if name != expected and list(names) == sorted(names):
+            raise UserError(
+                f"--betas has {name} where {expected} is expected by number: name the files in the order of the rows, "
+                "or write a pattern such as run-{run}.npy"
+            )
 
 
 def refuse_other_number(several: list[Betas], rows: int, source: Path) -> None:
@@ -260,6 +275,14 @@ def number_trials(trials: pd.DataFrame, zscore: str | None, source: Path) -> Non
     if zscore is None:
         trials["group"] = trials["file"]
         return
+    if zscore == "run" and "session" not in trials:
+        for (subject, run), rows in trials.groupby(["subject", "run"]).groups.items():
+            inside = trials.loc[rows[0] : rows[-1]]
+            if len(inside[inside["subject"] == subject]) > len(rows):
+                raise UserError(
+                    f"run {run} of {subject} is interrupted by other runs in {source}: if runs start again in each "
+                    "session, name the session with --session-column; else order the rows by time"
+                )
     within = ["subject", *(column for column in ("session", "run") if column in trials)]
     within = within[: within.index(zscore) + 1]
     texts_of(trials, zscore, source)
@@ -305,7 +328,7 @@ def read_subject(
         places = read_mask(files.mask, space)
         if len(places) != first.grid[0]:
             raise UserError(
-                f"{files.mask} has {len(places)} voxels other than 0, {first.file} has {first.grid[0]}: they must be "
+                f"{files.mask} has {len(places)} voxels above 0, {first.file} has {first.grid[0]}: they must be "
                 "the same voxels, in C order as numpy's betas[mask]"
             )
     num_voxels = first.grid[0] if voxels is None else len(voxels)
@@ -323,6 +346,8 @@ def read_subject(
         None if column not in rows else rows.sort_values("trial")[column].tolist()
         for column in ("stimulus_id", "split", "session")
     )
+    if sessions is not None and "" in sessions:
+        sessions = None  # not known of all trials
     return Subject(
         name,
         stimuli,

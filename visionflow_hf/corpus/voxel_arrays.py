@@ -161,7 +161,7 @@ def texts(array: np.ndarray) -> list[str]:
         if isinstance(value, np.ndarray) and value.size == 0:
             value = ""
         if isinstance(value, bytes):
-            value = value.decode()
+            value = value.decode(errors="replace")
         elif isinstance(value, (float, np.floating)) and float(value).is_integer():
             value = int(value)
         names.append(str(value).strip().removesuffix(".gz").removesuffix(".nii"))

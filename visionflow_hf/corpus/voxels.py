@@ -59,10 +59,10 @@ def read_space(file: Path) -> Space:
 
 
 def read_mask(file: Path, space: Space) -> np.ndarray:
-    """The places of the voxels that are not 0 in the flattened grid, array of shape (voxels,)."""
-    inside = np.flatnonzero(np.nan_to_num(space.read(file)))
+    """The places of the voxels above 0 in the flattened grid, array of shape (voxels,); some masks are -1 outside."""
+    inside = np.flatnonzero(np.nan_to_num(space.read(file)) > 0)
     if not len(inside):
-        raise UserError(f"{file} has no voxel other than 0: is it the mask?")
+        raise UserError(f"{file} has no voxel above 0: is it the mask?")
     return inside
 
 
@@ -86,7 +86,7 @@ def read_regions(
         return named_labels(*files, space, voxels, report)
     roi: list[list[str]] = [[] for _ in voxels]
     for file, name in zip(files, names, strict=True):
-        for place in np.flatnonzero(np.nan_to_num(space.read(file).ravel()[voxels])):
+        for place in np.flatnonzero(np.nan_to_num(space.read(file).ravel()[voxels]) > 0):
             if name not in roi[place]:
                 roi[place].append(name)
     return roi

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+from visionflow_hf.corpus.repeats import ceilings_of_test
 from visionflow_hf.corpus.responses import pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.errors import UserError
@@ -48,6 +50,8 @@ def evaluate(
     opened = open_corpus(corpus, allow_leakage)
     if split not in opened.splits:
         raise UserError(f"{corpus} has no split {split}: it has {', '.join(opened.splits)}")
+    if split == "test":
+        opened = replace(opened, voxels=ceilings_of_test(opened.voxels))
     model, processor = load_model(run, device)
     if perceptual:
         require_networks()

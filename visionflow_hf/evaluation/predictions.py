@@ -68,19 +68,22 @@ def predict(
     test: Dataset,
     folder: Path,
     cache: str | os.PathLike | None = None,
+    size: tuple[int, int] | None = None,
 ) -> dict[str, np.ndarray | Rows]:
     """Predict both directions on `test`, with the model and with baselines fitted on `train`.
 
     Args:
         folder: where images and responses are written, subject by subject; the result reads them from there.
         cache: folder that keeps pixels and the encoder's features, as in `Stimuli`.
+        size: (width, height) in px at which images are compared; by default that of the images of `test`, or the
+            model's where they differ.
 
     Raises:
         UserError: the model does not know a subject, or knows it with another number of voxels, or a subject has no
             trial in `train`.
     """
     check_subjects(processor, corpus, train, test)
-    size = common_size(each_image_of(test, list(dict.fromkeys(test["stimulus_id"]))))
+    size = size or common_size(each_image_of(test, list(dict.fromkeys(test["stimulus_id"]))))
     size = size or tuple(processor.image_size[::-1])
     stimuli = Stimuli(processor, [train, test], model if model.config.linear_layers else None, cache)
     subjects = tqdm(sorted(set(test["subject"])), desc="predicting", unit="subject")

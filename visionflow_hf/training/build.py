@@ -10,11 +10,11 @@ from visionflow_hf.pretrained import load_autoencoder, load_encoder
 from visionflow_hf.training.arguments import PRETRAINED, SCRATCH, ModelArguments
 
 PRETRAINED_FROM = 64  # px; for smaller stimuli a small encoder is trained
-PASSED_ON = (
-    *("feature_layers", "latent_dim", "linear_dim", "decoder_channels"),
-    *("bridge_hidden_size", "bridge_dropout", "voxel_dropout"),
+OF_TRAINING = (
+    *("bridge_dropout", "voxel_dropout"),
     *("image_weight", "kl_weight", "alignment_weight", "fmri_weight"),
 )
+PASSED_ON = ("feature_layers", "latent_dim", "linear_dim", "decoder_channels", "bridge_hidden_size", *OF_TRAINING)
 
 
 def build_processor(train: Dataset, image_size: int | None = None) -> VisionFlowProcessor:
@@ -77,7 +77,13 @@ def continue_model(name: str, train: Dataset, args: ModelArguments) -> tuple[Vis
     processor = build_processor(train)
     processor.image_size, processor.num_channels = old.image_size, old.num_channels
     config = VisionFlowConfig.from_dict(trained.config.to_dict())
-    config.linear_dim = min(args.linear_dim, len(set(train["stimulus_id"])))
+    told = {name: getattr(args, name) for name in (*OF_TRAINING, "linear_dim")}
+    told = {name: value for name, value in told.items() if value != getattr(ModelArguments, name)}
+    for name, value in told.items():
+        setattr(config, name, value)
+    if "linear_dim" not in told and config.linear_dim:  # fewer stimuli may have bounded it
+        config.linear_dim = max(config.linear_dim, args.linear_dim)
+    config.linear_dim = min(config.linear_dim, len(set(train["stimulus_id"])))
     config.linear_share, config.refine_steps, config.subjects = 0.0, 0, processor.subjects
     config.num_voxels = [len(processor.fmri_mean[subject]) for subject in processor.subjects]
     model = VisionFlowModel(config)
@@ -123,6 +129,8 @@ def with_adapters(encoder: nn.Module, rank: int) -> nn.Module:
         raise UserError("--lora_rank needs peft: pip install 'visionflow-hf[lora]'") from error
     if rank < 1:
         raise UserError(f"--lora_rank is {rank}: 1 or more is expected")
+    if not any(isinstance(module, nn.Linear) for module in encoder.modules()):
+        raise UserError("--lora_rank adapts linear layers, and this encoder has none: give --unfreeze_blocks instead")
     return get_peft_model(encoder, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
