@@ -15,6 +15,7 @@ from visionflow_hf.cli import main
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.corpus.splits import stimulus_folds
+from visionflow_hf.crossvalidate import in_colour
 from visionflow_hf.evaluation.predictions import concatenate, decode_fmri, encode_images, owner
 from visionflow_hf.evaluation.scores import score
 from visionflow_hf.hub import load_model
@@ -228,3 +229,11 @@ def imports_of(file) -> str:
     return "\n".join(
         line for line in file.read_text().splitlines() if re.match(r"\s*(from|import) visionflow_hf", line)
     )
+
+
+def test_folds_of_grey_and_of_colour_models_are_joined_in_colour():
+    grey, colour = {"image": np.ones((2, 4, 5), np.uint8), "fmri/a": np.ones((2, 3))}, np.zeros((1, 4, 5, 3), np.uint8)
+    parts = in_colour([grey, {"image": colour, "fmri/a": np.ones((1, 3))}])
+    assert [part["image"].shape for part in parts] == [(2, 4, 5, 3), (1, 4, 5, 3)]
+    assert parts[0]["image"].all() and parts[0]["fmri/a"].shape == (2, 3)
+    assert in_colour([{"image": np.ones((2, 4, 5))}])[0]["image"].shape == (2, 4, 5)

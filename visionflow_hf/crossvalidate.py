@@ -105,7 +105,17 @@ def crossvalidate(
     header = {"split": f"{len(chosen)} folds by {split_by}", "n_folds": len(chosen), "split_by": told}
     header |= {"seed": seed, "unit": opened.unit, "about": {"corpus": Path(corpus).resolve().name}}
     with new_folder(out, overwrite, marker=MARKER) as folder:
-        return write_report(folder, concatenate(parts), histories, header, perceptual)
+        return write_report(folder, concatenate(in_colour(parts)), histories, header, perceptual)
+
+
+def in_colour(parts: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """The parts with all pictures in RGB, if those of a fold are: one whose train images are all grey has grey ones."""
+    for name in {name for part in parts for name in part}:
+        axes = max(part[name].ndim for part in parts if name in part)
+        for part in parts:
+            if axes == 4 and name in part and part[name].ndim == 3:
+                part[name] = np.repeat(part[name][..., None], 3, axis=-1)
+    return parts
 
 
 def split_folds(
