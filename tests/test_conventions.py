@@ -72,9 +72,9 @@ def test_no_graph_breaks_with_the_batch_of_a_processor(loaded, batch, method):
     assert explained.graph_break_count == 0, explained.break_reasons
 
 
-def test_rows_of_all_subjects_in_one_graph_are_those_of_the_model(loaded, batch):
+def test_rows_of_all_subjects_in_one_graph_are_those_of_the_model(loaded, batch, monkeypatch):
     model = loaded[0]
-    model.config.refine_steps = 0  # which a graph cannot take
+    monkeypatch.setattr(model.config, "refine_steps", 0)  # which a graph cannot take
     batch["subject_ids"] = torch.tensor([1, 0, 1])
     for name in ("predict_fmri", "reconstruct_image"):
         torch._dynamo.reset()
