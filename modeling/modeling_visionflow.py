@@ -555,7 +555,8 @@ class VisionFlowModel(PreTrainedModel):
             stimulus_ids (`list[str]`, *optional*): the stimulus of each trial; by default trials whose images have the
                 same pixels are its repeats.
             processor (`VisionFlowProcessor`, *optional*): that of this model, which learns the subject, too. By default
-                it is loaded from where the model came from.
+                it is loaded from where the model came from, which knows no subject that was fitted since: give the one
+                that the last `fit_subject` has returned.
             seed (`int`): which images are simulated, and with which known voxels new ones are compared.
 
         Returns:
@@ -582,20 +583,24 @@ class VisionFlowModel(PreTrainedModel):
             stimulus_ids = [one.cpu().numpy().tobytes() for one in pixels]
         stimulus_ids = list(stimulus_ids)
         enough(name, stimulus_ids)
-        training, device = self.training, self.device
+        modes, device = {module: module.training for module in self.modules()}, self.device
         self.train(False)  # no dropout in the fits
-        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-            known, latents = known_voxels(self, seed), latents_of(self, pixels)
-            simulated = tuple(torch.cat(parts) for parts in zip(latents, latents_of_the_prior(self, seed), strict=True))
-            if name in self.config.subjects:
-                self.remove_subject(name)
-                processor.remove_subject(name)
-            std, mean = (one.cpu() for one in torch.std_mean(fmri.double().cpu(), 0, correction=0))
-            processor.add_subject(name, mean.numpy(), torch.where(std == 0, 1.0, std).numpy())
-            self.add_subject(name, fmri.shape[1])
-            standardised = processor(fmri=fmri, subject=name)["fmri"].to(device)
-            fit_maps(self, name, standardised, latents, stimulus_ids, simulated, known)
-        self.train(training)
+        try:
+            with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+                known, latents = known_voxels(self, seed), latents_of(self, pixels)
+                prior = latents_of_the_prior(self, seed)
+                simulated = tuple(torch.cat(parts) for parts in zip(latents, prior, strict=True))
+                if name in self.config.subjects:
+                    self.remove_subject(name)
+                    processor.remove_subject(name)
+                std, mean = (one.cpu() for one in torch.std_mean(fmri.double().cpu(), 0, correction=0))
+                processor.add_subject(name, mean.numpy(), torch.where(std == 0, 1.0, std).numpy())
+                self.add_subject(name, fmri.shape[1])
+                standardised = processor(fmri=fmri, subject=name)["fmri"].to(device)
+                fit_maps(self, name, standardised, latents, stimulus_ids, simulated, known)
+        finally:
+            for module in self.modules():
+                module.training = modes.get(module, modes[self])  # new ones as the model
         return processor
 
     def refit(self, rows, processor=None, seed: int = 0) -> "VisionFlowModel":

@@ -47,8 +47,8 @@ def merge(
         report: called with one line for each thing that a user of the corpus should know.
 
     Raises:
-        UserError: a subject with two numbers of voxels, a name with two images, or a stimulus that would then be in
-            two splits; nothing is written then.
+        UserError: a subject with two numbers of voxels or with voxels at other places, a name with two images, or a
+            stimulus that would then be in two splits; nothing is written then.
     """
     refuse_existing(out, overwrite, MARKER)
     first, second = read_corpus(one), read_corpus(other)
@@ -87,6 +87,9 @@ def merge(
         )
     voxels = second.voxels[~second.voxels["subject"].isin(list(first.subjects))]
     voxels = join_tables([first.voxels, voxels])
+    for subject in list(voxels.attrs.get("repeats", {})):  # those of test rows that are other ones now
+        if test_fraction is not None or {subject} <= first.subjects.keys() & second.subjects.keys():
+            del voxels.attrs["repeats"][subject]
     unit = one_unit(first, second, report)
     with new_folder(out, overwrite, marker=MARKER) as folder:
         save_corpus(folder, splits, voxels, unit, held_out)
@@ -95,11 +98,16 @@ def merge(
 
 def refuse_other_places(subject: str, first: Corpus, second: Corpus) -> None:
     """Raise `UserError` where the two voxel tables have the subject's voxels at different places."""
-    here, there = (corpus.voxels[corpus.voxels["subject"] == subject] for corpus in (first, second))
+    tables = [corpus.voxels[corpus.voxels["subject"] == subject].sort_values("voxel") for corpus in (first, second)]
+    here, there = tables
+    grids = [corpus.voxels.attrs.get("grids", {}).get(subject) for corpus in (first, second)]
+    same = None in grids or grids[0].get("shape") == grids[1].get("shape")  # places are counted in the grid
     for name in ("place", "vertex", "x", "y", "z"):
+        if name not in here or name not in there:
+            continue
         one, other = (table[name].to_numpy(np.float64, na_value=np.nan) for table in (here, there))
         known = np.isfinite(one) & np.isfinite(other)
-        if not np.allclose(one[known], other[known], atol=1e-3):
+        if not np.allclose(one[known], other[known], rtol=0, atol=1e-3) or (name == "place" and not same):
             raise UserError(
                 f"the voxels of {subject} differ in {name} between the two: a subject must have the same voxels "
                 "in both, so import one of them under another name"

@@ -169,15 +169,21 @@ def place_trials(trials: pd.DataFrame, files: list[tuple[str, ...]], key: str | 
 
 
 def refuse_order_of_letters(names: Sequence[str]) -> None:
-    """Raise `UserError` for run-1, run-10, run-2: a shell's order of `run-*`, in which no table has its rows."""
-    numbered = sorted(
-        names, key=lambda name: [int(one) if one.isdecimal() else one for one in re.split(r"(\d+)", name)]
-    )
+    """Raise `UserError` for run-1, run-10, run-2: the order that a shell gives to `run-*`, seldom that of a table."""
+    parts = [re.split(r"(\d+)", name) for name in names]
+    differ = [len(set(part)) > 1 for part in zip(*parts, strict=False)]
+    decimals = any(re.search(r"\d\.\d", name) for name in names)
+    if len({len(part) for part in parts}) > 1 or sum(differ) != 1 or decimals:
+        return
+    place = differ.index(True)
+    if place % 2 == 0 or list(names) != sorted(names):
+        return
+    numbered = sorted(names, key=lambda name: int(re.split(r"(\d+)", name)[place]))
     for name, expected in zip(names, numbered, strict=True):
-        if name != expected and list(names) == sorted(names):
+        if name != expected:
             raise UserError(
                 f"--betas has {name} where {expected} is expected by number: name the files in the order of the rows, "
-                "or write a pattern such as run-{run}.npy"
+                "or write a pattern such as run-{run}.npy, which names the column of each row's file"
             )
 
 
@@ -275,17 +281,17 @@ def number_trials(trials: pd.DataFrame, zscore: str | None, source: Path) -> Non
     if zscore is None:
         trials["group"] = trials["file"]
         return
+    texts_of(trials, zscore, source)
     if zscore == "run" and "session" not in trials:
         for (subject, run), rows in trials.groupby(["subject", "run"]).groups.items():
             inside = trials.loc[rows[0] : rows[-1]]
             if len(inside[inside["subject"] == subject]) > len(rows):
                 raise UserError(
                     f"run {run} of {subject} is interrupted by other runs in {source}: if runs start again in each "
-                    "session, name the session with --session-column; else order the rows by time"
+                    "session, name the session with --session-column; else give it a column with one value"
                 )
     within = ["subject", *(column for column in ("session", "run") if column in trials)]
     within = within[: within.index(zscore) + 1]
-    texts_of(trials, zscore, source)
     trials["group"] = trials.groupby(within).ngroup()
     alone = trials[trials.groupby("group")["group"].transform("size") == 1]
     if len(alone):
