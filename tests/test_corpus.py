@@ -13,6 +13,7 @@ from sklearn.model_selection import KFold
 
 from visionflow_hf.cli import main
 from visionflow_hf.corpus import shards
+from visionflow_hf.corpus.checks import check_trainable
 from visionflow_hf.corpus.inspect import summarise
 from visionflow_hf.corpus.repeats import average_repeats, ceiling_of_average, ncsnr, ncsnr_of_ceiling, number_repeats
 from visionflow_hf.corpus.responses import images_of, responses_of
@@ -517,3 +518,11 @@ def test_rows_of_a_new_test_stimulus_that_are_no_pair_are_left_out(tmp_path, cap
         "train": 30 - number,
         "test": number,
     }
+
+
+def test_a_validation_split_needs_pairs(corpus):
+    splits = load_from_disk(str(corpus))
+    splits["validation"] = splits["test"].select([])
+    assert "validation has no pair of image and fMRI" in check_trainable(splits)[0]
+    splits["validation"] = splits["test"]
+    assert check_trainable(splits) == []

@@ -5,7 +5,12 @@ import torch
 from transformers import ViTConfig, ViTModel
 
 from visionflow_hf.cli import main
+from visionflow_hf.corpus.schema import open_corpus
+from visionflow_hf.errors import UserError
 from visionflow_hf.hub import load_model
+from visionflow_hf.training.arguments import ModelArguments
+from visionflow_hf.training.build import continue_model, with_adapters
+from visionflow_hf.training.train import refuse_contradictions
 
 CONFIG = ViTConfig(
     hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
@@ -66,3 +71,20 @@ def test_adapters_change_linear_layers_by_matrices_of_their_rank(encoder, colour
 def test_what_cannot_learn_so(encoder, colour_corpus, tmp_path, refused, flags, message):
     refused(lambda: train(colour_corpus, tmp_path / "run", encoder, *flags), message)
     assert not (tmp_path / "run").exists()
+
+
+def test_adapters_need_linear_layers():
+    pytest.importorskip("peft")
+    with pytest.raises(UserError, match="--lora_rank adapts linear layers, and this encoder has none"):
+        with_adapters(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), 4)
+
+
+def test_a_trained_model_keeps_what_no_flag_changes(run, corpus):
+    train = open_corpus(corpus).splits["train"]
+    told = ModelArguments(from_model=str(run), kl_weight=0.5, bridge_dropout=0.0)
+    model, _ = continue_model(str(run), train, told)
+    before = load_model(run)[0].config
+    assert (model.config.kl_weight, model.config.bridge_dropout) == (0.5, 0.0)
+    assert (model.config.image_weight, model.config.linear_dim) == (before.image_weight, before.linear_dim)
+    with pytest.raises(UserError, match="brings its own --decoder_channels"):
+        refuse_contradictions(ModelArguments(from_model=str(run), decoder_channels=8))

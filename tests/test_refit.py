@@ -1,5 +1,7 @@
 """`model.refit`: the fMRI side fitted anew to what gradient descent has made of the image side."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 from visionflow_hf import VisionFlowCollator
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import VisionFlowModel, refit
+from visionflow_hf.modeling.refit import RefitCallback
 from visionflow_hf.modeling.ridge import nnls
 
 FITTED = ("fmri_to_latent.to_", "latent_to_fmri.voxel_maps", "linear_head", "linear_decoder")
@@ -124,3 +127,22 @@ def test_non_negative_least_squares_are_those_of_scipy():
         np.testing.assert_allclose(found, expected, atol=1e-7)
         zeros += int((expected == 0).sum())
     assert zeros > 50
+
+
+def test_a_second_training_is_refitted_too():
+    class Counting:
+        refits = 0
+
+        def refit(self, rows, processor):
+            self.refits += 1
+
+        def state_dict(self):
+            return {}
+
+    model, callback = Counting(), RefitCallback()
+    state = SimpleNamespace(global_step=5)
+    given = {"model": model, "processing_class": None, "train_dataloader": SimpleNamespace(dataset=None)}
+    for _ in range(2):
+        callback.on_train_begin(None, state, None, **given)
+        callback.on_train_end(None, state, None, **given)
+    assert model.refits == 2

@@ -135,7 +135,8 @@ def check_trainable(splits: DatasetDict) -> list[str]:
     if len(set(pairs["stimulus_id"])) < 2:
         return ["train has 1 distinct stimulus with image and fMRI: training and crossvalidate need at least 2"]
     known = set(pairs["subject"])
-    if "validation" in splits and not np.logical_and(*presence(splits["validation"])).any():
+    validation = splits.get("validation")
+    if validation is not None and not (len(validation) and np.logical_and(*presence(validation)).any()):
         return ["validation has no pair of image and fMRI: add some, or remove the split, and train holds stimuli out"]
     unknown = set(splits["validation"]["subject"]) - known if "validation" in splits else set()
     if unknown:
