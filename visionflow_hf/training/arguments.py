@@ -77,23 +77,28 @@ class ModelArguments:
             "else 256."
         },
     )
-    linear_dim: int = field(
-        default=256,
+    linear_dim: int | None = field(
+        default=None,
         metadata={
             "help": "Further latent dimensions that are linear in the image's Gabor energies, its colours and layers "
-            "of a pretrained encoder; no more than there are train stimuli. 0 for none."
+            "of a pretrained encoder; no more than there are train stimuli. 0 for none. "
+            f"Default: {VisionFlowConfig.linear_dim}."
         },
     )
     bridge_hidden_size: int | None = field(
         default=None,
         metadata={"help": "Width of the MLPs between latent and fMRI. Default: 128 to 1,024, fewer with more voxels."},
     )
-    bridge_dropout: float = field(
-        default=VisionFlowConfig.bridge_dropout, metadata={"help": "Dropout in the MLPs between latent and fMRI."}
+    bridge_dropout: float | None = field(
+        default=None,
+        metadata={"help": f"Dropout in the MLPs between latent and fMRI. Default: {VisionFlowConfig.bridge_dropout}."},
     )
-    voxel_dropout: float = field(
-        default=VisionFlowConfig.voxel_dropout,
-        metadata={"help": "Share of the measured voxels left out of a step where the model is fine-tuned in code."},
+    voxel_dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the measured voxels left out of a step where the model is fine-tuned in code. "
+            f"Default: {VisionFlowConfig.voxel_dropout}."
+        },
     )
     autoencoder: str | None = field(
         default=None,
@@ -102,21 +107,33 @@ class ModelArguments:
             "none, a ConvTranspose2d decoder is trained."
         },
     )
-    decoder_channels: int = field(
-        default=VisionFlowConfig.decoder_channels,
-        metadata={"help": "Channels of the image decoder at full resolution."},
+    decoder_channels: int | None = field(
+        default=None,
+        metadata={
+            "help": f"Channels of the image decoder at full resolution. Default: {VisionFlowConfig.decoder_channels}."
+        },
     )
-    image_weight: float = field(
-        default=VisionFlowConfig.image_weight, metadata={"help": "Weight of the image reconstruction loss."}
+    image_weight: float | None = field(
+        default=None,
+        metadata={"help": f"Weight of the image reconstruction loss. Default: {VisionFlowConfig.image_weight}."},
     )
-    kl_weight: float = field(default=VisionFlowConfig.kl_weight, metadata={"help": "Weight of the KL divergence."})
-    alignment_weight: float = field(
-        default=VisionFlowConfig.alignment_weight,
-        metadata={"help": "Weight of the latent alignment loss, for fine-tuning in code."},
+    kl_weight: float | None = field(
+        default=None,
+        metadata={"help": f"Weight of the KL divergence. Default: {VisionFlowConfig.kl_weight}."},
     )
-    fmri_weight: float = field(
-        default=VisionFlowConfig.fmri_weight,
-        metadata={"help": "Weight of the fMRI reconstruction loss, for fine-tuning in code."},
+    alignment_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the latent alignment loss, for fine-tuning in code. "
+            f"Default: {VisionFlowConfig.alignment_weight}."
+        },
+    )
+    fmri_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the fMRI reconstruction loss, for fine-tuning in code. "
+            f"Default: {VisionFlowConfig.fmri_weight}."
+        },
     )
 
     def __post_init__(self):

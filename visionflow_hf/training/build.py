@@ -77,13 +77,13 @@ def continue_model(name: str, train: Dataset, args: ModelArguments) -> tuple[Vis
     processor = build_processor(train)
     processor.image_size, processor.num_channels = old.image_size, old.num_channels
     config = VisionFlowConfig.from_dict(trained.config.to_dict())
-    told = {name: getattr(args, name) for name in (*OF_TRAINING, "linear_dim")}
-    told = {name: value for name, value in told.items() if value != getattr(ModelArguments, name)}
-    for name, value in told.items():
-        setattr(config, name, value)
-    if "linear_dim" not in told and config.linear_dim:  # fewer stimuli may have bounded it
-        config.linear_dim = max(config.linear_dim, args.linear_dim)
-    config.linear_dim = min(config.linear_dim, len(set(train["stimulus_id"])))
+    for name in OF_TRAINING:
+        if getattr(args, name) is not None:
+            setattr(config, name, getattr(args, name))
+    linear_dim = args.linear_dim
+    if linear_dim is None:  # fewer stimuli may have bounded that of the model
+        linear_dim = max(config.linear_dim, VisionFlowConfig.linear_dim) if config.linear_dim else 0
+    config.linear_dim = min(linear_dim, len(set(train["stimulus_id"])))
     config.linear_share, config.refine_steps, config.subjects = 0.0, 0, processor.subjects
     config.num_voxels = [len(processor.fmri_mean[subject]) for subject in processor.subjects]
     model = VisionFlowModel(config)

@@ -262,16 +262,9 @@ def refuse_contradictions(args: ModelArguments) -> None:
         if args.freeze_shared:
             raise UserError("--freeze_shared keeps the weights of a trained model: name it with --from_model")
         return
-    sizes = (
-        "encoder",
-        "feature_layers",
-        "autoencoder",
-        "image_size",
-        "latent_dim",
-        "bridge_hidden_size",
-        "decoder_channels",
-    )
-    given = [f"--{name}" for name in sizes if getattr(args, name) != getattr(ModelArguments, name)]
+    sizes = ("encoder", "feature_layers", "autoencoder", "image_size", "latent_dim")
+    sizes += ("bridge_hidden_size", "decoder_channels")
+    given = [f"--{name}" for name in sizes if getattr(args, name) is not None]
     if given:
         raise UserError(f"--from_model brings its own {', '.join(given)}: leave out one or the other")
 
