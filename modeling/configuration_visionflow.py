@@ -231,11 +231,11 @@ class VisionFlowConfig(PreTrainedConfig):
         return super().to_dict() | {"custom_pipelines": copy.deepcopy(PIPELINES)}
 
 
-__all__ = ["VisionFlowConfig"]
-
-
 def stated_layers(vision_config) -> int:
     """Layers of an encoder, or of the deepest of its stages, as its config states them; 0 if it does not."""
     stated = [getattr(vision_config, name, None) for name in ("num_hidden_layers", "depths")]
     numbers = [one for value in stated for one in (value if isinstance(value, (list, tuple)) else [value])]
     return max((one for one in numbers if isinstance(one, int)), default=0)
+
+
+__all__ = ["VisionFlowConfig"]

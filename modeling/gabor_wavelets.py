@@ -57,8 +57,7 @@ def wavelet_maps(pixel_values: torch.Tensor) -> torch.Tensor:
         parts = parts - means * torch.einsum("py,byx,qx->bpq", rows, grey, columns)[:, None, None, None]
         even, odd = parts[:, 0, 0] - parts[:, 1, 1], parts[:, 0, 1] + parts[:, 1, 0]
         energies.append((even.square() + odd.square() + 1e-12).sqrt())
-    mps = pixels.device.type == "mps"  # which lacks it for sides that GRID does not divide
-    colours = average_pool(pixels, GRID) if mps else nn.functional.adaptive_avg_pool2d(pixels, GRID)
+    colours = average_pool(pixels, GRID)
     return torch.cat([*energies, colours], dim=1)
 
 

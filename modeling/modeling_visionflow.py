@@ -32,7 +32,7 @@ from .latent_gaussian import Gaussian, LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
 from .processing_visionflow import VisionFlowProcessor
 from .refinement import refined
-from .refit import RefitCallback, refit
+from .refit import RefitCallback, refit, undisturbed
 from .subject_fit import enough, fit_maps, known_voxels, latents_of, latents_of_the_prior
 from .vision_encoder import average_pool, layer_maps, pooled_features
 from .voxel_table import VOXELS, VoxelTable
@@ -583,24 +583,17 @@ class VisionFlowModel(PreTrainedModel):
             stimulus_ids = [one.cpu().numpy().tobytes() for one in pixels]
         stimulus_ids = list(stimulus_ids)
         enough(name, stimulus_ids)
-        modes, device = {module: module.training for module in self.modules()}, self.device
-        self.train(False)  # no dropout in the fits
-        try:
-            with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-                known, latents = known_voxels(self, seed), latents_of(self, pixels)
-                prior = latents_of_the_prior(self, seed)
-                simulated = tuple(torch.cat(parts) for parts in zip(latents, prior, strict=True))
-                if name in self.config.subjects:
-                    self.remove_subject(name)
-                    processor.remove_subject(name)
-                std, mean = (one.cpu() for one in torch.std_mean(fmri.double().cpu(), 0, correction=0))
-                processor.add_subject(name, mean.numpy(), torch.where(std == 0, 1.0, std).numpy())
-                self.add_subject(name, fmri.shape[1])
-                standardised = processor(fmri=fmri, subject=name)["fmri"].to(device)
-                fit_maps(self, name, standardised, latents, stimulus_ids, simulated, known)
-        finally:
-            for module in self.modules():
-                module.training = modes.get(module, modes[self])  # new ones as the model
+        with undisturbed(self):
+            known, latents = known_voxels(self, seed), latents_of(self, pixels)
+            simulated = tuple(torch.cat(parts) for parts in zip(latents, latents_of_the_prior(self, seed), strict=True))
+            if name in self.config.subjects:
+                self.remove_subject(name)
+                processor.remove_subject(name)
+            std, mean = (one.cpu() for one in torch.std_mean(fmri.double().cpu(), 0, correction=0))
+            processor.add_subject(name, mean.numpy(), torch.where(std == 0, 1.0, std).numpy())
+            self.add_subject(name, fmri.shape[1])
+            standardised = processor(fmri=fmri, subject=name)["fmri"].to(self.device)
+            fit_maps(self, name, standardised, latents, stimulus_ids, simulated, known)
         return processor
 
     def refit(self, rows, processor=None, seed: int = 0) -> "VisionFlowModel":
