@@ -21,14 +21,7 @@ from visionflow_hf.corpus.schema import SPLIT_BY, Corpus, open_corpus
 from visionflow_hf.corpus.splits import category_folds, session_folds, stimulus_folds
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.perceptual import require_networks
-from visionflow_hf.evaluation.predictions import (
-    OF_VOXELS,
-    common_size,
-    concatenate,
-    embeddings_of,
-    owner,
-    predict,
-)
+from visionflow_hf.evaluation.predictions import OF_VOXELS, common_size, concatenate, embeddings_of, owner, predict
 from visionflow_hf.evaluation.report import MARKER, write_report
 from visionflow_hf.folders import new_folder, refuse_existing
 from visionflow_hf.processes import cores, run
@@ -86,8 +79,8 @@ def crossvalidate(
     rows, unpaired = pairs_of(everything), unpaired_of(everything)
     unpaired = unpaired if len(unpaired) else None  # a table without rows cannot be sent to another process
     if num_proc is None:
-        size = model_args.image_size or max(rows[0]["image"].size)
-        small = encoder_name([size, size], model_args) == SCRATCH
+        side = model_args.image_size or max(rows[0]["image"].size)
+        small = encoder_name([side, side], model_args) == SCRATCH
         num_proc = cores() if small and training_args.device.type == "cpu" else 1
     seed = training_args.seed
     size = common_size(each_image_of(rows, list(dict.fromkeys(rows["stimulus_id"]))))  # the same in all folds

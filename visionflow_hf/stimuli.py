@@ -27,7 +27,6 @@ from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
 from tqdm import tqdm
 
-from visionflow_hf import images
 from visionflow_hf.corpus.files import reading
 from visionflow_hf.errors import UserError
 from visionflow_hf.images import open_image
@@ -300,7 +299,7 @@ def latents_of_files(model: VisionFlowModel, processor: VisionFlowProcessor, fil
 def code_of(part) -> list[str]:
     """The code of the model or the processor, of all that it imports from its folder, and of how images are opened."""
     folder = Path(inspect.getfile(type(part))).parent
-    return [file.read_text() for file in (*sorted(folder.glob("*.py")), Path(images.__file__))]
+    return [file.read_text() for file in (*sorted(folder.glob("*.py")), Path(inspect.getfile(open_image)))]
 
 
 def digest(*values) -> str:

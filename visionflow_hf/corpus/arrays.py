@@ -12,12 +12,11 @@ from visionflow_hf.corpus.array_files import names_in, read_arrays
 from visionflow_hf.corpus.array_kinds import array_kinds
 from visionflow_hf.corpus.array_proposal import listed, proposed
 from visionflow_hf.corpus.assemble import write_source
-from visionflow_hf.corpus.files import reading
 from visionflow_hf.corpus.repeats import ncsnr_of_ceiling, number_repeats
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.corpus.schema import MARKER, SPLIT_BY, pixel_hash, voxel_table, write_corpus
 from visionflow_hf.corpus.source import Block, Source, Subject
-from visionflow_hf.corpus.voxel_arrays import VoxelKeys, voxel_columns
+from visionflow_hf.corpus.voxel_arrays import VoxelKeys, plain_text, voxel_columns
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import refuse_existing
 
@@ -399,15 +398,7 @@ def plain_names(array: np.ndarray, trials: int, key: str) -> list[str]:
     if array.size != trials:
         raise UserError(f"{key} has {array.size} entries for {trials} trials: one name a trial is expected")
     values = [value.item() if isinstance(value, np.ndarray) and value.size == 1 else value for value in array.ravel()]
-    names = []
-    for value in values:
-        if isinstance(value, bytes):
-            with reading(key):
-                value = value.decode()
-        elif isinstance(value, (float, np.floating)) and float(value).is_integer():
-            value = int(value)
-        names.append(str(value).strip())
-    return names
+    return [plain_text(value, key) for value in values]
 
 
 def refuse_shared_stimuli(train: Trials, test: Trials) -> None:

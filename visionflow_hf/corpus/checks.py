@@ -138,7 +138,7 @@ def check_trainable(splits: DatasetDict) -> list[str]:
     validation = splits.get("validation")
     if validation is not None and not (len(validation) and np.logical_and(*presence(validation)).any()):
         return ["validation has no pair of image and fMRI: add some, or remove the split, and train holds stimuli out"]
-    unknown = set(splits["validation"]["subject"]) - known if "validation" in splits else set()
+    unknown = set() if validation is None else set(validation["subject"]) - known
     if unknown:
         return [f"validation has {count(sorted(unknown), 'subject')} without a pair in train: move rows there"]
     return []

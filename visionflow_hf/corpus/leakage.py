@@ -40,7 +40,7 @@ def look(splits: DatasetDict) -> Pictures:
     by_bytes: dict[bytes, Picture] = {}
     pictures: Pictures = {}
     for name, split in splits.items():
-        first, others = first_rows(split)
+        first, others = rows_to_compare(split)
         names = list(first)
         pictures[name] = {}
         with (
@@ -65,7 +65,7 @@ def look(splits: DatasetDict) -> Pictures:
     return pictures
 
 
-def first_rows(split: Dataset) -> tuple[dict[str, int], list[tuple[str, int]]]:
+def rows_to_compare(split: Dataset) -> tuple[dict[str, int], list[tuple[str, int]]]:
     """The first row with an image of each stimulus, and one row of it for each other size that its file has."""
     first: dict[str, int] = {}
     sizes: dict[str, set[int | None]] = {}

@@ -52,7 +52,8 @@ def merge(
     """
     refuse_existing(out, overwrite, MARKER)
     first, second = read_corpus(one), read_corpus(other)
-    for subject in sorted(first.subjects.keys() & second.subjects.keys()):
+    both = sorted(first.subjects.keys() & second.subjects.keys())
+    for subject in both:
         here, there = first.subjects[subject], second.subjects[subject]
         if here != there:
             raise UserError(
@@ -62,10 +63,9 @@ def merge(
         refuse_other_places(subject, first, second)
         report(f"{subject} is in both: taken for one subject; if it is not, import one of them under another name")
     pictures = together([shown for corpus in (first, second) for shown in corpus.pictures.values()])
-    held_out = SPLIT_BY[0]
+    held_out = ""
     if test_fraction is None:
         held_out = "; ".join(dict.fromkeys(corpus.split_by for corpus in (first, second) if "test" in corpus.splits))
-        held_out = held_out or SPLIT_BY[0]
         splits = {
             name: joined([corpus.splits[name] for corpus in (first, second) if name in corpus.splits])
             for name in SPLITS
@@ -88,18 +88,18 @@ def merge(
     voxels = second.voxels[~second.voxels["subject"].isin(list(first.subjects))]
     voxels = join_tables([first.voxels, voxels])
     for subject in list(voxels.attrs.get("repeats", {})):  # those of test rows that are other ones now
-        if test_fraction is not None or {subject} <= first.subjects.keys() & second.subjects.keys():
+        if test_fraction is not None or subject in both:
             del voxels.attrs["repeats"][subject]
     unit = one_unit(first, second, report)
     with new_folder(out, overwrite, marker=MARKER) as folder:
-        save_corpus(folder, splits, voxels, unit, held_out)
+        save_corpus(folder, splits, voxels, unit, held_out or SPLIT_BY[0])
     report(", ".join(f"{name}: {len(rows)} rows" for name, rows in splits.items()))
 
 
 def refuse_other_places(subject: str, first: Corpus, second: Corpus) -> None:
     """Raise `UserError` where the two voxel tables have the subject's voxels at different places."""
-    tables = [corpus.voxels[corpus.voxels["subject"] == subject].sort_values("voxel") for corpus in (first, second)]
-    here, there = tables
+    tables = (corpus.voxels[corpus.voxels["subject"] == subject] for corpus in (first, second))
+    here, there = (table.sort_values("voxel") for table in tables)
     grids = [corpus.voxels.attrs.get("grids", {}).get(subject) for corpus in (first, second)]
     same = None in grids or grids[0].get("shape") == grids[1].get("shape")  # places are counted in the grid
     for name in ("place", "vertex", "x", "y", "z"):

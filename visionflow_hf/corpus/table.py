@@ -178,8 +178,8 @@ def refuse_order_of_letters(names: Sequence[str]) -> None:
     place = differ.index(True)
     if place % 2 == 0 or list(names) != sorted(names):
         return
-    numbered = sorted(names, key=lambda name: int(re.split(r"(\d+)", name)[place]))
-    for name, expected in zip(names, numbered, strict=True):
+    numbered = sorted(range(len(names)), key=lambda file: int(parts[file][place]))
+    for name, expected in zip(names, (names[file] for file in numbered), strict=True):
         if name != expected:
             raise UserError(
                 f"--betas has {name} where {expected} is expected by number: name the files in the order of the rows, "

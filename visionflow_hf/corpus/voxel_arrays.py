@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from visionflow_hf.corpus.array_files import field_keys, read_arrays
+from visionflow_hf.corpus.files import reading
 from visionflow_hf.corpus.repeats import shares
 from visionflow_hf.corpus.schema import Volume
 from visionflow_hf.errors import UserError, count
@@ -91,7 +92,7 @@ def read_rois(file: str | os.PathLike, keys: list[str], num_voxels: int) -> tupl
     arrays = read_arrays(file, keys)
     array = arrays[masks_key]
     if len(keys) == 1:
-        names = texts(array)
+        names = texts(array, masks_key)
         if len(names) != num_voxels:
             raise UserError(
                 f"{masks_key} has {len(names)} entries for {num_voxels} voxels: a name for each voxel is expected, or "
@@ -108,7 +109,7 @@ def read_rois(file: str | os.PathLike, keys: list[str], num_voxels: int) -> tupl
         raise UserError(f"{masks_key} has shape {array.shape} for {number} names: a mask for each is expected")
     if len(masks) != number:
         raise UserError(f"{masks_key} has {len(masks)} masks, {keys[1]} has {number} names: one each is expected")
-    return texts(arrays[keys[1]]), masks
+    return texts(arrays[keys[1]], keys[1]), masks
 
 
 def stack(masks: list[np.ndarray], key: str, num_voxels: int) -> np.ndarray:
@@ -152,7 +153,7 @@ def region_lists(
     return roi
 
 
-def texts(array: np.ndarray) -> list[str]:
+def texts(array: np.ndarray, key: str) -> list[str]:
     """The entries as text; whole numbers lose a decimal point, names of NIfTI files their ending."""
     names = []
     for value in array.ravel():
@@ -160,12 +161,18 @@ def texts(array: np.ndarray) -> list[str]:
             value = value.ravel()[0]
         if isinstance(value, np.ndarray) and value.size == 0:
             value = ""
-        if isinstance(value, bytes):
-            value = value.decode(errors="replace")
-        elif isinstance(value, (float, np.floating)) and float(value).is_integer():
-            value = int(value)
-        names.append(str(value).strip().removesuffix(".gz").removesuffix(".nii"))
+        names.append(plain_text(value, key).removesuffix(".gz").removesuffix(".nii"))
     return names
+
+
+def plain_text(value, key: str) -> str:
+    """An entry of the array `key` as text: bytes are UTF-8, and whole numbers lose a decimal point."""
+    if isinstance(value, bytes):
+        with reading(key):
+            value = value.decode()
+    elif isinstance(value, (float, np.floating)) and float(value).is_integer():
+        value = int(value)
+    return str(value).strip()
 
 
 def volume_of(array: np.ndarray, key: str) -> np.ndarray:

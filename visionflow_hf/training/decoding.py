@@ -87,7 +87,8 @@ def choose_decoding(
     steps = REFINE_STEPS if gain.mean() >= -standard_error else 0
     logger.info(
         f"gradient steps on the latent: {steps} "
-        f"(quality {refined_by.mean():.3f} with {REFINE_STEPS}, {without.mean():.3f} without)"
+        f"(quality {refined_by.mean():.3f} with {REFINE_STEPS}, {without.mean():.3f} without, "
+        f"standard error of the difference {standard_error:.3f})"
     )
     return mlp, share, steps
 
