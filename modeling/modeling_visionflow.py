@@ -32,7 +32,7 @@ from .latent_gaussian import Gaussian, LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
 from .processing_visionflow import VisionFlowProcessor
 from .refinement import refined
-from .refit import RefitCallback, refit, undisturbed
+from .refit import RefitCallback, Undisturbed, refit
 from .subject_fit import enough, fit_maps, known_voxels, latents_of, latents_of_the_prior
 from .vision_encoder import average_pool, layer_maps, pooled_features
 from .voxel_table import VOXELS, VoxelTable
@@ -583,7 +583,7 @@ class VisionFlowModel(PreTrainedModel):
             stimulus_ids = [one.cpu().numpy().tobytes() for one in pixels]
         stimulus_ids = list(stimulus_ids)
         enough(name, stimulus_ids)
-        with undisturbed(self):
+        with Undisturbed(self):
             known, latents = known_voxels(self, seed), latents_of(self, pixels)
             simulated = tuple(torch.cat(parts) for parts in zip(latents, latents_of_the_prior(self, seed), strict=True))
             if name in self.config.subjects:

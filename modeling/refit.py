@@ -9,7 +9,6 @@ the fMRI side is fitted when gradient descent has ended: ridges, but for the MLP
 """
 
 from collections.abc import Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -68,23 +67,29 @@ def refit(model, rows, processor: VisionFlowProcessor, seed: int) -> None:
     for name in trials.subjects:
         if len(set(trials.stimulus_ids(name))) < 2:
             raise ValueError(f"{name} has 1 distinct stimulus: at least 2 are needed")
-    with undisturbed(model):
+    with Undisturbed(model):
         fit_fmri_side(model, trials, RowImages(rows, processor), STEPS, seed)
 
 
-@contextmanager
-def undisturbed(model):
-    """For fits: evaluation mode, without dropout, and a random state of their own.
+class Undisturbed:
+    """For fits: `with Undisturbed(model)` is evaluation mode, without dropout, and a random state of their own.
 
     Afterwards the modes of all modules and torch's random state are as before; new modules have the mode of the model.
     """
-    modes, device = {module: module.training for module in model.modules()}, model.device
-    try:
-        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-            yield model.train(False)
-    finally:
-        for module in model.modules():
-            module.training = modes.get(module, modes[model])
+
+    def __init__(self, model):
+        self.model, self.modes = model, {module: module.training for module in model.modules()}
+        device = model.device
+        self.random = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
+
+    def __enter__(self):
+        self.random.__enter__()
+        self.model.train(False)
+
+    def __exit__(self, *error):
+        for module in self.model.modules():
+            module.training = self.modes.get(module, self.modes[self.model])
+        self.random.__exit__(*error)
 
 
 @torch.no_grad()
