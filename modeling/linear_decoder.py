@@ -41,8 +41,8 @@ def fit_linear_decoders(model, stimulus_ids: list[str], stimuli, errors: torch.T
             small = torch.nn.functional.interpolate(pixels, decoder.shape[1:], mode="bilinear", antialias=True)
         embedding = model.embed_image(pixels.to(model.device), features)
         targets.append(torch.cat([small.flatten(1).to(model.device), embedding.float().to(model.device)], dim=1))
-    scaled = latents * predicted
-    ridge = RidgePath(scaled, torch.cat(targets)).solve(PENALTY * squared_norm(scaled))
+    path = RidgePath(latents * predicted, torch.cat(targets))
+    ridge = path.solve(PENALTY * squared_norm(path.values, len(latents)))
     weights = predicted[:, None] * ridge.weights
     parts = [len(decoder.from_learned.bias), len(model.embedding_decoder.bias)]
     (to_pixels, to_embedding), (level, embedding_level) = weights.split(parts, dim=1), ridge.intercept.split(parts)

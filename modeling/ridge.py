@@ -12,6 +12,7 @@ FOLDS = 5
 MOST_JUDGED = 2000  # targets by which the penalty is chosen
 LEAST_FREE = 0.01  # 1 - trace(H) / n of a ridge whose error is judged by generalised cross-validation
 BLOCK = 2000  # targets that are worked on at once, which bounds the memory
+MOST_NUMBERS = 2**25  # of the groups that are held out at once, 128 MiB in float32
 
 # Of the ridges from small groups of features in `likely_mean`:
 GROUP_PENALTIES = (0.03, 0.3, 3.0, 30.0)  # times the mean variance of a feature and the number of samples
@@ -41,14 +42,13 @@ class Ridge:
         return features @ self.weights + self.intercept
 
 
-def fit_ridge(
-    features: torch.Tensor, targets: torch.Tensor, groups: Sequence, folds: int = FOLDS, seed: int = 0
-) -> Ridge:
+def fit_ridge(features: torch.Tensor, targets: torch.Tensor, groups: Sequence) -> Ridge:
     """weights = argmin |targets - features weights - intercept|^2 + penalty |weights|^2, one penalty for all targets.
 
     The penalty is that of `PENALTIES`, times the mean squared norm of a centred row of features, with the least
-    squared error on held-out groups; of more than 2,000 targets, an even choice of 2,000 decides. Solved by an
-    eigendecomposition of the features' or, where there are more features than samples, of the samples' products.
+    squared error on groups that are held out one by one; of more than 2,000 targets, an even choice of 2,000 decides.
+    Solved by an eigendecomposition of the features' or, where there are more features than samples, of the samples'
+    products.
 
     Args:
         features (`torch.Tensor` of shape `(samples, features)`)
@@ -58,40 +58,83 @@ def fit_ridge(
     Raises:
         ValueError: fewer than two groups, of which none can be held out.
     """
-    return fit_ridges(features, [targets], groups, folds, seed)[0]
+    return fit_ridges(features, [targets], groups)[0]
 
 
-def fit_ridges(
-    features: torch.Tensor, targets: Sequence[torch.Tensor], groups: Sequence, folds: int = FOLDS, seed: int = 0
-) -> list[Ridge]:
+def fit_ridges(features: torch.Tensor, targets: Sequence[torch.Tensor], groups: Sequence) -> list[Ridge]:
     """`fit_ridge` of several sets of targets, each with its own penalty; eigenvectors are found once for all."""
-    ridges, eigen = [], None
-    for own, (penalty, error) in zip(targets, choose_penalties(features, targets, groups, folds, seed), strict=True):
+    ridges, eigen, scores = [], None, None
+    for own in targets:
         path = RidgePath(features, own, eigen)
         eigen = path.eigen
+        scores = path.scores(features) if scores is None else scores
+        penalty, error = choose_penalty(scores, path.values, own[:, :: evenly(own.shape[1])], groups)
         ridge = path.solve(penalty)
         ridge.held_out_error = error
         ridges.append(ridge)
     return ridges
 
 
-def choose_penalties(
-    features: torch.Tensor, targets: Sequence[torch.Tensor], groups: Sequence, folds: int = FOLDS, seed: int = 0
-) -> list[tuple[float, torch.Tensor]]:
-    """The penalty of `fit_ridge` for each set of targets, and its mean squared error on held-out groups for each target
-    that decided."""
-    penalties = [share * squared_norm(features) for share in PENALTIES]
-    judged = [one[:, :: evenly(one.shape[1])] for one in targets]
-    errors = [one.new_zeros(len(penalties), one.shape[1]) for one in judged]
-    for train, test in group_folds(groups, folds, seed):
-        eigen = None
-        for own, error in zip(judged, errors, strict=True):
-            path = RidgePath(features[train], own[train], eigen)
-            eigen = path.eigen
-            predicted = path.predictions(features[test], penalties)
-            error += torch.stack([(one - own[test]).square().sum(0) for one in predicted])
-    best = [int(error.sum(1).argmin()) for error in errors]
-    return [(penalties[one], error[one] / len(features)) for one, error in zip(best, errors, strict=True)]
+def choose_penalty(
+    scores: torch.Tensor, values: torch.Tensor, targets: torch.Tensor, groups: Sequence
+) -> tuple[float, torch.Tensor]:
+    """The penalty of `fit_ridge`, and its mean squared error on held-out groups for each target.
+
+    Penalties by which a ridge fits nearly all that it is fitted to are left out: their errors are rounding.
+
+    Args:
+        scores, values: as in `held_out_errors`.
+        targets (`torch.Tensor` of shape `(samples, targets)`): that decide.
+    """
+    penalties = values.new_tensor(PENALTIES) * squared_norm(values, len(scores))
+    free = 1 - (1 + (values / (values + penalties[:, None])).sum(1)) / len(scores)
+    penalties = penalties[free >= LEAST_FREE]
+    errors = targets.new_zeros(len(penalties), targets.shape[1])
+    for _, missed in held_out_errors(scores, values, targets, groups, penalties):
+        errors += missed.square().sum((1, 2))
+    best = int(errors.sum(1).argmin())
+    return float(penalties[best]), errors[best] / len(scores)
+
+
+def squared_norm(values: torch.Tensor, samples: int) -> float:
+    """Mean squared norm of a centred row of features, from the eigenvalues of their products."""
+    return max(float(values.sum()) / samples, 1e-12)
+
+
+def held_out_errors(
+    scores: torch.Tensor, values: torch.Tensor, targets: torch.Tensor, groups: Sequence, penalties: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """targets of a group - what a ridge predicts of it that is fitted to all other groups, without fitting it.
+
+        errors_g = (I - H_gg)^-1 (Y - H Y)_g        H = 1/n + T (T'T + penalty)^-1 T'
+
+    Args:
+        scores (`torch.Tensor` of shape `(samples, components)`): T, the centred features times their eigenvectors.
+        values (`torch.Tensor` of shape `(components,)`): the diagonal of T'T.
+        targets (`torch.Tensor` of shape `(samples, targets)`)
+        groups: of each sample.
+        penalties (`torch.Tensor` of shape `(penalties,)`)
+
+    Yields:
+        The samples of some groups of one size, `(groups, size)`, and their errors `(penalties, groups, size, targets)`.
+
+    Raises:
+        ValueError: fewer than two groups.
+
+    Source: Cook & Weisberg 1982, Residuals and Influence in Regression, section 3.7, for the ordinary regression.
+    """
+    targets = targets - targets.mean(0)
+    along = scores.T @ targets
+    for samples in alike_groups(groups):
+        at_once = max(1, MOST_NUMBERS // (samples.shape[1] * (len(values) + len(penalties) * targets.shape[1])))
+        for some in samples.to(scores.device).split(at_once):
+            own, left, size = scores[some], targets[some], some.shape[1]
+            errors = targets.new_empty(len(penalties), *left.shape)
+            for number, penalty in enumerate(penalties):
+                shrunk = own / (values + penalty)
+                free = torch.eye(size, device=own.device, dtype=own.dtype) - 1 / len(scores) - shrunk @ own.mT
+                errors[number] = torch.linalg.solve(free, left - shrunk @ along)
+            yield some, errors
 
 
 def evenly(targets: int) -> int:
@@ -100,12 +143,15 @@ def evenly(targets: int) -> int:
 
 
 def held_out_predictions(
-    penalty: float, features: torch.Tensor, targets: torch.Tensor, groups: Sequence, folds: int = FOLDS, seed: int = 0
+    penalty: float, features: torch.Tensor, targets: torch.Tensor, groups: Sequence
 ) -> torch.Tensor:
-    """`(samples, targets)`: what ridges of one penalty predict of the groups that they were fitted without."""
-    predicted = torch.empty_like(targets)
-    for train, test in group_folds(groups, folds, seed):
-        predicted[test] = RidgePath(features[train], targets[train]).predict(features[test], penalty)
+    """`(samples, targets)`: what ridges of one penalty predict of each group that they are fitted without."""
+    path, predicted = RidgePath(features, targets[:, :0]), torch.empty_like(targets)
+    scores, penalties = path.scores(features), targets.new_tensor([penalty])
+    for start in range(0, targets.shape[1], BLOCK):
+        own = slice(start, start + BLOCK)
+        for rows, missed in held_out_errors(scores, path.values, targets[:, own], groups, penalties):
+            predicted[rows, own] = targets[rows, own] - missed[0]
     return predicted
 
 
@@ -136,19 +182,9 @@ class RidgePath:
         self.variance = targets.square().mean(0)
         self.samples = len(targets)
 
-    def predictions(self, features: torch.Tensor, penalties: list[float | torch.Tensor]) -> Iterator[torch.Tensor]:
-        """For each penalty `(..., samples, features)` to `(..., samples, targets)`.
-
-        A tensor of penalties has the leading dimensions.
-        """
-        features = features - self.centre
-        projected = (features if self.rows is None else features @ self.rows.mT) @ self.vectors
-        for penalty in penalties:
-            yield (projected / self._shrunk(penalty)[..., None, :]) @ self.along + self.level
-
-    def predict(self, features: torch.Tensor, penalty: float | torch.Tensor) -> torch.Tensor:
-        """The same for one penalty."""
-        return next(self.predictions(features, [penalty]))
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """Those of the samples that it was made of, `(samples, components)`: centred features times eigenvectors."""
+        return (features - self.centre) @ self.vectors if self.rows is None else self.vectors * self.values.sqrt()
 
     def solve(self, penalty: float) -> Ridge:
         """The ridge of one penalty."""
@@ -174,11 +210,9 @@ class RidgePath:
         """That of `PENALTIES`, times the mean squared norm of a centred row of features, with the least error by
         `cross_validated`, summed over the targets.
 
-        Only for samples without repeats; `choose_penalties` holds out the repeats of a stimulus together. Penalties by
-        which a ridge fits nearly all that it is fitted to are left out: their errors are rounding.
+        Only for samples without repeats, where it is `choose_penalty` at less cost.
         """
-        norm = max(float(self.values.sum()) / self.samples, 1e-12)
-        penalties = [self.values.new_tensor(penalty * norm) for penalty in PENALTIES]
+        penalties = list(self.values.new_tensor(PENALTIES) * squared_norm(self.values, self.samples))
         errors = self.cross_validated(penalties).sum(-1)
         errors[self._free(penalties) < LEAST_FREE] = torch.inf
         return float(penalties[int(errors.argmin())])
@@ -310,9 +344,17 @@ def nnls(products: torch.Tensor, with_targets: torch.Tensor) -> torch.Tensor:
     return t
 
 
-def squared_norm(features: torch.Tensor) -> float:
-    """Mean squared norm of a centred row."""
-    return max(float((features - features.mean(0)).square_().sum(1).mean()), 1e-12)
+def alike_groups(groups: Sequence) -> list[torch.Tensor]:
+    """The samples of the groups of each size, `(groups, size)`."""
+    members: dict = {}
+    for sample, group in enumerate(groups):
+        members.setdefault(group, []).append(sample)
+    if len(members) < 2:
+        raise ValueError(f"{len(members)} distinct stimulus: at least 2 are needed to hold some out")
+    sizes: dict[int, list] = {}
+    for own in members.values():
+        sizes.setdefault(len(own), []).append(own)
+    return [torch.tensor(alike) for alike in sizes.values()]
 
 
 def group_folds(groups: Sequence, folds: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -13,7 +13,7 @@ import torch
 from visionflow_hf.corpus.responses import Responses
 from visionflow_hf.metrics import cross_correlation
 from visionflow_hf.modeling import VisionFlowProcessor
-from visionflow_hf.modeling.ridge import choose_penalties, eigh, evenly
+from visionflow_hf.modeling.ridge import choose_penalty, eigh, evenly
 from visionflow_hf.stimuli import Stimuli
 
 LEAST_SCALE = 1e-4  # of a feature
@@ -43,7 +43,7 @@ class SharesRidge:
 
     def __init__(self, blocks: Blocks, width: int, judged: torch.Tensor, stimulus_ids: Sequence[str]):
         train, asked, values = principal_scores(blocks, width, len(judged))
-        ((self.penalty, errors),) = choose_penalties(train, [judged], stimulus_ids)
+        self.penalty, errors = choose_penalty(train, values, judged, stimulus_ids)
         self.error = float(errors.mean())
         self.shares = (asked / (values + self.penalty)) @ train.T
         self.shares += 1 / len(train)
@@ -138,8 +138,8 @@ def ridge_to_pixels(known: Known, measured: Sequence[np.ndarray]) -> Iterator[It
             yield known.fmri(seen.fmri, voxels), asked
 
     step = evenly(int(np.prod(known.stimuli.pixels.shape)))
-    judged = [known.pixels(seen.stimulus_ids[some])[:, ::step] for some in slices(len(seen.stimulus_ids), ROWS)]
-    ridge = SharesRidge(blocks(), seen.fmri.shape[1], torch.cat(judged), seen.stimulus_ids)
+    parts = (known.pixels(seen.stimulus_ids[some])[:, ::step].clone() for some in slices(len(seen.fmri), ROWS))
+    ridge = SharesRidge(blocks(), seen.fmri.shape[1], torch.cat(list(parts)), seen.stimulus_ids)
     for shares in ridge.shares.split([len(fmri) for fmri in measured]):
         yield _reconstruct(known, shares)
 
