@@ -397,9 +397,18 @@ def test_text_that_is_no_utf8(colour_corpus, tmp_path, refused):
 def test_a_voxel_table_may_leave_everything_open(colour_corpus, tmp_path):
     path = rewritten(colour_corpus, tmp_path / "c")
     table = pd.read_parquet(path / "voxels.parquet").assign(noise_ceiling=None, roi=None)
-    table.to_parquet(path / "voxels.parquet")
-    assert open_corpus(path).subjects == {"ann": 12, "bob": 7}
+    table.drop(columns=["x", "y", "z"]).to_parquet(path / "voxels.parquet")
+    opened = open_corpus(path)
+    assert opened.subjects == {"ann": 12, "bob": 7}
+    assert set(map(tuple, opened.voxels["roi"])) == {()} and opened.voxels[["x", "y", "z"]].isna().all(axis=None)
     assert summarise(path)["problems"] == []
+
+
+@pytest.mark.parametrize("ceiling", [-0.1, 30.0])
+def test_noise_ceilings_are_shares(colour_corpus, tmp_path, refused, ceiling):
+    path = rewritten(colour_corpus, tmp_path / "c")
+    pd.read_parquet(path / "voxels.parquet").assign(noise_ceiling=ceiling).to_parquet(path / "voxels.parquet")
+    refused(lambda: main(["inspect", str(path)]), f"noise_ceiling of voxels.parquet is {ceiling:g} in a voxel")
 
 
 @pytest.mark.parametrize(

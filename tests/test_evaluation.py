@@ -6,8 +6,9 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pytest
 from conftest import FOLDS, ROOT
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 from PIL import Image
 from sklearn.linear_model import Ridge
 
@@ -15,9 +16,17 @@ from visionflow_hf.cli import main
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.corpus.splits import stimulus_folds
-from visionflow_hf.crossvalidate import in_colour
-from visionflow_hf.evaluation.predictions import concatenate, decode_fmri, encode_images, owner
-from visionflow_hf.evaluation.scores import score
+from visionflow_hf.crossvalidate import check_folds, in_colour
+from visionflow_hf.errors import UserError
+from visionflow_hf.evaluation.predictions import (
+    concatenate,
+    decode_fmri,
+    encode_images,
+    owner,
+    subjects_with_repeats,
+)
+from visionflow_hf.evaluation.report import write_report
+from visionflow_hf.evaluation.scores import _mean, score
 from visionflow_hf.hub import load_model
 
 
@@ -128,7 +137,7 @@ def test_a_subject_that_train_lacks_gets_no_baseline(run, corpus, tmp_path, refu
     shutil.copy(corpus / "voxels.parquet", tmp_path / "corpus")
     refused(
         lambda: main(["evaluate", str(run), str(tmp_path / "corpus"), str(tmp_path / "out")]),
-        "subj02 has no trial in train",
+        "the train stimuli of subj02 number 0, and the baselines need 2",
     )
 
 
@@ -173,6 +182,34 @@ def test_crossvalidate_holds_every_stimulus_out_once(folds_report, corpus, tmp_p
     refused(lambda: main(["crossvalidate", str(corpus), str(tmp_path / "x"), "--num-proc", "0"]), "at least 1")
     refused(lambda: main(["crossvalidate", str(corpus), str(tmp_path / "x"), "--folds", "1"]), "must be between 2 and")
     assert not (tmp_path / "x").exists()
+
+
+def test_means_are_over_the_subjects_who_have_a_figure():
+    nan = np.array([np.nan])
+    found = _mean([{"a": {"r": np.array([0.4]), "s": nan}}, {"a": {"r": nan, "s": nan}}])
+    assert found["a"]["r"] == 0.4 and np.isnan(found["a"]["s"])
+
+
+def test_a_fold_that_leaves_a_subject_nothing_is_refused_before_training():
+    rows = Dataset.from_dict({"subject": ["ann"] * 4 + ["bob"] * 2, "stimulus_id": list("abcdab")})
+    held_out = np.array([4])
+    with pytest.raises(UserError, match="fold 1 of 1 leaves 1 of the stimuli of bob to train on"):
+        check_folds(rows, [(np.array([0, 1, 2, 3, 5]), held_out)])
+    check_folds(rows, [(np.array([0, 1, 2, 3]), np.array([], dtype=int))])
+
+
+def test_single_trials_of_a_subject_are_in_all_folds_or_in_none():
+    rows = Dataset.from_dict({"subject": ["ann", "ann", "bob", "bob"], "stimulus_id": list("aaab")})
+    assert subjects_with_repeats(rows) == {"ann"}
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_a_report_on_train_says_so(report, tmp_path, split):
+    _, arrays = read(report)
+    write_report(tmp_path, arrays, [], {"split": split})
+    page = (tmp_path / "report.html").read_text()
+    assert ("held-out stimuli, " in page) == (split == "test")
+    assert ("The model was trained on these stimuli" in page) == (split == "train")
 
 
 def test_names_of_arrays_tell_their_subject():

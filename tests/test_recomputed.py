@@ -41,11 +41,14 @@ def ssim(image, other):
     return values[5:-5, 5:-5].mean()
 
 
-def identified(r, stimulus, groups=None):
-    """two_way, top1 and top5 of r_ij, columns ranking rows; a tie fails; rows of the same stimulus do not count."""
+def identified(r, stimulus, groups=None, images=True):
+    """two_way, top1 and top5 of r_ij, columns ranking rows; a tie fails; rows of the same stimulus do not count, and
+    where rows are images each stimulus counts once, of how many trials it may be."""
+    first = [list(stimulus).index(own) == i for i, own in enumerate(stimulus)]
     two_way, rivals = [], []
     for j in range(len(r)):
         others = [i for i in range(len(r)) if stimulus[i] != stimulus[j] and (groups is None or groups[i] == groups[j])]
+        others = [i for i in others if first[i] or not images]
         two_way += [r[i, j] < r[j, j] for i in others]
         if others:
             rivals.append((sum(r[i, j] >= r[j, j] for i in others), len(others)))
@@ -127,7 +130,7 @@ def of_ceiling(ceiling):
 def of_latents(images, fmri, stimulus, fold):
     unit = [values / np.linalg.norm(values, axis=1, keepdims=True) for values in np.float64((images, fmri))]
     similarity = unit[0] @ unit[1].T
-    by_image, by_fmri = identified(similarity, stimulus, fold), identified(similarity.T, stimulus, fold)
+    by_image, by_fmri = identified(similarity, stimulus, fold), identified(similarity.T, stimulus, fold, images=False)
     return {
         "cosine": np.diag(similarity).mean(),
         **{f"retrieval_image_{k}": by_image.get(k) for k in ("top1", "top5", "top1_of_300")},

@@ -5,6 +5,7 @@ Stimuli are held out by themselves, or with their whole category or session.
 
 import os
 import tempfile
+from collections.abc import Collection
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from multiprocessing import parent_process
@@ -21,8 +22,17 @@ from visionflow_hf.corpus.schema import SPLIT_BY, Corpus, open_corpus
 from visionflow_hf.corpus.splits import category_folds, session_folds, stimulus_folds
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.perceptual import require_networks
-from visionflow_hf.evaluation.predictions import OF_VOXELS, common_size, concatenate, embeddings_of, owner, predict
+from visionflow_hf.evaluation.predictions import (
+    OF_VOXELS,
+    common_size,
+    concatenate,
+    embeddings_of,
+    owner,
+    predict,
+    subjects_with_repeats,
+)
 from visionflow_hf.evaluation.report import MARKER, write_report
+from visionflow_hf.evaluation.rows import Rows
 from visionflow_hf.folders import new_folder, refuse_existing
 from visionflow_hf.processes import cores, run
 from visionflow_hf.stimuli import Stimuli
@@ -86,19 +96,36 @@ def crossvalidate(
     size = common_size(each_image_of(rows, list(dict.fromkeys(rows["stimulus_id"]))))  # the same in all folds
     size = size or tuple(build_processor(rows, model_args.image_size).image_size[::-1])
     chosen, told = split_folds(rows, split_by, folds, seed, model_args, training_args)
+    check_folds(rows, chosen)
+    repeated = subjects_with_repeats(rows)
     names = [f"fold {fold + 1} of {len(chosen)}" for fold in range(len(chosen))]
-    tasks = [
-        partial(run_fold, opened, rows, unpaired, *parts, size, name, model_args, training_args)
-        for parts, name in zip(chosen, names, strict=True)
-    ]
-    parts, histories = [], []
-    for part, history in tqdm(run(tasks, num_proc), total=len(chosen), desc="folds", disable=num_proc == 1 or None):
-        parts.append(part | {"fold": np.full(len(part["stimulus_id"]), len(parts))})
-        histories.append(history)
-    header = {"split": f"{len(chosen)} folds by {split_by}", "n_folds": len(chosen), "split_by": told}
-    header |= {"seed": seed, "unit": opened.unit, "about": {"corpus": Path(corpus).resolve().name}}
-    with new_folder(out, overwrite, marker=MARKER) as folder:
-        return write_report(folder, concatenate(in_colour(parts)), histories, header, perceptual)
+    with tempfile.TemporaryDirectory(prefix="visionflow-folds-") as scratch:
+        tasks = [
+            partial(run_fold, opened, rows, unpaired, *parts, size, repeated, name, scratch, model_args, training_args)
+            for parts, name in zip(chosen, names, strict=True)
+        ]
+        parts, histories = [], []
+        bar = tqdm(run(tasks, num_proc), total=len(chosen), desc="folds", disable=num_proc == 1 or None)
+        for part, history in bar:
+            parts.append(part | {"fold": np.full(len(part["stimulus_id"]), len(parts))})
+            histories.append(history)
+        header = {"split": f"{len(chosen)} folds by {split_by}", "n_folds": len(chosen), "split_by": told}
+        header |= {"seed": seed, "unit": opened.unit, "about": {"corpus": Path(corpus).resolve().name}}
+        with new_folder(out, overwrite, marker=MARKER) as folder:
+            return write_report(folder, concatenate(in_colour(parts)), histories, header, perceptual)
+
+
+def check_folds(rows: Dataset, folds: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Raise `UserError` if a subject of a fold has fewer than two stimuli to train on, before any fold is trained."""
+    subjects, stimuli = np.array(rows["subject"][:]), np.array(rows["stimulus_id"][:])
+    for number, (train, held_out) in enumerate(folds, start=1):
+        for subject in np.unique(subjects[held_out]):
+            left = len(set(stimuli[train][subjects[train] == subject]))
+            if left < 2:
+                raise UserError(
+                    f"fold {number} of {len(folds)} leaves {left} of the stimuli of {subject} to train on, and 2 are "
+                    "needed: take more folds, another --split-by, or leave this subject out"
+                )
 
 
 def in_colour(parts: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
@@ -136,7 +163,7 @@ def split_folds(
                 f"a row is the mean of trials of sessions {several}: import the corpus without --average-repeats for "
                 "--split-by session"
             )
-        folds = folds or min(FOLDS, len(set(sessions)))
+        folds = min(FOLDS, len(set(sessions))) if folds is None else folds
         return list(session_folds(sessions, stimulus_ids, folds, seed)), f"session, {len(set(sessions))} in all"
     categories, what = column_of(rows, "category"), "categories of the corpus"
     if categories is None:
@@ -147,7 +174,8 @@ def split_folds(
         of_stimulus = dict(zip(reversed(stimulus_ids), reversed(categories), strict=True))  # its first row counts
     categories = [of_stimulus[name] for name in stimulus_ids]
     number = len(set(categories))
-    return list(category_folds(categories, folds or min(FOLDS, number), seed)), f"category, {number} {what}"
+    folds = min(FOLDS, number) if folds is None else folds
+    return list(category_folds(categories, folds, seed)), f"category, {number} {what}"
 
 
 def column_of(rows: Dataset, name: str) -> list[str] | None:
@@ -177,11 +205,18 @@ def run_fold(
     train_rows: np.ndarray,
     held_out: np.ndarray,
     size: tuple[int, int],
+    repeated: Collection[str],
     name: str,
+    scratch: str | os.PathLike,
     model_args: ModelArguments,
     training_args: VisionFlowTrainingArguments,
-) -> tuple[dict[str, np.ndarray], list[dict]]:
-    """Train on `train_rows`, predict `held_out`; returns the predictions and the Trainer's log history."""
+) -> tuple[dict[str, np.ndarray | Rows], list[dict]]:
+    """Train on `train_rows`, predict `held_out`; returns the predictions and the Trainer's log history.
+
+    Args:
+        repeated: subjects whose single trials are predicted.
+        scratch: folder for images and responses, which the predictions read from there.
+    """
     print(f"{name}: {len(train_rows)} rows to train on, {len(held_out)} held out", flush=True)
     train, test = rows.select(train_rows), rows.select(held_out)
     more = [] if unpaired is None else [without(unpaired, test)]
@@ -189,18 +224,16 @@ def run_fold(
     with quiet, tempfile.TemporaryDirectory(prefix="visionflow-fold-") as run_folder:
         splits = DatasetDict(train=concatenate_datasets([train, *more]))
         trained = train_on(splits, run_folder, model_args, training_args)
-        scratch = Path(run_folder, "scratch")
-        cache = training_args.stimulus_cache
-        part = predict(trained.model, trained.processor, opened, train, test, scratch, cache, size)
-        part = {name: np.asarray(values) for name, values in part.items()}
+        cache, own = training_args.stimulus_cache, Path(scratch, name.replace(" ", "-"))
+        part = predict(trained.model, trained.processor, opened, train, test, own, cache, size, repeated)
     return standardised(part, trained.processor), trained.history
 
 
-def standardised(part: dict[str, np.ndarray], processor) -> dict[str, np.ndarray]:
+def standardised(part: dict[str, np.ndarray | Rows], processor) -> dict[str, np.ndarray | Rows]:
     """Responses and predictions in standard deviations from the mean of the fold's train rows."""
     result = {name: values for name, values in part.items() if not name.startswith(("fmri_mean/", "fmri_std/"))}
     for name, values in result.items():
         kind, subject = owner(name)
         if subject is not None and kind not in (*OF_VOXELS, "log_likelihood"):
-            result[name] = (values - processor.fmri_mean[subject]) / processor.fmri_std[subject]
+            result[name] = (np.asarray(values) - processor.fmri_mean[subject]) / processor.fmri_std[subject]
     return result

@@ -173,12 +173,14 @@ def voxel_correlation_and_r2(
 def pattern_correlation(
     measured: np.ndarray, predicted: np.ndarray, mean: np.ndarray | float = 0.0, std: np.ndarray | float = 1.0
 ) -> np.ndarray:
-    """Pearson r across voxels of each stimulus, of (fmri - mean) / std; array of shape (stimuli,).
+    """Pearson r across voxels of each stimulus, of (fmri - mean) / std; array of shape (stimuli,), NaN for one voxel.
 
     Args:
         measured, predicted: arrays of shape (stimuli, voxels).
         mean, std: of each voxel over train, arrays of shape (voxels,): in raw units the voxels' means alone correlate.
     """
+    if measured.shape[1] < 2:
+        return np.full(len(measured), np.nan)
     parts = []
     for some in _blocks(measured):
         unit = [_unit_rows((np.float64(values[some]) - mean) / std) for values in (measured, predicted)]

@@ -97,6 +97,13 @@ def check_voxels(table: pd.DataFrame, voxels: dict[str, int]) -> list[str]:
     ceiling = table["noise_ceiling"]
     if not pd.api.types.is_numeric_dtype(ceiling) and ceiling.notna().any():
         return [f"noise_ceiling of voxels.parquet has the type {ceiling.dtype}: numbers or null are expected"]
+    known = ceiling.astype(float)
+    beyond = known[np.isfinite(known) & ((known < 0) | (known > 1))]
+    if len(beyond):
+        return [
+            f"noise_ceiling of voxels.parquet is {beyond.iloc[0]:g} in a voxel: shares of the variance from 0 to 1 are "
+            "expected, percent divided by 100"
+        ]
     numbers = {subject: table.loc[table["subject"] == subject, "voxel"].tolist() for subject in voxels}
     rows = {subject: len(own) for subject, own in numbers.items()}
     problems = [

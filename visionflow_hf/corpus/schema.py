@@ -318,11 +318,17 @@ def found_again(split: Dataset, path: Path) -> Dataset:
 
 
 def read_voxels(path: Path) -> pd.DataFrame:
-    """The table of all subjects' voxels."""
+    """The table of all subjects' voxels; what it leaves open is an empty list of regions, or NaN coordinates."""
     file = path / "voxels.parquet"
     if not file.is_file():
         raise UserError(f"{path} has no voxels.parquet, the voxel table beside the splits: make the corpus again")
     try:
-        return pd.read_parquet(file)
+        table = pd.read_parquet(file)
     except FORMAT_ERRORS as error:
         raise UserError(f"{file} cannot be read ({error}): is it whole? Make the corpus again") from error
+    for column in ("x", "y", "z"):
+        if column not in table:
+            table[column] = np.nan
+    if "roi" in table:
+        table["roi"] = [[] if names is None else names for names in table["roi"]]
+    return table

@@ -106,6 +106,7 @@ def page(
             "facts": facts(metrics, predictions, voxels),
             "absent": absent,
             "leakage": metrics.get("leakage"),
+            "fitted": metrics["split"] == "train",
             "simulated": SIMULATED if is_simulated(metrics.get("unit")) else None,
             "measurable": measurable(voxels),
             "least_ceiling": LEAST_CEILING,
@@ -215,7 +216,7 @@ def regions(metrics: dict, absent: dict[str, str]) -> dict | None:
         "subjects": len(rois),
         "methods": methods,
         "table": {
-            name: [sum(block["n_voxels"] for block in own), *(mean_of(own, method) for method in methods)]
+            name: [round(np.mean([block["n_voxels"] for block in own])), *(mean_of(own, method) for method in methods)]
             for name, own in blocks.items()
         },
     }

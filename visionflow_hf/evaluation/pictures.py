@@ -79,7 +79,7 @@ def draw_reconstructions(predictions: dict[str, np.ndarray], quality: np.ndarray
                 spine.set_visible(False)
         axes[line, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     figure.suptitle(
-        f"{subject}: {len(chosen)} of {len(rows)} held-out stimuli, best on the left, worst on the right",
+        f"{subject}: {len(chosen)} of {len(rows)} stimuli, best on the left, worst on the right",
         fontsize=10,
         y=0.89 + 0.14 / figure.get_figheight(),  # the axes end at 0.88
         va="bottom",
@@ -106,7 +106,7 @@ def draw_voxels(voxels: VoxelScores) -> Figure:
     if np.isfinite(reachable).any():
         best = np.nanmean(reachable)
         axis.axvline(best, color=GREY, linestyle="--", linewidth=1.2, label=f"noise ceiling, mean {best:.3f}")
-    axis.set(xlim=(max(-1, lowest - 0.05), 1), xlabel="voxel r over held-out stimuli, image to fMRI", ylabel="voxels")
+    axis.set(xlim=(max(-1, lowest - 0.05), 1), xlabel="voxel r over stimuli, image to fMRI", ylabel="voxels")
     axis.margins(y=0.25)  # room for the legend
     axis.legend(loc="upper left")
     return figure
@@ -231,7 +231,7 @@ def plot_loss(axis: Axes, histories: list[list[dict]], name: str) -> None:
                 color = RIDGE if key.startswith("eval") else MODEL
                 axis.plot(*zip(*points, strict=True), color=color, alpha=faint, linewidth=1.2, **style)
     axis.set(title=name.removeprefix("loss_"), xlabel="step", yscale="log", ylabel="mean per element")
-    axis.set_xlim(0, histories[0][-1]["step"])
+    axis.set_xlim(0, max(history[-1]["step"] for history in histories))
     low, high = axis.get_ylim()
     ticks = range(1, 10) if high < 4 * low else (1, 2, 5) if high < 50 * low else (1,)
     axis.yaxis.set_major_locator(LogLocator(subs=ticks))

@@ -28,7 +28,8 @@ the row of each trial's stimulus among the averages, for arrays that depend on t
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def predict(
     folder: Path,
     cache: str | os.PathLike | None = None,
     size: tuple[int, int] | None = None,
+    repeated: Collection[str] | None = None,
 ) -> dict[str, np.ndarray | Rows]:
     """Predict both directions on `test`, with the model and with baselines fitted on `train`.
 
@@ -77,6 +79,7 @@ def predict(
         cache: folder that keeps pixels and the encoder's features, as in `Stimuli`.
         size: (width, height) in px at which images are compared; by default that of the images of `test`, or the
             model's where they differ.
+        repeated: subjects whose single trials are predicted, too; by default those with repeats in `test`.
 
     Raises:
         UserError: the model does not know a subject, or knows it with another number of voxels, or a subject has no
@@ -87,13 +90,21 @@ def predict(
     size = size or tuple(processor.image_size[::-1])
     stimuli = Stimuli(processor, [train, test], model if model.config.linear_layers else None, cache)
     subjects = tqdm(sorted(set(test["subject"])), desc="predicting", unit="subject")
-    given = model, processor, corpus, train, test, size, stimuli
+    if repeated is None:
+        repeated = subjects_with_repeats(test)
+    given = model, processor, corpus, train, test, size, stimuli, repeated
     parts = []
     for subject in subjects:
         own = folder / str(len(parts))
         own.mkdir(parents=True)
         parts.append(_predict_subject(*given, subject, own))
     return concatenate(parts)
+
+
+def subjects_with_repeats(rows: Dataset) -> set[str]:
+    """The subjects who saw a stimulus more than once."""
+    trials = Counter(zip(rows["subject"], rows["stimulus_id"], strict=True))
+    return {subject for (subject, _), number in trials.items() if number > 1}
 
 
 def check_subjects(processor: VisionFlowProcessor, corpus: Corpus, train: Dataset, test: Dataset) -> None:
@@ -107,8 +118,12 @@ def check_subjects(processor: VisionFlowProcessor, corpus: Corpus, train: Datase
                 f"{subject} has {corpus.subjects[subject]} voxels in the corpus and {known} in the model: evaluate on "
                 "a corpus with the voxels that the model was trained on"
             )
-        if subject not in train["subject"]:
-            raise UserError(f"{subject} has no trial in train, and the baselines need some: remove {subject} from test")
+        own = {name for name, whose in zip(train["stimulus_id"], train["subject"], strict=True) if whose == subject}
+        if len(own) < 2:
+            raise UserError(
+                f"the train stimuli of {subject} number {len(own)}, and the baselines need 2: remove {subject} from "
+                "test"
+            )
 
 
 def _predict_subject(
@@ -119,6 +134,7 @@ def _predict_subject(
     test: Dataset,
     size: tuple[int, int],
     stimuli: Stimuli,
+    repeated: Collection[str],
     subject: str,
     folder: Path,
 ) -> dict[str, np.ndarray | Rows]:
@@ -170,7 +186,7 @@ def _predict_subject(
         part[f"log_likelihood/{subject}"] = model.latent_to_fmri.log_likelihood(*standard, place).cpu().numpy()
     del predicted, standard
     measured = {"": average.fmri}
-    if counts.max() > 1:
+    if subject in repeated:
         measured["single_trial/"] = trials.fmri
         position = {stimulus: row for row, stimulus in enumerate(names)}
         part["single_trial/row"] = np.array([position[stimulus] for stimulus in trials.stimulus_ids])
@@ -183,8 +199,8 @@ def _predict_subject(
     known = Known(responses_of(train, subject), stimuli, processor, subject, model.device)
     for prefix, images in zip(measured, ridge_to_pixels(known, list(measured.values())), strict=True):
         keep(f"{prefix}ridge/reconstruction", resized(images), len(measured[prefix]))
-    keep(f"ridge/fmri_predicted/{subject}", [ridge_to_fmri(known, names)])
     known.average_repeats()
+    keep(f"ridge/fmri_predicted/{subject}", [ridge_to_fmri(known, names)])
     if model.config.linear_layers:
         cells = model.feature_sizes[1] // sum(model.config.linear_widths)
         widths = [width * cells for width in model.config.linear_widths]

@@ -40,7 +40,7 @@ def score(
     """The blocks `decoding`, `encoding`, `latent`, `single_trial`, `intervals`, `p_values`, `subjects` of metrics.json.
 
     The first three are means over subjects and count each stimulus once. Figures that are undefined (one stimulus, no
-    known ceiling) are None.
+    known ceiling) are None in a subject; means are over the subjects that have a figure.
 
     Args:
         predictions: the arrays named in `visionflow_hf.evaluation.predictions`.
@@ -103,7 +103,8 @@ def _of_subject(predictions: dict[str, np.ndarray | Rows], subject: str) -> tupl
     if not len(place):
         return average | of_voxels, None
     of_trial = ("stimulus_id", "fold", "latent/image")
-    trials |= {name: values[place] for name, values in average.items() if name in of_trial}
+    same = [name for name in average if name.endswith("reconstruction") and name not in trials]  # the mean image
+    trials |= {name: of_rows(average[name], place) for name in (*of_trial, *same) if name in average}
     trials |= {"trials": np.ones(len(place)), "row": place}
     return average | of_voxels, average | of_voxels | trials
 
@@ -111,24 +112,29 @@ def _of_subject(predictions: dict[str, np.ndarray | Rows], subject: str) -> tupl
 def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, dict, dict]:
     """The three blocks of one subject and those of its ROIs, each figure an array of shape (draws,).
 
-    The third result is for `_p_values`: the stimulus of each row, and for each method the correlations of images and
-    reconstructions; of averages only.
+    The third result is for `_p_values`: the stimulus of each row, and for each method the share of the other stimuli
+    that each reconstruction (column) ranks below each (row); of averages only.
     """
     stimulus = arrays["stimulus_id"]
     fold = arrays.get("fold", np.zeros(len(stimulus)))
+    first = np.isin(np.arange(len(stimulus)), np.unique(stimulus, return_index=True)[1])
     other = stimulus[:, None] != stimulus[None, :]
+    candidate = other & first[:, None]  # each image once, of how many trials it may be
     decoding, identified = {}, {}
     row = arrays.get("row", np.arange(len(stimulus)))  # the stimulus of each single trial
     for name, array in methods(arrays, "reconstruction").items():
         if name == "round_trip":
             continue
         reconstructions = arrays[array]
-        column = np.arange(len(row)) if len(reconstructions) == len(row) else row  # one a stimulus: the mean image
-        correlation = metrics.cross_correlation(arrays["image"], reconstructions)[np.ix_(row, column)]
-        pairs = arrays["image"], reconstructions, row, column
-        decoding[name] = _by_image(*pairs, weights) | _identification(correlation, other, weights)
+        correlation = metrics.cross_correlation(arrays["image"], reconstructions)[row]
+        decoding[name] = _by_image(arrays["image"], reconstructions, row, weights) | _identification(
+            correlation, candidate, weights
+        )
         if "row" not in arrays:
-            identified[name] = correlation
+            below = (rankdata(correlation, "min", axis=0) - 1) / max(1, len(correlation) - 1)
+            identified[name] = below.astype(np.float32)
+        if name == "model":
+            by_reconstruction = correlation
     ceiling = ceiling_of_average(ncsnr_of_ceiling(arrays["noise_ceiling"]), arrays["trials"])
     regions = {roi: voxels for roi, voxels in _regions(arrays.get("roi")) if voxels.any()}
     encoding, rois = {}, {roi: {} for roi in regions}
@@ -142,21 +148,26 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
         rois[roi]["n_voxels"] = np.array([voxels.sum()])
         rois[roi]["noise_ceiling"] = _reachable(ceiling[voxels])
     # Each fold of a cross-validation has its own latent space: latents can be compared within a fold only.
-    comparable = other & (fold[:, None] == fold[None, :])
+    of_fold = fold[:, None] == fold[None, :]
+    candidate, comparable = candidate & of_fold, other & of_fold
     similarity = metrics.cosine_similarity(arrays["latent/image"], arrays["latent/fmri"])
-    blocks = {"decoding": decoding, "encoding": encoding, "latent": _retrieval(similarity, comparable, weights)}
+    blocks = {
+        "decoding": decoding,
+        "encoding": encoding,
+        "latent": _retrieval(similarity, candidate, comparable, weights),
+    }
     if "row" not in arrays and "embedding/image" in arrays:
         blocks["embedding"] = {}
         for name, made in (("model", "embedding/fmri"), ("ridge", "ridge/embedding/fmri")):
             pairs = [_about_the_mean(arrays[one], arrays["embedding/image"], fold) for one in ("embedding/image", made)]
             alike = metrics.cosine_similarity(*pairs)
-            blocks["embedding"][name] = _retrieval(alike, comparable, weights)
+            blocks["embedding"][name] = _retrieval(alike, candidate, comparable, weights)
             blocks["embedding"][name]["two_way"] = metrics.two_way(alike, comparable, weights)
     if "row" not in arrays and "log_likelihood" in arrays:
         rankings = {
             "likelihood": likelihood_of_images(arrays["log_likelihood"], fold),
             "latent": similarity,
-            "reconstruction": identified["model"],
+            "reconstruction": by_reconstruction,
         }
         blocks["identification"] = {
             name: _identification(ranking, comparable, weights)
@@ -167,13 +178,18 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
     return blocks, rois, {"stimulus": stimulus, **identified}
 
 
-def _retrieval(similarity: np.ndarray, comparable: np.ndarray, weights: np.ndarray) -> dict:
-    """How alike each image (row) is to the response of the same row (column), and how well one names the other."""
+def _retrieval(similarity: np.ndarray, candidate: np.ndarray, comparable: np.ndarray, weights: np.ndarray) -> dict:
+    """How alike each image (row) is to the response of the same row (column), and how well one names the other.
+
+    Args:
+        candidate: which images a response is compared with, each distinct image once.
+        comparable: which responses an image is compared with.
+    """
     found = {"cosine": weights @ np.diag(similarity) / weights.sum(1)}
-    for ranked, ranking in (("image", similarity), ("fmri", similarity.T)):
+    for ranked, ranking, others in (("image", similarity, candidate), ("fmri", similarity.T, comparable.T)):
         for k in (1, 5):
-            found[f"retrieval_{ranked}_top{k}"] = metrics.top_k(ranking, k, comparable, weights)
-        found[f"retrieval_{ranked}_top1_of_{AMONG}"] = metrics.top1_of(AMONG, ranking, comparable, weights)
+            found[f"retrieval_{ranked}_top{k}"] = metrics.top_k(ranking, k, others, weights)
+        found[f"retrieval_{ranked}_top1_of_{AMONG}"] = metrics.top1_of(AMONG, ranking, others, weights)
     return found
 
 
@@ -196,23 +212,18 @@ def likelihood_of_images(log_likelihood: np.ndarray, fold: np.ndarray) -> np.nda
 
 
 def _by_image(
-    images: np.ndarray | Rows,
-    reconstructions: np.ndarray | Rows,
-    row: np.ndarray,
-    column: np.ndarray,
-    weights: np.ndarray,
+    images: np.ndarray | Rows, reconstructions: np.ndarray | Rows, row: np.ndarray, weights: np.ndarray
 ) -> dict:
-    """The figures that compare the image at `row` with its reconstruction at `column`, pixels on a 0..1 scale."""
-    pairs, place = np.unique([row, column], axis=1, return_inverse=True)
+    """The figures that compare each reconstruction with the image at its `row`, pixels on a 0..1 scale."""
     values: dict[str, list[np.ndarray]] = {"pixcorr": [], "ssim": [], "mse": []}
     step = max(1, AT_ONCE * len(images) // images.size)
-    for start in range(0, pairs.shape[1], step):
-        some = pairs[:, start : start + step]
-        both = images[some[0]] / 255.0, reconstructions[some[1]] / 255.0
+    for start in range(0, len(row), step):
+        some = slice(start, start + step)
+        both = images[row[some]] / 255.0, reconstructions[some] / 255.0
         values["pixcorr"].append(metrics.pixel_correlation(*both))
         values["ssim"].append(metrics.ssim(*both))
         values["mse"].append(metrics.mean_squared_error(*both))
-    return {name: weights @ np.concatenate(parts)[place] / weights.sum(1) for name, parts in values.items()}
+    return {name: weights @ np.concatenate(parts) / weights.sum(1) for name, parts in values.items()}
 
 
 def _identification(correlation: np.ndarray, other: np.ndarray, weights: np.ndarray) -> dict:
@@ -283,23 +294,17 @@ def _p_values(identified: list[dict[str, np.ndarray]], rng: np.random.Generator)
     if len(stimuli) < 2:
         return {}
     places = [np.searchsorted(stimuli, subject["stimulus"]) for subject in identified]
-    below = [  # the share of the other stimuli that each reconstruction (column) ranks below each (row)
-        {
-            name: (rankdata(r, "min", axis=0) - 1) / max(1, len(r) - 1)
-            for name, r in subject.items()
-            if name != "stimulus"
-        }
-        for subject in identified
-    ]
     found: dict[str, list[float]] = {}
     for deal in range(1 + PERMUTATIONS):
         order = rng.permutation(len(stimuli)) if deal else np.arange(len(stimuli))
         drawn: dict[str, list[float]] = {}
-        for subject, place in zip(below, places, strict=True):
+        for subject, place in zip(identified, places, strict=True):
             own = np.empty(len(place), dtype=int)  # the row of the stimulus that each reconstruction is dealt
             own[np.argsort(place)] = np.argsort(order[place])
             for name, shares in subject.items():
-                share = shares[own, np.arange(len(own))]
+                if name == "stimulus":
+                    continue
+                share = shares[own, np.arange(len(own))].astype(np.float64)
                 drawn.setdefault(f"decoding.{name}.two_way", []).append(share.mean())
                 drawn.setdefault(f"decoding.{name}.top1", []).append((share == 1).mean())
         for name, values in drawn.items():
@@ -309,11 +314,11 @@ def _p_values(identified: list[dict[str, np.ndarray]], rng: np.random.Generator)
 
 
 def _mean(blocks: list[dict]) -> dict:
-    """Mean over subjects of nested figures."""
+    """Mean of nested figures, each over the subjects in whom it is defined."""
     return {
         name: _mean([block[name] for block in blocks])
         if isinstance(value, dict)
-        else np.mean([block[name] for block in blocks], axis=0)
+        else np.mean([block[name] for block in blocks if np.isfinite(block[name][0])] or [value], axis=0)
         for name, value in blocks[0].items()
     }
 
