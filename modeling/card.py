@@ -21,11 +21,14 @@ DRAFTS = (  # of transformers
 )
 
 
-def card_of_origin(config, name: str) -> str | None:
+def card_of_origin(config, name: str, **options) -> str | None:
     """The card of a model under the name `name`, from that of the model whose weights were loaded.
 
     All that was written into the old card stays, but its results, which are not of these weights. `base_model` is the
     old model, where it was loaded from the Hub.
+
+    Args:
+        options: of `cached_file`, with which the model was loaded.
 
     Returns:
         None where no weights were loaded, or where the card there is not one of VisionFlow.
@@ -35,7 +38,9 @@ def card_of_origin(config, name: str) -> str | None:
     if not local and origin.count("/") != 1:  # neither a folder nor a name on the Hub
         return None
     try:
-        file = cached_file(origin, CARD, revision=commit or "main", _raise_exceptions_for_missing_entries=False)
+        file = cached_file(
+            origin, CARD, revision=commit or "main", _raise_exceptions_for_missing_entries=False, **options
+        )
     except OSError as error:
         logger.warning(f"the card of {origin} cannot be read ({error}): it is not continued")
         return None
@@ -61,7 +66,7 @@ def card_of_origin(config, name: str) -> str | None:
     return str(card)
 
 
-def write_card(config, folder: str, name: str | None = None) -> None:
+def write_card(config, folder: str, name: str | None = None, **options) -> None:
     """Write README.md into a folder that has none, or that has a draft of transformers."""
     file = os.path.join(folder, CARD)
     if os.path.isfile(file):
@@ -69,7 +74,7 @@ def write_card(config, folder: str, name: str | None = None) -> None:
             there = opened.read()
         if not any(draft in there for draft in DRAFTS):
             return
-    card = card_of_origin(config, name or str(folder))
+    card = card_of_origin(config, name or str(folder), **options)
     if card is not None:
         with open(file, "w", encoding="utf-8") as opened:
             opened.write(card)

@@ -131,6 +131,8 @@ class VisionFlowConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.custom_pipelines = copy.deepcopy(PIPELINES)  # `pipeline()` writes into it
+        if isinstance(self.image_size, int):
+            self.image_size = [self.image_size] * 2
         lists = ("image_size", "image_mean", "image_std", "feature_layers", "linear_layers", "subjects", "num_voxels")
         for name in lists:
             setattr(self, name, list(getattr(self, name)))  # as JSON gives them back

@@ -113,6 +113,13 @@ class FmriToLatent(nn.Module):
         del self.to_learned[place], self.to_linear[place]
         self.mlp_share = self.mlp_share[others(place, len(self.mlp_share))]
 
+    def order_subjects(self, places: list[int]) -> None:
+        """Bring the maps into this order."""
+        self.to_learned, self.to_linear = (
+            nn.ModuleList(maps[place] for place in places) for maps in (self.to_learned, self.to_linear)
+        )
+        self.mlp_share = self.mlp_share[places]
+
 
 class VoxelMap(nn.Linear):
     """[z, MLP(z), w] to the voxels of one subject, and the noise that these share, `noise_factors` `(rank, voxels)`."""
@@ -162,7 +169,7 @@ class LatentToFmri(nn.Module):
 
     def noise_std(self, subject_ids: torch.Tensor) -> torch.Tensor:
         """Standard deviation of single trials around their prediction, `(batch, max_voxels)`, standardised."""
-        std = (self.noise_logvar / 2).exp()
+        std = (at_hand(self, "noise_logvar") / 2).exp()
         own = [torch.arange(std.shape[1], device=std.device) < voxel_map.out_features for voxel_map in self.voxel_maps]
         return (std * torch.stack(own))[subject_ids]
 
@@ -189,8 +196,8 @@ class LatentToFmri(nn.Module):
             fmri (`torch.Tensor` of shape `(responses, voxels)`): standardised.
             predicted (`torch.Tensor` of shape `(images, voxels)`): standardised.
         """
-        factors = self.voxel_maps[place].noise_factors.float()
-        variance = self.noise_logvar[place, : factors.shape[1]].float().exp()
+        factors = at_hand(self.voxel_maps[place], "noise_factors").float()
+        variance = at_hand(self, "noise_logvar")[place, : factors.shape[1]].float().exp()
         own = (variance - factors.square().sum(0)).clamp(min=(1 - SHARED_NOISE) * variance)
         level = predicted.float().mean(0)  # the smaller the numbers, the more exact their squares
         fmri, predicted = ((values.float() - level) / own.sqrt() for values in (fmri, predicted))
@@ -220,6 +227,22 @@ class LatentToFmri(nn.Module):
         del self.voxel_maps[place]
         most = max((voxel_map.out_features for voxel_map in self.voxel_maps), default=0)
         self.noise_logvar = nn.Parameter(self.noise_logvar[others(place, len(self.noise_logvar)), :most])
+
+    def order_subjects(self, places: list[int]) -> None:
+        """Bring the maps and the noise into this order."""
+        self.voxel_maps = nn.ModuleList(self.voxel_maps[place] for place in places)
+        self.noise_logvar = nn.Parameter(self.noise_logvar[places])
+
+
+def at_hand(module: nn.Module, name: str) -> torch.Tensor:
+    """A weight of `module` that is read outside of its `forward`: where accelerate has offloaded it, from there."""
+    weight, hook = getattr(module, name), getattr(module, "_hf_hook", None)
+    if weight.device.type != "meta" or hook is None:
+        return weight
+    for one in getattr(hook, "hooks", [hook]):
+        if getattr(one, "weights_map", None) is not None:
+            return one.weights_map[name].to(one.execution_device)
+    return weight
 
 
 def squared_distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

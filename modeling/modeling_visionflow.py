@@ -18,7 +18,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from .card import write_card
 from .configuration_visionflow import TAGS, VisionFlowConfig
-from .fmri_bridges import LEAST_NOISE, MLP_SHARE, FmriToLatent, LatentToFmri
+from .fmri_bridges import LEAST_NOISE, MLP_SHARE, FmriToLatent, LatentToFmri, at_hand
 from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
 from .image_decoder import (
     AutoencoderKLDecoder,
@@ -40,6 +40,7 @@ from .voxel_table import VOXELS, VoxelTable
 NARROW = -3.0  # logarithm of the variance with which posteriors begin
 LINEAR_CELLS = 7  # cells a side over which the maps of `linear_layers` are averaged
 OF_THE_HUB = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
+TO_LOAD_AGAIN = ("cache_dir", "proxies", "token", "local_files_only", "subfolder")  # more files of the same model
 OF_THE_PROCESSOR = ("fmri_mean", "fmri_std")  # in its batches for `predict_fmri`; no other method needs them
 
 
@@ -131,6 +132,7 @@ class VisionFlowModel(PreTrainedModel):
     def __init__(self, config: VisionFlowConfig):
         super().__init__(config)
         self.voxels = None
+        self._hub_options: dict = {}  # with which it was loaded
         self.encoder = AutoModel.from_config(config.vision_config)
         features = sum(config.feature_widths) * (1 + config.feature_grid**2)
         self.posterior_head = nn.Linear(features, 2 * config.latent_dim)
@@ -182,7 +184,7 @@ class VisionFlowModel(PreTrainedModel):
         The voxel table is read as well, where there is one. All files are of one commit, `config._commit_hash`, of
         which `refit` and `fit_subject` read the processor.
         """
-        if not use_safetensors:
+        if use_safetensors is False:
             raise ValueError("use_safetensors is off: VisionFlow reads safetensors only, since a pickle can run code")
         name, commit = pretrained_model_name_or_path, None
         options = {option: kwargs[option] for option in OF_THE_HUB if kwargs.get(option) is not None}
@@ -194,6 +196,7 @@ class VisionFlowModel(PreTrainedModel):
         loaded = super().from_pretrained(name, *args, use_safetensors=True, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.config._commit_hash = commit
+        model._hub_options = {option: value for option, value in options.items() if option in TO_LOAD_AGAIN}
         if isinstance(model.image_decoder, AutoencoderKLDecoder):
             model.image_decoder.from_autoencoder.requires_grad_(False)  # loading has made new parameters
         if name is not None:
@@ -210,16 +213,20 @@ class VisionFlowModel(PreTrainedModel):
         A folder without README.md gets the card of the model that this one was loaded from, without its results.
         """
         super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
-        from .handler import write_requirements  # handler.py, for Inference Endpoints, then is saved beside this file
-
         if kwargs.get("is_main_process", True):
-            write_requirements(save_directory)
-            write_card(self.config, save_directory)
-            if self.voxels is not None:
-                self.voxels.write(save_directory)
+            self._write_beside(save_directory)
+
+    def _write_beside(self, folder: str, name: str | None = None) -> None:
+        """What a model folder has beside weights, config and code; the card under the name `name`."""
+        from .handler import write_requirements  # handler.py, for Inference Endpoints, is saved beside this file
+
+        write_requirements(folder)
+        write_card(self.config, folder, name, **self._hub_options)
+        if self.voxels is not None:
+            self.voxels.write(folder)
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
-        write_card(self.config, working_dir, repo_id)  # in place of the draft that `push_to_hub` has put there
+        self._write_beside(working_dir, repo_id)  # the card in place of the draft that `push_to_hub` has put there
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def get_input_embeddings(self):
@@ -491,7 +498,11 @@ class VisionFlowModel(PreTrainedModel):
 
         Returns:
             `(batch, width)`, the width of that layer.
+
+        Raises:
+            ValueError: a row without an image.
         """
+        refuse_gaps(kwargs, "has_image", "image")
         if image_features is None:
             image_features, _ = self.extract_image_features(pixel_values)
         widths = self.config.feature_widths
@@ -548,7 +559,7 @@ class VisionFlowModel(PreTrainedModel):
         gives a better model.
 
         Args:
-            name (`str`): of the subject. A known one is removed first.
+            name (`str`): of the subject. A known one keeps its place among the subjects.
             images: the image of each trial, in any form that the processor takes.
             fmri: array or tensor of shape `(trials, voxels)`, in the raw unit. The processor gets the mean and the
                 standard deviation of each voxel.
@@ -573,7 +584,9 @@ class VisionFlowModel(PreTrainedModel):
         fmri = torch.as_tensor(np.asarray(fmri) if isinstance(fmri, (list, tuple)) else fmri).detach().float()
         if not self.config.subjects:
             raise ValueError("the model knows no subject to whose voxels new ones could be compared: train it first")
-        pixels = processor(images=images, subject=self.config.subjects[0])["pixel_values"]
+        batch = processor(images=images, subject=self.config.subjects[0])
+        refuse_gaps(batch, "has_image", "image")
+        pixels = batch["pixel_values"]
         if fmri.ndim != 2 or len(fmri) != len(pixels) or not fmri.numel() or not fmri.isfinite().all():
             raise ValueError(
                 f"{len(pixels)} images and fmri of shape {tuple(fmri.shape)}: one finite response (trials, voxels) to "
@@ -582,19 +595,34 @@ class VisionFlowModel(PreTrainedModel):
         if stimulus_ids is None:
             stimulus_ids = [one.cpu().numpy().tobytes() for one in pixels]
         stimulus_ids = list(stimulus_ids)
+        if len(stimulus_ids) != len(pixels):
+            raise ValueError(
+                f"{len(stimulus_ids)} stimulus_ids for {len(pixels)} images: one to each image is expected"
+            )
         enough(name, stimulus_ids)
         with Undisturbed(self):
             known, latents = known_voxels(self, seed), latents_of(self, pixels)
             simulated = tuple(torch.cat(parts) for parts in zip(latents, latents_of_the_prior(self, seed), strict=True))
-            if name in self.config.subjects:
+            before = list(self.config.subjects)
+            if name in before:
                 self.remove_subject(name)
                 processor.remove_subject(name)
-            std, mean = (one.cpu() for one in torch.std_mean(fmri.double().cpu(), 0, correction=0))
+            std, mean = torch.std_mean(fmri.cpu().double(), 0, correction=0)
             processor.add_subject(name, mean.numpy(), torch.where(std == 0, 1.0, std).numpy())
             self.add_subject(name, fmri.shape[1])
             standardised = processor(fmri=fmri, subject=name)["fmri"].to(self.device)
             fit_maps(self, name, standardised, latents, stimulus_ids, simulated, known)
+            if name in before:  # a processor that was loaded before still has the subjects in this order
+                self._order_subjects(before)
+                processor.subjects = list(before)
         return processor
+
+    def _order_subjects(self, names: list[str]) -> None:
+        order = [self.config.subjects.index(name) for name in names]
+        self.fmri_to_latent.order_subjects(order)
+        self.latent_to_fmri.order_subjects(order)
+        self.config.subjects = list(names)
+        self.config.num_voxels = [self.config.num_voxels[place] for place in order]
 
     def refit(self, rows, processor=None, seed: int = 0) -> "VisionFlowModel":
         """Fit all maps between the latent and fMRI anew, after gradient descent has changed the image side.
@@ -630,8 +658,10 @@ class VisionFlowModel(PreTrainedModel):
         return RefitCallback()
 
     def _own_processor(self) -> VisionFlowProcessor:
+        if not self.config._name_or_path:
+            raise ValueError("the model was not loaded from a folder or the Hub: give processor=..., its own")
         commit = getattr(self.config, "_commit_hash", None) or "main"  # the code and the statistics of one commit
-        return VisionFlowProcessor.from_pretrained(self.config._name_or_path, revision=commit)
+        return VisionFlowProcessor.from_pretrained(self.config._name_or_path, revision=commit, **self._hub_options)
 
     @torch.no_grad()
     def set_noise(self, subject: str, variance: torch.Tensor) -> None:
@@ -669,8 +699,13 @@ class VisionFlowModel(PreTrainedModel):
             `(responses, images)`
 
         Raises:
-            ValueError: responses of several subjects, or of none that the model knows.
+            ValueError: responses of several subjects, or of none that the model knows, rows without image or fMRI, or
+                responses of another shape.
         """
+        refuse_gaps(kwargs, "has_image", "image")
+        refuse_gaps(kwargs, "has_fmri", "fMRI")
+        if fmri.ndim != 2:
+            raise ValueError(f"fmri has shape {tuple(fmri.shape)}: (responses, voxels) is expected, standardised")
         if subject is not None:
             if subject not in self.config.subjects:
                 raise ValueError(f"unknown subject {subject}: this model knows {', '.join(self.config.subjects)}")
@@ -683,6 +718,8 @@ class VisionFlowModel(PreTrainedModel):
         ids = torch.full((len(pixel_values),), place, device=pixel_values.device)
         predicted = self.predict_fmri(pixel_values, ids, image_features=image_features)
         voxels = self.config.num_voxels[place]
+        if fmri.shape[1] < voxels:
+            raise ValueError(f"fmri has {fmri.shape[1]} voxels, {self.config.subjects[place]} has {voxels}")
         return self.latent_to_fmri.log_likelihood(fmri[:, :voxels], predicted[:, :voxels], place)
 
     def pipeline(self, task: str, processor):
@@ -724,7 +761,7 @@ class VisionFlowModel(PreTrainedModel):
             mean = self.linear_head(read).to(learned.mean.dtype)
         else:
             mean = learned.mean[:, :0]
-        logvar = self.linear_logvar[: mean.shape[1]].to(mean.dtype).expand_as(mean)
+        logvar = at_hand(self, "linear_logvar")[: mean.shape[1]].to(mean).expand_as(mean)
         return LatentGaussian(learned, Gaussian(mean, logvar))
 
     @merge_with_config_defaults

@@ -147,7 +147,8 @@ class ImageFeaturesPipeline(ImageToFmriPipeline):
     """
 
     def preprocess(self, row, subject=None):
-        return {"pixel_values": self.inputs_of(row, subject)["pixel_values"]}
+        image, _ = self.value_and_subject(row, subject)  # of whatever subject: features do not depend on it
+        return {"pixel_values": self.inputs_of(image, None)["pixel_values"]}
 
     def _forward(self, inputs):
         return {"features": self.model.get_image_features(**inputs).pooler_output}

@@ -32,12 +32,24 @@ ON_ITS_SIDE = (5, 6, 7, 8)  # its values that exchange width and height
 register_pipelines()
 
 
+class Batch(BatchFeature):
+    """A batch of the processor. `to` with a dtype leaves the means and deviations of raw units in float32."""
+
+    def to(self, *args, **kwargs) -> "Batch":
+        raw = {name: self.data[name] for name in ("fmri_mean", "fmri_std") if name in self.data}
+        moved = super().to(*args, **kwargs)
+        for name, values in raw.items():
+            moved.data[name] = values.to(moved.data[name].device)
+        return moved
+
+
 class VisionFlowProcessor(ProcessorMixin):
     r"""
     Prepares images and fMRI for [`VisionFlowModel`], and turns its outputs into images and into fMRI in raw units.
 
     Args:
-        image_size (`list[int]`): height and width in px of the images that the model takes and reconstructs.
+        image_size (`list[int]` or `int`): height and width in px of the images that the model takes and reconstructs;
+            a single number is both.
         num_channels (`int`): 1 for grey, 3 for RGB.
         subjects (`list[str]`): names of the subjects, in the order of the model's config.
         fmri_mean, fmri_std (`dict[str, np.ndarray]`): for each subject the mean and the standard deviation of each
@@ -50,7 +62,7 @@ class VisionFlowProcessor(ProcessorMixin):
 
     def __init__(self, image_size=(224, 224), num_channels=3, subjects=(), fmri_mean=None, fmri_std=None):
         super().__init__()
-        self.image_size = list(image_size)
+        self.image_size = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
         self.num_channels = num_channels
         self.subjects = list(subjects)
         self.fmri_mean = {name: np.asarray(values, dtype=np.float32) for name, values in (fmri_mean or {}).items()}
@@ -188,7 +200,7 @@ class VisionFlowProcessor(ProcessorMixin):
             )
             if any(row is None for row in fmri):
                 data["has_fmri"] = torch.tensor([row is not None for row in fmri], device=device)
-        return BatchFeature(data)
+        return Batch(data)
 
     def post_process_fmri(self, fmri, subject=None):
         """Standardised responses in the raw unit: the inverse of what `__call__` does to `fmri`.

@@ -52,11 +52,24 @@ class RowImages:
 
 def refit(model, rows, processor: VisionFlowProcessor, seed: int) -> None:
     """Fit the fMRI side of `model` to rows, as `VisionFlowModel.refit` says."""
+    rows = rows_to_fit(model, rows, processor)
+    with Undisturbed(model):
+        fit_fmri_side(model, Trials(rows, processor), RowImages(rows, processor), STEPS, seed)
+
+
+def rows_to_fit(model, rows, processor: VisionFlowProcessor):
+    """The rows that have an image and fMRI.
+
+    Raises:
+        ValueError: rows to which the model cannot be fitted, as `VisionFlowModel.refit` says.
+    """
+    if not hasattr(rows, "select") or not hasattr(rows, "column_names"):
+        raise ValueError(f"the rows are a {type(rows).__name__}: a datasets.Dataset is expected, which is not streamed")
     missing = [name for name in COLUMNS if name not in rows.column_names]
     if missing:
         raise ValueError(f"the rows have no column {', '.join(missing)}: {', '.join(COLUMNS)} are expected")
     processor.check_subjects(model.config)
-    rows = pairs_of(rows)
+    rows = pairs_of(rows.with_format(None))  # without a transform, which may give another image each time
     subjects = set(rows["subject"])
     if subjects != set(processor.subjects):
         raise ValueError(
@@ -67,8 +80,7 @@ def refit(model, rows, processor: VisionFlowProcessor, seed: int) -> None:
     for name in trials.subjects:
         if len(set(trials.stimulus_ids(name))) < 2:
             raise ValueError(f"{name} has 1 distinct stimulus: at least 2 are needed")
-    with Undisturbed(model):
-        fit_fmri_side(model, trials, RowImages(rows, processor), STEPS, seed)
+    return rows
 
 
 class Undisturbed:
@@ -155,8 +167,9 @@ class RefitCallback(TrainerCallback):
     def __init__(self):
         self.fitted = -1  # the step after which the model was refitted
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, model, processing_class, train_dataloader, **kwargs):
         self.fitted = -1
+        rows_to_fit(model, train_dataloader.dataset, processing_class)  # refused now, not after all steps
 
     def on_step_end(self, args, state, control, **kwargs):
         if control.should_evaluate or control.should_save:

@@ -12,7 +12,7 @@ from visionflow_hf.cli import main, parse, parser
 from visionflow_hf.errors import UserError
 from visionflow_hf.modeling import VisionFlowConfig
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
-from visionflow_hf.training_flags import REFUSED, SHOWN, dataclasses_of
+from visionflow_hf.training_flags import REFUSED, SHOWN, config_words, dataclasses_of, told
 
 TRAIN = ["train", "corpus", "run"]
 
@@ -60,6 +60,38 @@ def test_a_number_out_of_range_is_refused_before_anything_is_touched(name, value
     (tmp_path / "run" / "kept").touch()
     refused(lambda: main([*TRAIN, f"--{name}={value}", "--overwrite"]), f"^error: --{name} is {value[:3]}.* expected")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "no optimizer or learning rate can be made of these flags"),
+        (["--optim", "galore_adamw"], "no optimizer or learning rate can be made of these flags"),
+        (["--metric_for_best_model", "foo"], "metric_for_best_model is foo"),
+        (["--torch_compile_mode", "nope"], "torch_compile_mode is nope"),
+    ],
+)
+def test_flags_of_the_trainer_that_fail_do_so_in_one_line(flags, message, colour_corpus, refused, tmp_path):
+    refused(lambda: main(["train", str(colour_corpus), str(tmp_path / "run"), "--max_steps", "2", *flags]), message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_of_the_train_command_alone(corpus, refused, tmp_path):
+    flags = ["--push_to_hub", "true"]
+    refused(
+        lambda: main(["crossvalidate", str(corpus), str(tmp_path / "out"), *flags]), "--push_to_hub cannot be given"
+    )
+
+
+def test_what_a_run_was_told_does_not_replace_another(tmp_path):
+    both = dataclasses_of({"overwrite": True, "lr_scheduler_kwargs": {"num_cycles": 2}, "max_steps": 3})
+    told_of = told(*both)
+    assert "overwrite" not in told_of and told_of["lr_scheduler_kwargs"] == {"num_cycles": 2}
+    file = tmp_path / "a.yaml"
+    file.write_text("max-steps: 4")
+    assert config_words(file) == ["--max_steps=4"]
+    file.write_text("")
+    assert config_words(file) == []
 
 
 def test_a_logger_that_cannot_be_used_is_refused_before_training(corpus, refused, tmp_path):

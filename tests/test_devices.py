@@ -1,7 +1,10 @@
 """Dtypes, placement and compilation of both directions, each compared with plain float32."""
 
+import copy
+
 import pytest
 import torch
+from accelerate import cpu_offload
 from PIL import Image
 from transformers import AutoModel
 
@@ -41,6 +44,30 @@ def test_device_map_auto(run, reference):
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
     torch.testing.assert_close(model.predict_fmri(**pixels), predicted, atol=1e-6, rtol=0)
     torch.testing.assert_close(model.reconstruct_image(**fmri), reconstructed, atol=1e-6, rtol=0)
+
+
+def test_weights_that_are_offloaded(run, reference):
+    """What is read outside of a module's `forward` is found there, too."""
+    plain, pixels, fmri, predicted, reconstructed = reference
+    model = cpu_offload(load(run))
+    assert model.latent_to_fmri.noise_logvar.device.type == "meta"
+    torch.testing.assert_close(model.predict_fmri(**pixels), predicted, atol=1e-5, rtol=0)
+    samples = [
+        one.predict_fmri(**pixels, num_samples=2, generator=torch.Generator().manual_seed(0)) for one in (plain, model)
+    ]
+    torch.testing.assert_close(*samples, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.reconstruct_image(**fmri, refine=0), plain.reconstruct_image(**fmri, refine=0))
+    for refine in (0, 2):
+        assert model.reconstruct_image(**fmri, refine=refine).isfinite().all()
+    scores = [one.log_likelihood(fmri["fmri"], pixels["pixel_values"], subject="subj01") for one in (plain, model)]
+    torch.testing.assert_close(*scores)
+
+
+def test_raw_units_stay_in_float32_where_a_batch_is_cast(reference):
+    _, pixels, *_ = reference
+    cast = copy.copy(pixels).to(torch.bfloat16)
+    assert cast["pixel_values"].dtype == torch.bfloat16
+    assert cast["fmri_mean"].dtype == cast["fmri_std"].dtype == torch.float32
 
 
 def test_attention_implementations_agree(run, reference):

@@ -15,7 +15,7 @@ from PIL import Image
 from stranger import STRANGER
 from transformers import AutoConfig, pipeline
 
-from visionflow_hf.hub import load_model
+from visionflow_hf.hub import left_over, load_model
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (4, 16, 16), dtype=np.uint8)
@@ -218,6 +218,18 @@ def test_a_push_that_cannot_be(hub, run, tmp_path, name, settings, message):
     result = visionflow("push", run, name, env=environment(hub, tmp_path / "home") | settings)
     assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith(f"error: {message}"), result.stderr
     assert f"models/{name}" not in hub.repositories
+
+
+def test_a_push_deletes_what_is_of_the_model_before():
+    there = [
+        "README.md",
+        "model.safetensors",
+        "voxels.parquet",
+        ".eval_results/lab--old.yaml",
+        "old.py",
+        "a/b.safetensors",
+    ]
+    assert left_over(there, {"README.md", "model.safetensors"}) == ["voxels.parquet", ".eval_results/lab--old.yaml"]
 
 
 def test_a_tag_names_the_commit_and_is_not_moved(hub, run, tmp_path):

@@ -75,6 +75,17 @@ def test_errors_of_the_caller(loaded, rows):
     fmri = torch.zeros(2, 30)
     with pytest.raises(ValueError, match="unknown subject carl"):
         model.log_likelihood(fmri, pixels, subject="carl")
+    with pytest.raises(ValueError, match=r"fmri has shape \(30,\)"):
+        model.log_likelihood(fmri[0], pixels, subject="subj01")
+    with pytest.raises(ValueError, match="fmri has 7 voxels, subj01 has 30"):
+        model.log_likelihood(fmri[:, :7], pixels, subject="subj01")
+    gaps = torch.tensor([False, True])
+    with pytest.raises(ValueError, match="row 0 of the batch has no image"):
+        model.log_likelihood(fmri, pixels, subject="subj01", has_image=gaps)
+    with pytest.raises(ValueError, match="row 0 of the batch has no fMRI"):
+        model.log_likelihood(fmri, pixels, subject="subj01", has_fmri=gaps)
+    with pytest.raises(ValueError, match="row 0 of the batch has no image"):
+        model.embed_image(pixels, has_image=gaps)
     with pytest.raises(ValueError, match="responses of 2 subjects"):
         model.log_likelihood(fmri, pixels, torch.tensor([0, 1]))
 

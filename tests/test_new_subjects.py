@@ -109,6 +109,34 @@ def test_fit_subject_by_code(run, newcomer):
     assert model.config.subjects == ["subj01", "subj02", "ann"]
 
 
+def test_fit_subject_of_a_known_one_keeps_the_order_of_all(run, newcomer):
+    """A processor that was loaded before still names the right subject by its number."""
+    rows = read_corpus(newcomer).splits["train"].select(range(30))
+    model, processor = load_model(run)
+    batch = processor(images=rows[0]["image"], subject="subj02")
+    before = model.predict_fmri(**batch)
+    found = model.fit_subject("subj01", list(rows["image"]), np.array(rows["fmri"], np.float32), rows["stimulus_id"])
+    assert found.subjects == model.config.subjects == processor.subjects == ["subj01", "subj02"]
+    assert model.config.num_voxels == [60, 30]
+    torch.testing.assert_close(model.predict_fmri(**batch)[:, :30], before)
+    for name, width in (("subj01", 60), ("subj02", 30)):
+        assert model.reconstruct_image(**found(fmri=np.ones(width), subject=name)).shape == (1, 1, 16, 16)
+
+
+def test_fit_subject_leaves_the_model_as_it_was_where_something_is_missing(run, newcomer):
+    rows = read_corpus(newcomer).splits["train"].select(range(6))
+    images, fmri = list(rows["image"]), np.array(rows["fmri"], np.float32)
+    model, processor = load_model(run)
+    with pytest.raises(ValueError, match="4 stimulus_ids for 6 images"):
+        model.fit_subject("subj01", images, fmri, rows["stimulus_id"][:4], processor=processor)
+    with pytest.raises(ValueError, match="row 2 of the batch has no image"):
+        model.fit_subject("ann", [*images[:2], None, *images[3:]], fmri, processor=processor)
+    assert model.config.subjects == processor.subjects == ["subj01", "subj02"]
+    model.config._name_or_path = ""
+    with pytest.raises(ValueError, match="give processor="):
+        model.fit_subject("ann", images, fmri)
+
+
 def test_fit_subject_while_training(run, newcomer):
     """The maps are those of evaluation, without dropout, and neither mode nor random state is touched."""
     splits = read_corpus(newcomer).splits

@@ -129,7 +129,23 @@ def test_non_negative_least_squares_are_those_of_scipy():
     assert zeros > 50
 
 
-def test_a_second_training_is_refitted_too():
+@pytest.mark.parametrize("rows", [[{"image": None}], None], ids=["a list", "one subject of two"])
+def test_rows_that_cannot_be_refitted_are_refused_before_training(rows, corpus, run, tmp_path):
+    model, processor = load_model(run)
+    given = load_from_disk(corpus)["train"]
+    rows = rows or given.filter(lambda name: name == "subj01", input_columns="subject")
+    args = TrainingArguments(tmp_path, max_steps=1, remove_unused_columns=False, use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(
+        model, args, VisionFlowCollator(processor), rows, processing_class=processor, callbacks=[RefitCallback()]
+    )
+    with pytest.raises(ValueError, match="are of subj01: those of subj01, subj02|the rows are a list"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_second_training_is_refitted_too(monkeypatch):
+    monkeypatch.setattr("visionflow_hf.modeling.refit.rows_to_fit", lambda *given: None)
+
     class Counting:
         refits = 0
 

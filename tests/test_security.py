@@ -62,7 +62,7 @@ ALLOWED = {
     ("card.py", "write_card", "opened.write"),
     ("voxel_table.py", "of_model", "cached_file"),  # voxels.parquet beside the weights
     ("voxel_table.py", "volume", "json.loads"),  # of that file's metadata
-    ("modeling_visionflow.py", "save_pretrained", "self.voxels.write"),  # voxels.parquet in the folder to save in
+    ("modeling_visionflow.py", "_write_beside", "self.voxels.write"),  # voxels.parquet in the folder to save in
     ("modeling_visionflow.py", "from_pretrained", "cached_file"),  # config.json beside the weights, for its commit
     ("modeling_visionflow.py", "from_pretrained", "super().from_pretrained"),
     ("modeling_visionflow.py", "save_pretrained", "super().save_pretrained"),

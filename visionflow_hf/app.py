@@ -425,7 +425,7 @@ def launch(
             footer_links=["api"],
             prevent_thread_lock=not block,
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise UserError(f"port {port} cannot be used ({error}): give another with --port, or none") from error
     return made
 

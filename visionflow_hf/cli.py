@@ -80,6 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        if debug:
+            raise
+        print(f"error: memory is full: {error or 'take less data at once'}", file=sys.stderr)
+        return 2
     except Terminated:
         print("error: terminated", file=sys.stderr)
         return 143
@@ -493,7 +498,15 @@ def add_device(one: Parser) -> None:
 
 
 def add_number(one: Parser, name: str, default: int | float, help: str) -> None:
-    one.add_argument(name, type=type(default), default=default, metavar="N", help=f"{help} (default: %(default)s)")
+    kind = seed if name == "--seed" else type(default)
+    one.add_argument(name, type=kind, default=default, metavar="N", help=f"{help} (default: %(default)s)")
+
+
+def seed(word: str) -> int:
+    """A seed that numpy and torch take."""
+    if not 0 <= int(word) < 2**32:
+        raise argparse.ArgumentTypeError(f"{word} is given: 0 to {2**32 - 1} is expected")
+    return int(word)
 
 
 def add_out(one: Parser, what: str = "corpus") -> None:
@@ -696,6 +709,9 @@ def crossvalidate(
 ) -> None:
     from visionflow_hf.training_flags import dataclasses_of
 
+    for name in ("resume_from_checkpoint", "push_to_hub", "hub_model_id"):
+        if flags.get(name):
+            raise UserError(f"--{name} cannot be given: crossvalidate keeps no model; use `visionflow train`")
     model_args, training_args = dataclasses_of(flags)
     from visionflow_hf import crossvalidate
 

@@ -32,7 +32,7 @@ class VisionFlowCollator:
             `VisionFlowProcessor.__call__`.
 
         Raises:
-            ValueError: the rows lack a column, or have what the processor refuses.
+            ValueError: the rows lack a column or a subject, or have what the processor refuses.
         """
         missing = [name for name in COLUMNS if name not in rows[0]]
         if missing:
@@ -41,6 +41,8 @@ class VisionFlowCollator:
                 "give TrainingArguments remove_unused_columns=False"
             )
         images, fmri, subjects = ([row[name] for row in rows] for name in COLUMNS)
+        if any(name is None and response is not None for name, response in zip(subjects, fmri, strict=True)):
+            raise ValueError("a row has fMRI but no subject: name the subject of every response")
         known = [self.processor.subjects[0] if name is None else name for name in subjects]
         batch = self.processor(images=images, fmri=fmri, subject=known)
         widest = max(map(len, self.processor.fmri_mean.values()))

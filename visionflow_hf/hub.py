@@ -4,12 +4,15 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 import yaml
 from huggingface_hub import (
     CommitOperationAdd,
+    CommitOperationDelete,
     HfApi,
     ModelCard,
     ModelCardData,
@@ -51,6 +54,7 @@ PUSHED = (
     "voxels.parquet",
     *("*.py", "requirements.txt", f"{RESULTS}/*.yaml"),
 )
+OF_ONE_MODEL = ("*.safetensors", "*.safetensors.index.json", "voxels.parquet", f"{RESULTS}/*.yaml")
 
 
 def save_model(
@@ -273,8 +277,20 @@ def model_files(run: str | os.PathLike) -> dict[str, Path]:
     return {file.relative_to(run).as_posix(): file for pattern in PUSHED for file in sorted(run.glob(pattern))}
 
 
+def left_over(there: Iterable[str], files: Collection[str]) -> list[str]:
+    """Weights, voxels and results of an earlier model that a repository has and that are not pushed now."""
+    return [
+        file
+        for file in there
+        if file not in files
+        and any(fnmatch(file, pattern) and file.count("/") == pattern.count("/") for pattern in OF_ONE_MODEL)
+    ]
+
+
 def push(run: str | os.PathLike, name: str, private: bool = False, tag: str | None = None) -> str:
     """Push a model folder to the Hub as one commit, with its card under the new name; returns the commit's address.
+
+    Weights, voxels and results of an earlier model there are deleted.
 
     Args:
         run: folder that `train` wrote. Checkpoints and the Trainer's state stay at home.
@@ -301,6 +317,7 @@ def push(run: str | os.PathLike, name: str, private: bool = False, tag: str | No
             raise UserError(f"{name} has a tag {tag} already: give another")
         operations = [CommitOperationAdd(file, source) for file, source in files.items()]
         operations.append(CommitOperationAdd("README.md", named(card.read_bytes().decode(), name, training).encode()))
+        operations += [CommitOperationDelete(file) for file in left_over(api.list_repo_files(name), files)]
         commit = api.create_commit(name, operations, commit_message=f"VisionFlow model {name}")
         if tag is not None:
             api.create_tag(name, tag=tag, revision=commit.oid)

@@ -4,7 +4,7 @@ import os
 from importlib.metadata import requires
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, SpaceCardData
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceCardData
 
 from visionflow_hf import modeling
 from visionflow_hf.app import MODEL_FOLDER
@@ -58,6 +58,8 @@ def push_space(run: str | os.PathLike, name: str, private: bool = False, corpus:
         ).repo_id
         operations = [CommitOperationAdd(place, file) for place, file in files.items()]
         operations += [CommitOperationAdd(place, text.encode()) for place, text in texts.items()]
+        before = {file for file in api.list_repo_files(name, repo_type="space") if file.startswith(f"{MODEL_FOLDER}/")}
+        operations += [CommitOperationDelete(file) for file in sorted(before - set(files))]  # of an earlier model
         return api.create_commit(
             name, operations, repo_type="space", commit_message=f"VisionFlow app {name}"
         ).commit_url

@@ -1,5 +1,6 @@
 """The Trainer of transformers with what VisionFlow adds to it: refits of the fMRI side, and the model's own card."""
 
+import shutil
 from pathlib import Path
 
 from transformers import Trainer
@@ -19,6 +20,13 @@ class VisionFlowTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.add_callback(self.accelerator.unwrap_model(self.model).refit_callback())
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        """As in `Trainer`, which pushes weights and config alone: with the code and the voxels that belong to them."""
+        for pattern in ("*.py", "requirements.txt", "voxels.parquet"):
+            for file in Path(checkpoint_folder).glob(pattern):
+                shutil.copy(file, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Write the card; the arguments of `Trainer`, which are for its draft, are not used."""

@@ -89,6 +89,9 @@ HELP = {  # of what TrainingArguments says at length
 }
 
 
+OF_THIS_RUN = ("overwrite", "resume_from_checkpoint")  # what a repeated run is to be asked again
+
+
 class Refuse(argparse.Action):
     """A flag of TrainingArguments that cannot be given, and why."""
 
@@ -156,8 +159,10 @@ def config_words(file: Path) -> list[str]:
         values = yaml.safe_load(file.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"--config {file} cannot be read: {' '.join(str(error).split())}") from error
+    values = {} if values is None else values  # an empty file
     if not isinstance(values, dict):
         raise UserError(f"--config {file} holds {type(values).__name__}: lines of the form `flag: value` are expected")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
     known = {item.name for part in (ModelArguments, VisionFlowTrainingArguments) for item in fields(part)}
     unknown = sorted(map(str, set(values) - known))
     if unknown:
@@ -181,5 +186,7 @@ def told(model_args: ModelArguments, training_args: VisionFlowTrainingArguments)
     if not training_args.precision_told:  # where the run is repeated, the device may be another
         del changed["bf16"], changed["fp16"]
     changed = {name: value.value if isinstance(value, Enum) else value for name, value in changed.items()}
-    plain = {name: value for name, value in changed.items() if isinstance(value, (bool, int, float, str))}
+    for name in OF_THIS_RUN:
+        changed.pop(name, None)
+    plain = {name: value for name, value in changed.items() if isinstance(value, (bool, int, float, str, dict, list))}
     return asdict(model_args) | {"seed": training_args.seed} | plain

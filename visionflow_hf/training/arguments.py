@@ -221,6 +221,14 @@ class VisionFlowTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         check_numbers(self)
+        if self.metric_for_best_model not in JUDGES:
+            raise UserError(
+                f"--metric_for_best_model is {self.metric_for_best_model}: loss, loss_image or loss_kl is expected"
+            )
+        if self.torch_compile_mode not in COMPILE_MODES:
+            raise UserError(
+                f"--torch_compile_mode is {self.torch_compile_mode}: one of {', '.join(COMPILE_MODES[1:])} is expected"
+            )
         self.eval_steps = self.save_steps if self.eval_steps is None else self.eval_steps
         refuse_missing_loggers(self.report_to)
         bf16, fp16 = default_precision(self.use_cpu)
@@ -260,6 +268,8 @@ LEAST = {"max_steps": -1, "feature_layers": -1, "local_rank": -1} | dict.fromkey
     ),
     1,
 )  # 0 for all others
+JUDGES = (None, *(f"{prefix}{name}" for prefix in ("", "eval_") for name in ("loss", "loss_image", "loss_kl")))
+COMPILE_MODES = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 BELOW_ONE = ("bridge_dropout", "voxel_dropout", "validation_fraction", "adam_beta1", "adam_beta2")
 MOST = {"seed": 2**32 - 1, "latent_dim": 2000, "linear_dim": 2000}  # what numpy takes; what one ridge is judged by
 

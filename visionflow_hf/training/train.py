@@ -181,7 +181,7 @@ def train_on(
         settings, resumed = (args, checkpoint) if own is stages[-1] else (unsaved(args), None)
         trainer = run_trainer(model, processor, batches, validation, settings, resumed)
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        history += trainer.state.log_history
+        history = trainer.state.log_history
         steps += trainer.state.global_step
         if own is fitted and held_out.stimuli:
             fit_fmri_side(model, fitted, stimuli, args.max_steps, args.seed, unpaired, shared=True)
@@ -213,6 +213,11 @@ def run_trainer(
     trainer = ImageTrainer(
         model=model, args=args, train_dataset=batches, eval_dataset=validation, processing_class=processor
     )
+    try:
+        trainer.create_optimizer_and_scheduler(args.max_steps)
+    except (ValueError, TypeError, ImportError, KeyError) as error:
+        raise UserError(f"no optimizer or learning rate can be made of these flags: {error}") from error
+    trainer.optimizer = trainer.lr_scheduler = None  # the Trainer makes them again when its devices are ready
     torch.manual_seed(args.seed + args.process_index)  # processes draw different noise and augmentations
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
@@ -295,7 +300,7 @@ def complete(
         steps = math.ceil(args.num_train_epochs * a_pass)
         args.max_steps = steps or min(max(STEPS, EPOCHS * a_pass), MOST_STEPS)
     if not validated:
-        args.eval_strategy, args.load_best_model_at_end = "no", False
+        args.eval_strategy, args.load_best_model_at_end, args.eval_on_start = "no", False, False
     return args
 
 
