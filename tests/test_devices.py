@@ -48,7 +48,7 @@ def test_device_map_auto(run, reference):
 
 def test_weights_that_are_offloaded(run, reference):
     """What is read outside of a module's `forward` is found there, too."""
-    plain, pixels, fmri, predicted, reconstructed = reference
+    plain, pixels, fmri, predicted, _ = reference
     model = cpu_offload(load(run))
     assert model.latent_to_fmri.noise_logvar.device.type == "meta"
     torch.testing.assert_close(model.predict_fmri(**pixels), predicted, atol=1e-5, rtol=0)

@@ -168,7 +168,7 @@ def test_the_report_says_which_image_it_was(report):
 def test_a_fold_is_compared_with_its_own_images(folds_report):
     arrays = np.load(folds_report / "predictions.npz")
     rows = arrays["subject"] == "subj01"
-    table = likelihood_of_images(arrays["log_likelihood/subj01"], arrays["fold"][rows])
+    table = likelihood_of_images(arrays["log_likelihood/subj01"], arrays["fold"][rows], np.arange(len(rows)))
     same = arrays["fold"][rows][:, None] == arrays["fold"][rows]
     assert np.array_equal(np.isfinite(table), same)
     found = json.loads((folds_report / "metrics.json").read_text())["identification"]

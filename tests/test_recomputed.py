@@ -72,12 +72,13 @@ def of_candidates(likelihoods, images, reconstructions, latents, stimulus, fold)
     by_likelihood = np.full((n, n), np.nan)
     for response in range(n):
         own = [row for row in range(n) if fold[row] == fold[response]]
-        for place, row in enumerate(own):
-            by_likelihood[row, response] = likelihoods[response, place]
+        names = list(dict.fromkeys(stimulus[own]))  # each image once, in the order of the averages
+        for row in own:
+            by_likelihood[row, response] = likelihoods[response, names.index(stimulus[row])]
     flat = [values.reshape(n, -1) / 255 for values in (images, reconstructions)]
     unit = [values / np.linalg.norm(values, axis=1, keepdims=True) for values in np.float64(latents)]
     rankings = {"likelihood": by_likelihood, "latent": unit[0] @ unit[1].T, "reconstruction": correlations(*flat)}
-    others = [sum((stimulus != own) & (fold == f)) for own, f in zip(stimulus, fold, strict=True)]
+    others = [len(set(stimulus[fold == f]) - {own}) for own, f in zip(stimulus, fold, strict=True)]
     found = {name: identified(r, stimulus, fold) for name, r in rankings.items()}
     return {
         name: {"top1_of_300": None, **values, "n_candidates": 1 + np.mean(others)} for name, values in found.items()
@@ -175,10 +176,10 @@ def recomputed(arrays, subject, single_trial=False):
             figures[name] = of_voxels(measured[:, inside], predicted[:, inside], ceiling[inside])
     latent = of_latents(arrays["latent/image"][row], measured_side("latent/fmri"), stimulus, fold)
     blocks = {"decoding": decoding, "encoding": encoding, "latent": latent, "rois": rois}
-    if not single_trial:
-        latents = arrays["latent/image"][row], arrays["latent/fmri"][row]
-        given = arrays[f"log_likelihood/{subject}"], images, arrays["reconstruction"][row], latents
-        blocks["identification"] = of_candidates(*given, stimulus, fold)
+    latents = arrays["latent/image"][row], measured_side("latent/fmri")
+    likelihood = arrays[f"{'single_trial/' if single_trial else ''}log_likelihood/{subject}"]
+    given = likelihood, images, measured_side("reconstruction"), latents
+    blocks["identification"] = of_candidates(*given, stimulus, fold)
     return blocks
 
 

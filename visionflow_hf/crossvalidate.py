@@ -234,6 +234,6 @@ def standardised(part: dict[str, np.ndarray | Rows], processor) -> dict[str, np.
     result = {name: values for name, values in part.items() if not name.startswith(("fmri_mean/", "fmri_std/"))}
     for name, values in result.items():
         kind, subject = owner(name)
-        if subject is not None and kind not in (*OF_VOXELS, "log_likelihood"):
+        if subject is not None and kind not in OF_VOXELS and not kind.endswith("log_likelihood"):
             result[name] = (np.asarray(values) - processor.fmri_mean[subject]) / processor.fmri_std[subject]
     return result

@@ -58,7 +58,7 @@ from visionflow_hf.stimuli import Stimuli
 
 BATCH = 64
 OF_VOXELS = ("noise_ceiling", "roi", "xyz", "place", "vertex", "fmri_mean", "fmri_std")
-OWNED = re.compile(rf"((?:\w+/)?(?:fmri_predicted|fmri)|log_likelihood|{'|'.join(OF_VOXELS)})/(.+)", re.DOTALL)
+OWNED = re.compile(rf"((?:\w+/)?(?:fmri_predicted|fmri|log_likelihood)|{'|'.join(OF_VOXELS)})/(.+)", re.DOTALL)
 
 
 def predict(
@@ -168,6 +168,10 @@ def _predict_subject(
             for start in range(0, len(pixels), BATCH):
                 yield to_array([Image.fromarray(one) for one in pixels[start : start + BATCH]], processor, size)
 
+    def standard(fmri: np.ndarray) -> torch.Tensor:
+        values = (fmri - processor.fmri_mean[subject]) / processor.fmri_std[subject]
+        return torch.from_numpy(values).float().to(model.device)
+
     def decode_into(latents: list[np.ndarray], fmri: np.ndarray, refine: int | None = None) -> Iterator[np.ndarray]:
         for images, some in decoded(model, processor, fmri, subject, size, refine):
             latents.append(some)
@@ -178,18 +182,17 @@ def _predict_subject(
     keep(f"fmri_predicted/{subject}", [predicted])
     keep("round_trip/reconstruction", decode_into([], predicted, refine=0))  # the model would refine its own prediction
     place = model.config.subjects.index(subject)
-    standard = [  # measured and predicted
-        torch.from_numpy((values - processor.fmri_mean[subject]) / processor.fmri_std[subject]).float().to(model.device)
-        for values in (average.fmri, predicted)
-    ]
-    with torch.no_grad():
-        part[f"log_likelihood/{subject}"] = model.latent_to_fmri.log_likelihood(*standard, place).cpu().numpy()
-    del predicted, standard
     measured = {"": average.fmri}
     if subject in repeated:
         measured["single_trial/"] = trials.fmri
         position = {stimulus: row for row, stimulus in enumerate(names)}
         part["single_trial/row"] = np.array([position[stimulus] for stimulus in trials.stimulus_ids])
+    of_images = standard(predicted)
+    for prefix, fmri in measured.items():
+        with torch.no_grad():
+            likely = model.latent_to_fmri.log_likelihood(standard(fmri), of_images, place)
+        part[f"{prefix}log_likelihood/{subject}"] = likely.cpu().numpy()
+    del predicted, of_images
     for prefix, fmri in measured.items():
         latents: list[np.ndarray] = []
         keep(f"{prefix}reconstruction", decode_into(latents, fmri), len(fmri))

@@ -163,16 +163,16 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
             alike = metrics.cosine_similarity(*pairs)
             blocks["embedding"][name] = _retrieval(alike, candidate, comparable, weights)
             blocks["embedding"][name]["two_way"] = metrics.two_way(alike, comparable, weights)
-    if "row" not in arrays and "log_likelihood" in arrays:
+    if "log_likelihood" in arrays:
         rankings = {
-            "likelihood": likelihood_of_images(arrays["log_likelihood"], fold),
+            "likelihood": likelihood_of_images(arrays["log_likelihood"], fold, row),
             "latent": similarity,
             "reconstruction": by_reconstruction,
         }
         blocks["identification"] = {
-            name: _identification(ranking, comparable, weights)
-            | {f"top1_of_{AMONG}": metrics.top1_of(AMONG, ranking, comparable, weights)}
-            | {"n_candidates": np.array([1 + comparable.sum(0).mean()])}
+            name: _identification(ranking, candidate, weights)
+            | {f"top1_of_{AMONG}": metrics.top1_of(AMONG, ranking, candidate, weights)}
+            | {"n_candidates": np.array([1 + candidate.sum(0).mean()])}
             for name, ranking in rankings.items()
         }
     return blocks, rois, {"stimulus": stimulus, **identified}
@@ -202,12 +202,18 @@ def _about_the_mean(values: np.ndarray, images: np.ndarray, fold: np.ndarray) ->
     return centred
 
 
-def likelihood_of_images(log_likelihood: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """The likelihoods `(responses, images of the fold)` as `(images, responses)`, NaN for those of other folds."""
+def likelihood_of_images(log_likelihood: np.ndarray, fold: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """The likelihoods `(responses, distinct images of the fold)` as `(images, responses)`, an image for each response,
+    NaN for those of other folds.
+
+    Args:
+        row: of each response the place of its image among the averages.
+    """
     table = np.full((len(fold), len(fold)), np.nan)
     for one in np.unique(fold):
         rows = np.flatnonzero(fold == one)
-        table[np.ix_(rows, rows)] = log_likelihood[rows, : len(rows)].T
+        _, column = np.unique(row[rows], return_inverse=True)
+        table[np.ix_(rows, rows)] = log_likelihood[rows][:, column].T
     return table
 
 
