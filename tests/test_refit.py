@@ -138,7 +138,7 @@ def test_rows_that_cannot_be_refitted_are_refused_before_training(rows, corpus, 
     trainer = Trainer(
         model, args, VisionFlowCollator(processor), rows, processing_class=processor, callbacks=[RefitCallback()]
     )
-    with pytest.raises(ValueError, match="are of subj01: those of subj01, subj02|the rows are a list"):
+    with pytest.raises(ValueError, match=r"are of subj01: those of subj01, subj02|the rows are a list"):
         trainer.train()
     assert trainer.state.global_step == 0
 
