@@ -48,7 +48,7 @@ OF_THE_PROCESSOR = ("fmri_mean", "fmri_std")  # in its batches for `predict_fmri
 class VisionFlowOutput(ModelOutput):
     r"""
     What a forward pass makes of a batch. A row may lack its image or its response; each part covers the rows that have
-    what it needs, and is absent where none has.
+    what it needs. A loss is 0 where no row has it, and absent where what it needs was not given.
 
     Args:
         loss (`torch.Tensor` of shape `()`):

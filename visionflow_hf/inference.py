@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,8 @@ from visionflow_hf.modeling.voxel_table import FSAVERAGE
 from visionflow_hf.stimuli import latents_of_files
 
 MARKER = "0000.png"
+logger = logging.getLogger(__name__)
+
 LIKELIEST = 60  # images of a bank whose mean is a reconstruction
 IMAGES = 1024  # whose responses are predicted at a time
 
@@ -115,6 +118,11 @@ def decode(
         raise UserError(f"--refine is {refine}: 0 or a number of steps is expected")
     fmri = read_fmri(Path(file))
     bank = [] if image_bank is None else pictures_in(Path(image_bank))
+    if bank and len(bank) <= LIKELIEST:
+        logger.warning(
+            f"--image-bank {image_bank} has {len(bank)} images, and a reconstruction is the mean of the {LIKELIEST} "
+            "likeliest: all reconstructions are the same; give a folder of many more"
+        )
     model, processor = load_model(run, device)
     known_subject(subject, processor.subjects)
     check_voxels(fmri, file, subject, processor)
