@@ -14,6 +14,7 @@ from visionflow_hf.cli import main
 from visionflow_hf.corpus.leakage import picture, second_names
 from visionflow_hf.corpus.schema import FEATURES, open_corpus
 from visionflow_hf.errors import UserError
+from visionflow_hf.evaluation.evaluate import evaluate
 
 SHORT = ["--max_steps", "4", "--disable_tqdm", "true", "--linear_dim", "0"]
 
@@ -73,6 +74,19 @@ def test_what_is_allowed_is_recorded(by_pixels, tmp_path):
     assert f"**Leakage.** The corpus has 1 stimulus ({names} (same pixels)) in both" in (run / "README.md").read_text()
     assert main(["evaluate", str(run), str(path), str(report), "--allow-leakage"]) == 0
     assert json.loads((report / "metrics.json").read_text())["leakage"].startswith(f"1 stimulus ({names}")
+
+
+def test_test_stimuli_of_another_corpus_that_the_model_was_trained_on_are_told(run, corpus, tmp_path, caplog):
+    splits = load_from_disk(str(corpus))
+    swapped = tmp_path / "swapped"  # as a test split that was drawn anew
+    DatasetDict(train=splits["test"], test=splits["train"]).save_to_disk(str(swapped))
+    shutil.copy(corpus / "voxels.parquet", swapped)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    metrics = evaluate(folder, swapped, tmp_path / "out")
+    stimuli = len(set(splits["train"]["stimulus_id"]))
+    assert metrics["leakage"].startswith(f"{stimuli} stimuli (") and "the model was trained on" in metrics["leakage"]
+    assert "how well it fits them" in caplog.text
 
 
 def test_nothing_is_said_where_there_is_none(run, report):

@@ -189,4 +189,5 @@ def told(model_args: ModelArguments, training_args: VisionFlowTrainingArguments)
     for name in OF_THIS_RUN:
         changed.pop(name, None)
     plain = {name: value for name, value in changed.items() if isinstance(value, (bool, int, float, str, dict, list))}
+    plain = {name: value for name, value in plain.items() if value not in ([], {})}  # the default, as it is kept
     return asdict(model_args) | {"seed": training_args.seed} | plain

@@ -1,11 +1,13 @@
 """`visionflow evaluate`: compares a trained model with baselines on one split of a corpus."""
 
 import json
+import logging
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from visionflow_hf.corpus.leakage import seen_in_training
 from visionflow_hf.corpus.repeats import ceilings_of_test
 from visionflow_hf.corpus.responses import pairs_of
 from visionflow_hf.corpus.schema import open_corpus
@@ -16,6 +18,8 @@ from visionflow_hf.evaluation.report import MARKER, write_report
 from visionflow_hf.folders import new_folder, refuse_existing
 from visionflow_hf.hub import add_result, load_model, training_of
 from visionflow_hf.results import result_of
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -58,9 +62,14 @@ def evaluate(
     train, asked = (pairs_of(opened.splits[name]) for name in ("train", split))
     state = Path(run) / "trainer_state.json"
     histories = [json.loads(state.read_text())["log_history"]] if state.is_file() else []
-    header = {"split": split, "split_by": opened.split_by, "unit": opened.unit, "about": about_model(run, corpus)} | (
-        {"leakage": opened.leakage} if opened.leakage else {}
-    )
+    header = {"split": split, "split_by": opened.split_by, "unit": opened.unit, "about": about_model(run, corpus)}
+    leakage = opened.leakage
+    if not leakage and split == "test":
+        leakage = seen_in_training(Path(run), opened.pictures[split], split)
+        if leakage:
+            logger.warning(f"{leakage}: the figures say how well it fits them, not how well it predicts new ones")
+    if leakage:
+        header["leakage"] = leakage
     with new_folder(out, overwrite, marker=MARKER) as folder:
         predictions = predict(model, processor, opened, train, asked, folder / "scratch")
         metrics = write_report(folder, predictions, histories, header, perceptual)

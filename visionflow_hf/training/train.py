@@ -18,6 +18,7 @@ from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
 from visionflow_hf.checkpoints import find_checkpoint
+from visionflow_hf.corpus.leakage import write_seen
 from visionflow_hf.corpus.responses import images_alone, pairs_of
 from visionflow_hf.corpus.schema import Corpus, join_tables, open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
@@ -95,6 +96,7 @@ def train(
             trained.model.voxels = voxels_known(trained.model, opened)
             about = description(trained, corpus, opened, model_args, training_args)
             save_model(trained.model, trained.processor, folder, about, model_id=run)
+            write_seen(folder, opened.pictures, model_args.from_model)
         except BaseException:
             own = first and (checkpoint is None or folder != run) and (folder / MARKER).is_file()
             if own and folder.is_dir() and get_last_checkpoint(folder) is None:  # nothing to resume from
