@@ -92,7 +92,7 @@ def choose_penalty(
     errors = targets.new_zeros(len(penalties), targets.shape[1])
     for _, missed in held_out_errors(scores, values, targets, groups, penalties):
         errors += missed.square().sum((1, 2))
-    best = int(errors.sum(1).argmin())
+    best = int(errors.sum(1).nan_to_num(torch.inf).argmin())
     return float(penalties[best]), errors[best] / len(scores)
 
 
@@ -116,7 +116,9 @@ def held_out_errors(
         penalties (`torch.Tensor` of shape `(penalties,)`)
 
     Yields:
-        The samples of some groups of one size, `(groups, size)`, and their errors `(penalties, groups, size, targets)`.
+        The samples of some groups of one size, `(groups, size)`, and their errors `(penalties, groups, size, targets)`:
+        not finite where a group has a direction to itself, and the penalty is so small that rounding makes I - H_gg
+        singular.
 
     Raises:
         ValueError: fewer than two groups.
@@ -133,7 +135,7 @@ def held_out_errors(
             for number, penalty in enumerate(penalties):
                 shrunk = own / (values + penalty)
                 free = torch.eye(size, device=own.device, dtype=own.dtype) - 1 / len(scores) - shrunk @ own.mT
-                errors[number] = torch.linalg.solve(free, left - shrunk @ along)
+                errors[number], _ = torch.linalg.solve_ex(free, left - shrunk @ along)
             yield some, errors
 
 
