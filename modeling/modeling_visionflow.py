@@ -40,7 +40,7 @@ from .voxel_table import VOXELS, VoxelTable
 NARROW = -3.0  # logarithm of the variance with which posteriors begin
 LINEAR_CELLS = 7  # cells a side over which the maps of `linear_layers` are averaged
 OF_THE_HUB = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
-TO_LOAD_AGAIN = ("cache_dir", "proxies", "token", "local_files_only", "subfolder")  # more files of the same model
+TO_LOAD_AGAIN = ("cache_dir", "proxies", "local_files_only", "subfolder")  # more files of the model; no token is kept
 OF_THE_PROCESSOR = ("fmri_mean", "fmri_std")  # in its batches for `predict_fmri`; no other method needs them
 
 

@@ -8,6 +8,7 @@ Gradient descent on few trials makes the fMRI side worse, and what it makes of t
 the fMRI side is fitted when gradient descent has ended: ridges, but for the MLP, which learns from simulated trials.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,9 +77,9 @@ def rows_to_fit(model, rows, processor: VisionFlowProcessor):
             f"the rows with an image and fMRI are of {', '.join(sorted(subjects)) or 'no subject'}: "
             f"those of {', '.join(processor.subjects) or 'no subject'} are expected, all that the model knows"
         )
-    trials = Trials(rows, processor)
-    for name in trials.subjects:
-        if len(set(trials.stimulus_ids(name))) < 2:
+    distinct = Counter(name for name, _ in set(zip(rows["subject"], rows["stimulus_id"], strict=True)))
+    for name in processor.subjects:
+        if distinct[name] < 2:
             raise ValueError(f"{name} has 1 distinct stimulus: at least 2 are needed")
     return rows
 

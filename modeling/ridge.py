@@ -10,7 +10,7 @@ from transformers.utils import logging
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-10, 5))  # 1e-5 to 100
 FOLDS = 5
 MOST_JUDGED = 2000  # targets by which the penalty is chosen
-LEAST_FREE = 0.01  # 1 - trace(H) / n of a ridge whose error is judged by generalised cross-validation
+LEAST_FREE = 0.01  # 1 - trace(H) / n of a ridge whose errors are judged; below it they are rounding
 BLOCK = 2000  # targets that are worked on at once, which bounds the memory
 MOST_NUMBERS = 2**25  # of the groups that are held out at once, 128 MiB in float32
 
@@ -80,15 +80,12 @@ def choose_penalty(
 ) -> tuple[float, torch.Tensor]:
     """The penalty of `fit_ridge`, and its mean squared error on held-out groups for each target.
 
-    Penalties by which a ridge fits nearly all that it is fitted to are left out: their errors are rounding.
-
     Args:
         scores, values: as in `held_out_errors`.
         targets (`torch.Tensor` of shape `(samples, targets)`): that decide.
     """
-    penalties = values.new_tensor(PENALTIES) * squared_norm(values, len(scores))
-    free = 1 - (1 + (values / (values + penalties[:, None])).sum(1)) / len(scores)
-    penalties = penalties[free >= LEAST_FREE]
+    penalties = penalties_of(values, len(scores))
+    penalties = penalties[free_share(values, penalties, len(scores)) >= LEAST_FREE]
     errors = targets.new_zeros(len(penalties), targets.shape[1])
     for _, missed in held_out_errors(scores, values, targets, groups, penalties):
         errors += missed.square().sum((1, 2))
@@ -99,6 +96,17 @@ def choose_penalty(
 def squared_norm(values: torch.Tensor, samples: int) -> float:
     """Mean squared norm of a centred row of features, from the eigenvalues of their products."""
     return max(float(values.sum()) / samples, 1e-12)
+
+
+def penalties_of(values: torch.Tensor, samples: int) -> torch.Tensor:
+    """PENALTIES in units of the squared features, `(penalties,)`."""
+    return values.new_tensor(PENALTIES) * squared_norm(values, samples)
+
+
+def free_share(values: torch.Tensor, penalties: torch.Tensor, samples: int) -> torch.Tensor:
+    """1 - trace(H) / n of the ridge of each penalty: what it does not fit of the n samples, `(..., penalties)`."""
+    fitted = (values[..., None, :] / (values[..., None, :] + penalties[..., None])).sum(-1)
+    return 1 - (1 + fitted) / samples  # 1 is the intercept's
 
 
 def held_out_errors(
@@ -206,7 +214,8 @@ class RidgePath:
         shrunk = self.values[..., None, :] + torch.stack(penalties, dim=-1)[..., None]  # (..., penalties, features)
         explained = self.scale[..., None, :] * (2 - self.values[..., None, :] / shrunk) / shrunk
         missed = self.variance - explained @ self.along.square() / self.samples
-        return missed.clamp(min=0) / self._free(penalties)[..., None].square()
+        free = free_share(self.values, torch.stack(penalties, dim=-1), self.samples)
+        return missed.clamp(min=0) / free[..., None].square()
 
     def best_penalty(self) -> float:
         """That of `PENALTIES`, times the mean squared norm of a centred row of features, with the least error by
@@ -214,15 +223,10 @@ class RidgePath:
 
         Only for samples without repeats, where it is `choose_penalty` at less cost.
         """
-        penalties = list(self.values.new_tensor(PENALTIES) * squared_norm(self.values, self.samples))
-        errors = self.cross_validated(penalties).sum(-1)
-        errors[self._free(penalties) < LEAST_FREE] = torch.inf
+        penalties = penalties_of(self.values, self.samples)
+        errors = self.cross_validated(list(penalties)).sum(-1)
+        errors[free_share(self.values, penalties, self.samples) < LEAST_FREE] = torch.inf
         return float(penalties[int(errors.argmin())])
-
-    def _free(self, penalties: list[torch.Tensor]) -> torch.Tensor:
-        """1 - trace(H) / n, `(..., penalties)`."""
-        shrunk = self.values[..., None, :] + torch.stack(penalties, dim=-1)[..., None]
-        return 1 - (1 + (self.values[..., None, :] / shrunk).sum(-1)) / self.samples  # 1 is the intercept's
 
     def mean(self, penalties: list[torch.Tensor], shares: torch.Tensor) -> Ridge:
         """The sum of the ridges of some penalties, times the shares `(..., penalties, targets)` of these."""

@@ -12,7 +12,7 @@ from visionflow_hf.cli import main, parse, parser
 from visionflow_hf.errors import UserError
 from visionflow_hf.modeling import VisionFlowConfig
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
-from visionflow_hf.training_flags import REFUSED, SHOWN, config_words, dataclasses_of, told
+from visionflow_hf.training_flags import REFUSED, REFUSED_BY_CROSSVALIDATE, SHOWN, config_words, dataclasses_of, told
 
 TRAIN = ["train", "corpus", "run"]
 
@@ -180,12 +180,14 @@ def test_help_shows_what_matters_and_help_all_the_rest(command, capsys):
             main([command, flag])
         assert ended.value.code == 0
         texts[flag] = capsys.readouterr().out
-    shown = [name for members in SHOWN.values() for name in members]
+    refused = REFUSED if command == "train" else REFUSED_BY_CROSSVALIDATE
+    shown = [name for members in SHOWN.values() for name in members if name not in refused]
+    assert ("Hugging Face Hub:" in texts["--help"]) == (command == "train")
     for name in shown:
         assert all(text.count(f"  --{name} ") == 1 for text in texts.values()), name
     for item in fields(VisionFlowTrainingArguments):
         assert (f"  --{item.name} " in texts["--help"]) == (item.name in shown), item.name
-        assert (f"  --{item.name} " in texts["--help-all"]) == (item.name not in REFUSED), item.name
+        assert (f"  --{item.name} " in texts["--help-all"]) == (item.name not in refused), item.name
     assert "(default: 0.002)" in texts["--help"] and "--max-steps" not in texts["--help"]
 
 

@@ -40,6 +40,11 @@ def test_every_flag_is_explained(words):
             assert action.help and not action.help.startswith("("), f"{action.option_strings or action.dest}"
 
 
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "x"])
+def test_a_seed_that_numpy_does_not_take_is_refused(seed, tmp_path, refused):
+    refused(lambda: main(["simulate", str(tmp_path / "out"), "--seed", seed]), "argument --seed")
+
+
 def test_a_default_is_named_as_such(capsys):
     with pytest.raises(SystemExit):
         main(["simulate", "--help"])

@@ -221,15 +221,9 @@ def test_a_push_that_cannot_be(hub, run, tmp_path, name, settings, message):
 
 
 def test_a_push_deletes_what_is_of_the_model_before():
-    there = [
-        "README.md",
-        "model.safetensors",
-        "voxels.parquet",
-        ".eval_results/lab--old.yaml",
-        "old.py",
-        "a/b.safetensors",
-    ]
-    assert left_over(there, {"README.md", "model.safetensors"}) == ["voxels.parquet", ".eval_results/lab--old.yaml"]
+    old = ["model-00001-of-00002.safetensors", "voxels.parquet", ".eval_results/lab--old.yaml"]
+    there = ["README.md", "model.safetensors", *old, "old.py", "adapter.safetensors", "a/model.safetensors"]
+    assert left_over(there, {"README.md", "model.safetensors"}) == old
 
 
 def test_a_tag_names_the_commit_and_is_not_moved(hub, run, tmp_path):

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 from visionflow_hf import VisionFlowCollator
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import VisionFlowModel, refit
-from visionflow_hf.modeling.refit import RefitCallback
+from visionflow_hf.modeling.refit import RefitCallback, rows_to_fit
 from visionflow_hf.modeling.ridge import nnls
 
 FITTED = ("fmri_to_latent.to_", "latent_to_fmri.voxel_maps", "linear_head", "linear_decoder")
@@ -127,6 +127,14 @@ def test_non_negative_least_squares_are_those_of_scipy():
         np.testing.assert_allclose(found, expected, atol=1e-7)
         zeros += int((expected == 0).sum())
     assert zeros > 50
+
+
+def test_a_transform_of_the_rows_does_not_reach_the_fit(corpus, run):
+    model, processor = load_model(run)
+    rows = load_from_disk(corpus)["train"]
+    rows.set_transform(lambda batch: {"image": [None] * len(batch["image"])})
+    plain = rows_to_fit(model, rows, processor)
+    assert set(plain.column_names) >= {"image", "fmri"} and plain[0]["image"] is not None
 
 
 @pytest.mark.parametrize("rows", [[{"image": None}], None], ids=["a list", "one subject of two"])

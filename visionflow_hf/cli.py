@@ -475,10 +475,13 @@ def training_flags(name: str, argv: Sequence[str]) -> dict:
     """What a parser needs for the flags of ModelArguments and TrainingArguments, if its command is asked for."""
     if list(argv[:1]) != [name]:
         return {}
-    from visionflow_hf.training_flags import TrainingFlags
+    from visionflow_hf.training_flags import REFUSED, REFUSED_BY_CROSSVALIDATE, TrainingFlags
 
-    out = {"train": "RUN", "crossvalidate": "OUT"}[name]
-    return {"parents": [TrainingFlags("--help-all" in argv)], "usage": f"visionflow {name} CORPUS {out} [flags]"}
+    out, refused = {"train": ("RUN", REFUSED), "crossvalidate": ("OUT", REFUSED_BY_CROSSVALIDATE)}[name]
+    return {
+        "parents": [TrainingFlags("--help-all" in argv, refused)],
+        "usage": f"visionflow {name} CORPUS {out} [flags]",
+    }
 
 
 def add_training_flags(one: Parser) -> None:
@@ -709,9 +712,6 @@ def crossvalidate(
 ) -> None:
     from visionflow_hf.training_flags import dataclasses_of
 
-    for name in ("resume_from_checkpoint", "push_to_hub", "hub_model_id"):
-        if flags.get(name):
-            raise UserError(f"--{name} cannot be given: crossvalidate keeps no model; use `visionflow train`")
     model_args, training_args = dataclasses_of(flags)
     from visionflow_hf import crossvalidate
 

@@ -54,7 +54,7 @@ PUSHED = (
     "voxels.parquet",
     *("*.py", "requirements.txt", f"{RESULTS}/*.yaml"),
 )
-OF_ONE_MODEL = ("*.safetensors", "*.safetensors.index.json", "voxels.parquet", f"{RESULTS}/*.yaml")
+OF_ONE_MODEL = ("model*.safetensors", "model*.safetensors.index.json", "voxels.parquet", f"{RESULTS}/*.yaml")
 
 
 def save_model(

@@ -92,11 +92,21 @@ HELP = {  # of what TrainingArguments says at length
 OF_THIS_RUN = ("overwrite", "resume_from_checkpoint")  # what a repeated run is to be asked again
 
 
+NO_MODEL = "crossvalidate keeps no model: use `visionflow train`"
+REFUSED_BY_CROSSVALIDATE = REFUSED | dict.fromkeys(
+    ("resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo"), NO_MODEL
+)
+
+
 class Refuse(argparse.Action):
     """A flag of TrainingArguments that cannot be given, and why."""
 
+    def __init__(self, *args, why: str, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.why = why
+
     def __call__(self, parser, namespace, values, option_string=None):
-        raise UserError(f"--{self.dest} cannot be given: {REFUSED[self.dest]}")
+        raise UserError(f"--{self.dest} cannot be given: {self.why}")
 
 
 class TrainingFlags(HfArgumentParser):
@@ -104,10 +114,11 @@ class TrainingFlags(HfArgumentParser):
 
     Args:
         show_all: whether help shows what is not in `SHOWN`, too.
+        refused: flags that cannot be given, and why.
     """
 
-    def __init__(self, show_all: bool):
-        self.show_all, self.titled = show_all, {}
+    def __init__(self, show_all: bool, refused: dict[str, str]):
+        self.show_all, self.refused, self.titled = show_all, refused, {}
         super().__init__((ModelArguments, VisionFlowTrainingArguments), add_help=False, allow_abbrev=False)
 
     def add_argument(self, *names, **kwargs):
@@ -115,8 +126,9 @@ class TrainingFlags(HfArgumentParser):
         if not self.titled:
             self.titled = {title: self.add_argument_group(title) for title in (*SHOWN, OTHERS)}
         name = kwargs.get("dest", names[0].removeprefix("--"))
-        if name in REFUSED:
+        if name in self.refused:
             kwargs = {"dest": name, "action": Refuse, "nargs": "?", "default": argparse.SUPPRESS}
+            kwargs["why"] = self.refused[name]
             return super().add_argument(*names, help=argparse.SUPPRESS, **kwargs)
         title = next((title for title, members in SHOWN.items() if name in members), OTHERS)
         if kwargs.get("action") == "store_false" or (title == OTHERS and not self.show_all):

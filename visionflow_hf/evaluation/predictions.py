@@ -109,6 +109,9 @@ def subjects_with_repeats(rows: Dataset) -> set[str]:
 
 def check_subjects(processor: VisionFlowProcessor, corpus: Corpus, train: Dataset, test: Dataset) -> None:
     """Raise `UserError` where a model cannot be compared with baselines on `test`, see `predict`."""
+    stimuli: dict[str, set[str]] = {}
+    for subject, stimulus in zip(train["subject"], train["stimulus_id"], strict=True):
+        stimuli.setdefault(subject, set()).add(stimulus)
     for subject in sorted(set(test["subject"])):
         if subject not in processor.subjects:
             raise UserError(f"unknown subject {subject}: this model knows {', '.join(processor.subjects)}")
@@ -118,11 +121,10 @@ def check_subjects(processor: VisionFlowProcessor, corpus: Corpus, train: Datase
                 f"{subject} has {corpus.subjects[subject]} voxels in the corpus and {known} in the model: evaluate on "
                 "a corpus with the voxels that the model was trained on"
             )
-        own = {name for name, whose in zip(train["stimulus_id"], train["subject"], strict=True) if whose == subject}
-        if len(own) < 2:
+        number = len(stimuli.get(subject, ()))
+        if number < 2:
             raise UserError(
-                f"the train stimuli of {subject} number {len(own)}, and the baselines need 2: remove {subject} from "
-                "test"
+                f"the train stimuli of {subject} number {number}, and the baselines need 2: remove {subject} from test"
             )
 
 

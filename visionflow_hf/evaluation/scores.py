@@ -109,11 +109,11 @@ def _of_subject(predictions: dict[str, np.ndarray | Rows], subject: str) -> tupl
     return average | of_voxels, average | of_voxels | trials
 
 
-def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, dict, dict]:
+def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, dict, tuple]:
     """The three blocks of one subject and those of its ROIs, each figure an array of shape (draws,).
 
-    The third result is for `_p_values`: the stimulus of each row, and for each method the share of the other stimuli
-    that each reconstruction (column) ranks below each (row); of averages only.
+    The third result is for `_p_values`: the stimulus of each row, and by method the share of the other stimuli that
+    each reconstruction (column) ranks below each (row); of averages only.
     """
     stimulus = arrays["stimulus_id"]
     fold = arrays.get("fold", np.zeros(len(stimulus)))
@@ -127,9 +127,8 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
             continue
         reconstructions = arrays[array]
         correlation = metrics.cross_correlation(arrays["image"], reconstructions)[row]
-        decoding[name] = _by_image(arrays["image"], reconstructions, row, weights) | _identification(
-            correlation, candidate, weights
-        )
+        decoding[name] = _by_image(arrays["image"], reconstructions, row, weights)
+        decoding[name] |= _identification(correlation, candidate, weights)
         if "row" not in arrays:
             below = (rankdata(correlation, "min", axis=0) - 1) / max(1, len(correlation) - 1)
             identified[name] = below.astype(np.float32)
@@ -175,7 +174,7 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
             | {"n_candidates": np.array([1 + candidate.sum(0).mean()])}
             for name, ranking in rankings.items()
         }
-    return blocks, rois, {"stimulus": stimulus, **identified}
+    return blocks, rois, (stimulus, identified)
 
 
 def _retrieval(similarity: np.ndarray, candidate: np.ndarray, comparable: np.ndarray, weights: np.ndarray) -> dict:
@@ -288,7 +287,7 @@ def _regions(roi: np.ndarray | None) -> Iterator[tuple[str, np.ndarray]]:
         yield region, np.array([region in voxel for voxel in names])
 
 
-def _p_values(identified: list[dict[str, np.ndarray]], rng: np.random.Generator) -> dict[str, float]:
+def _p_values(identified: list[tuple[np.ndarray, dict[str, np.ndarray]]], rng: np.random.Generator) -> dict[str, float]:
     """p = (1 + number of permutations that identify as well) / (1 + number of permutations), by dotted figure name.
 
     A permutation assigns the stimuli to the reconstructions at random, in the same way for all subjects. Stimuli are
@@ -296,20 +295,18 @@ def _p_values(identified: list[dict[str, np.ndarray]], rng: np.random.Generator)
 
     Source: Phipson & Smyth 2010 (why one is added).
     """
-    stimuli = np.unique(np.concatenate([subject["stimulus"] for subject in identified]))
+    stimuli = np.unique(np.concatenate([names for names, _ in identified]))
     if len(stimuli) < 2:
         return {}
-    places = [np.searchsorted(stimuli, subject["stimulus"]) for subject in identified]
+    places = [np.searchsorted(stimuli, names) for names, _ in identified]
     found: dict[str, list[float]] = {}
     for deal in range(1 + PERMUTATIONS):
         order = rng.permutation(len(stimuli)) if deal else np.arange(len(stimuli))
         drawn: dict[str, list[float]] = {}
-        for subject, place in zip(identified, places, strict=True):
+        for (_, below), place in zip(identified, places, strict=True):
             own = np.empty(len(place), dtype=int)  # the row of the stimulus that each reconstruction is dealt
             own[np.argsort(place)] = np.argsort(order[place])
-            for name, shares in subject.items():
-                if name == "stimulus":
-                    continue
+            for name, shares in below.items():
                 share = shares[own, np.arange(len(own))].astype(np.float64)
                 drawn.setdefault(f"decoding.{name}.two_way", []).append(share.mean())
                 drawn.setdefault(f"decoding.{name}.top1", []).append((share == 1).mean())

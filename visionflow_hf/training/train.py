@@ -23,7 +23,7 @@ from visionflow_hf.corpus.responses import images_alone, pairs_of
 from visionflow_hf.corpus.schema import Corpus, join_tables, open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
-from visionflow_hf.folders import alone, put_back, refuse_existing, take_name
+from visionflow_hf.folders import alone, put_back, refuse_existing, take_name, writing
 from visionflow_hf.hub import hub_name, load_model, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.augmentation import FEW_STIMULI
@@ -48,7 +48,7 @@ FEWEST_TO_CHOOSE, ENOUGH_TO_CHOOSE = 4, 8  # train stimuli; held-out stimuli by 
 
 @dataclass
 class Trained:
-    """A trained model, its processor, the Trainer's log history, and the number of its steps."""
+    """A trained model, its processor, the log history of the last image stage, and the number of all steps."""
 
     model: VisionFlowModel
     processor: VisionFlowProcessor
@@ -95,8 +95,9 @@ def train(
                 return trained
             trained.model.voxels = voxels_known(trained.model, opened)
             about = description(trained, corpus, opened, model_args, training_args)
+            with writing(folder):
+                write_seen(folder, opened.pictures, model_args.from_model)
             save_model(trained.model, trained.processor, folder, about, model_id=run)
-            write_seen(folder, opened.pictures, model_args.from_model)
         except BaseException:
             own = first and (checkpoint is None or folder != run) and (folder / MARKER).is_file()
             if own and folder.is_dir() and get_last_checkpoint(folder) is None:  # nothing to resume from
