@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 
 from visionflow_hf import __version__
 from visionflow_hf.cards import card_template, results_of, with_metadata, with_results
+from visionflow_hf.corpus.leakage import SEEN
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import writing
 from visionflow_hf.hub_cache import whole_files
@@ -63,6 +64,7 @@ def save_model(
     folder: str | os.PathLike,
     training: dict,
     model_id: str | os.PathLike | None = None,
+    seen: Collection[str] = (),
 ) -> None:
     """Write a model folder: config, weights, processor, remote code and a new model card.
 
@@ -73,6 +75,7 @@ def save_model(
         training: what the card says about the training: `encoder`, `unit`, `n_stimuli`, `n_trials`, `steps`, `seed` and
             `data_license`; `base_model` and `datasets` where they have names on the Hub. The card's metadata keeps it.
         model_id: the name by which the card loads the model; `folder` without.
+        seen: hashes of the images that it was trained on, by which `evaluate` finds test stimuli among them.
     """
     folder = Path(folder)
     partial = folder / ".model.partial"
@@ -81,6 +84,8 @@ def save_model(
         with writing(folder):
             model.save_pretrained(partial)
             processor.save_pretrained(partial)
+            if seen:
+                (partial / SEEN).write_text("".join(f"{pixels}\n" for pixels in sorted(seen)))
             make_card(str(model_id or folder), model.config, training).save(partial / "README.md")
             (folder / "config.json").unlink(missing_ok=True)
             for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):

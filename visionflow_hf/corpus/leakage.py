@@ -168,17 +168,19 @@ def together(parts: list[dict[str, Picture]]) -> dict[str, Picture]:
     return pictures
 
 
-def write_seen(folder: Path, pictures: Pictures, earlier: str | None = None) -> None:
-    """Keep in a model folder what its train and validation images are known by, with those of the model before it."""
-    before = Path(earlier, SEEN) if earlier else None
-    seen = set(before.read_text().split()) if before and before.is_file() else set()
-    seen |= {shown.pixels for name in pictures if name != "test" for shown in pictures[name].values()}
-    (folder / SEEN).write_text("".join(f"{pixels}\n" for pixels in sorted(seen)))
+def seen_by(run: str | Path) -> set[str]:
+    """The hashes of the images that the model in a folder was trained on; none where the folder does not tell."""
+    file = Path(run, SEEN)
+    return set(file.read_text().split()) if file.is_file() else set()
 
 
-def seen_in_training(run: Path, pictures: dict[str, Picture], split: str) -> str:
+def to_be_seen(pictures: Pictures) -> set[str]:
+    """The hashes of the train and validation images."""
+    return {shown.pixels for name in pictures if name != "test" for shown in pictures[name].values()}
+
+
+def seen_in_training(run: str | Path, pictures: dict[str, Picture], split: str) -> str:
     """The stimuli of a split that the model in this folder was trained on, in words; empty where none is known."""
-    file = run / SEEN
-    seen = set(file.read_text().split()) if file.is_file() else set()
+    seen = seen_by(run)
     names = sorted(stimulus for stimulus, shown in pictures.items() if shown.pixels in seen)
     return f"{count(names, 'stimulus')} of {split} among the images that the model was trained on" if names else ""

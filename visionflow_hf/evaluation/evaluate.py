@@ -65,7 +65,7 @@ def evaluate(
     header = {"split": split, "split_by": opened.split_by, "unit": opened.unit, "about": about_model(run, corpus)}
     leakage = opened.leakage
     if not leakage and split == "test":
-        leakage = seen_in_training(Path(run), opened.pictures[split], split)
+        leakage = seen_in_training(run, opened.pictures[split], split)
         if leakage:
             logger.warning(f"{leakage}: the figures say how well it fits them, not how well it predicts new ones")
     if leakage:

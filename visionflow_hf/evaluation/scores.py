@@ -130,8 +130,7 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
         decoding[name] = _by_image(arrays["image"], reconstructions, row, weights)
         decoding[name] |= _identification(correlation, candidate, weights)
         if "row" not in arrays:
-            below = (rankdata(correlation, "min", axis=0) - 1) / max(1, len(correlation) - 1)
-            identified[name] = below.astype(np.float32)
+            identified[name] = ranked_below(correlation)
         if name == "model":
             by_reconstruction = correlation
     ceiling = ceiling_of_average(ncsnr_of_ceiling(arrays["noise_ceiling"]), arrays["trials"])
@@ -175,6 +174,11 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
             for name, ranking in rankings.items()
         }
     return blocks, rois, (stimulus, identified)
+
+
+def ranked_below(correlation: np.ndarray) -> np.ndarray:
+    """The share of the other images (rows) that each reconstruction (column) ranks below each, float32 `(n, n)`."""
+    return ((rankdata(correlation, "min", axis=0) - 1) / max(1, len(correlation) - 1)).astype(np.float32)
 
 
 def _retrieval(similarity: np.ndarray, candidate: np.ndarray, comparable: np.ndarray, weights: np.ndarray) -> dict:

@@ -18,12 +18,12 @@ from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
 from visionflow_hf.checkpoints import find_checkpoint
-from visionflow_hf.corpus.leakage import write_seen
+from visionflow_hf.corpus.leakage import seen_by, to_be_seen
 from visionflow_hf.corpus.responses import images_alone, pairs_of
 from visionflow_hf.corpus.schema import Corpus, join_tables, open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
-from visionflow_hf.folders import alone, put_back, refuse_existing, take_name, writing
+from visionflow_hf.folders import alone, put_back, refuse_existing, take_name
 from visionflow_hf.hub import hub_name, load_model, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.augmentation import FEW_STIMULI
@@ -95,9 +95,8 @@ def train(
                 return trained
             trained.model.voxels = voxels_known(trained.model, opened)
             about = description(trained, corpus, opened, model_args, training_args)
-            with writing(folder):
-                write_seen(folder, opened.pictures, model_args.from_model)
-            save_model(trained.model, trained.processor, folder, about, model_id=run)
+            seen = to_be_seen(opened.pictures) | (seen_by(model_args.from_model) if model_args.from_model else set())
+            save_model(trained.model, trained.processor, folder, about, model_id=run, seen=seen)
         except BaseException:
             own = first and (checkpoint is None or folder != run) and (folder / MARKER).is_file()
             if own and folder.is_dir() and get_last_checkpoint(folder) is None:  # nothing to resume from
