@@ -83,6 +83,8 @@ class VisionFlowConfig(PreTrainedConfig):
         refine_steps (`int`, *optional*, defaults to 0):
             Gradient steps by which each reconstruction from fMRI is refined, as `reconstruct_image(..., refine=N)`
             does. `visionflow train` chooses it.
+        brightness (`float`, *optional*, defaults to 1.0):
+            By which every decoded image is multiplied, above 0 and at most 1. `visionflow train` chooses it.
         image_weight, kl_weight, alignment_weight, fmri_weight (`float`, *optional*):
             Weights of the four losses, each a mean per element (pixel, latent dimension, latent dimension, voxel).
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -121,6 +123,7 @@ class VisionFlowConfig(PreTrainedConfig):
     decoder_max_channels: int = 256
     linear_share: float = 0.0
     refine_steps: int = 0
+    brightness: float = 1.0
     image_weight: float = 0.3
     kl_weight: float = 0.03
     alignment_weight: float = 0.1
@@ -171,6 +174,8 @@ class VisionFlowConfig(PreTrainedConfig):
             raise ValueError(f"linear_share is {self.linear_share}: a share from 0 to 1 is expected")
         if self.refine_steps < 0:
             raise ValueError(f"refine_steps is {self.refine_steps}: 0 or a number of steps is expected")
+        if not 0 < self.brightness <= 1:
+            raise ValueError(f"brightness is {self.brightness}: a number above 0, and at most 1, is expected")
         if self.decoder_type not in ("conv_transpose", "autoencoder_kl"):
             raise ValueError(f"decoder_type is {self.decoder_type}: conv_transpose or autoencoder_kl is expected")
         if (self.decoder_type == "autoencoder_kl") != (self.autoencoder_config is not None):

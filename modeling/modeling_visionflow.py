@@ -824,12 +824,15 @@ class VisionFlowModel(PreTrainedModel):
         return image.times(response).where(has_image & has_fmri, image.where(has_image, response))
 
     def decode(self, learned: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
-        """logit image = (1 - linear_share) logit decoder(z) + linear_share logit linear_decoder(z, w).
+        """image = brightness p
+
+            logit p = (1 - linear_share) logit decoder(z) + linear_share logit linear_decoder(z, w)
 
         z `(batch, latent_dim)` and w `(batch, linear_dim)` to `(batch, num_channels, height, width)` on a 0..1 scale.
         """
         image, share = self.image_decoder(learned), self.config.linear_share
-        return blend(image, self.linear_decoder(learned, linear), share) if share else image
+        image = blend(image, self.linear_decoder(learned, linear), share) if share else image
+        return image * self.config.brightness
 
     def extract_image_features(self, pixel_values: torch.Tensor, **kwargs):
         """What the heads of the posterior read of the encoder, and its whole output.

@@ -142,6 +142,36 @@ def test_gradient_steps_are_taken_unless_they_harm(parts, monkeypatch):
     assert choose_decoding(model, trials["test"], stimuli, seed=0)[2] == 0
 
 
+@pytest.mark.parametrize(("times", "chosen"), [(1.0, 1.0), (0.92, 0.9), (1.1, 1.0)])
+def test_reconstructions_that_are_too_bright_are_dimmed(parts, monkeypatch, times, chosen):
+    model, processor, splits, trials, _ = parts
+    stimuli = Stimuli(processor, splits.values())
+    bright = stimuli.pixel_values
+
+    def decoded_from(learned, linear):
+        names = [name for subject in trials["test"].subjects for name in trials["test"].some_stimuli(subject, 64, 0)]
+        return bright(names)[: len(learned)] * 0.5
+
+    monkeypatch.setattr(stimuli, "pixel_values", lambda names: bright(names) * 0.5 * times)
+    monkeypatch.setattr(model, "decode", decoded_from)
+    model.config.linear_layers = [1]  # no gradient steps
+    monkeypatch.setattr(decoding, "AT_ONCE", 1000)
+    assert choose_decoding(model, trials["test"], stimuli, seed=0)[3] == chosen
+
+
+def test_brightness_dims_every_decoded_image(parts):
+    model, processor, splits, _, _ = parts
+    model.config.brightness = 1.0
+    batch = processor(fmri=responses_of(splits["test"], "subj01").fmri[:2], subject="subj01")
+    with torch.no_grad():
+        before = model.reconstruct_image(**batch, refine=0)
+        model.config.brightness = 0.5
+        torch.testing.assert_close(model.reconstruct_image(**batch, refine=0), before * 0.5)
+    for brightness in (0, 1.1):
+        with pytest.raises(ValueError, match=f"brightness is {brightness}: a number above 0, and at most 1"):
+            VisionFlowConfig(brightness=brightness)
+
+
 def test_quality_is_of_each_image():
     images = np.random.default_rng(0).random((3, 24, 24)).astype(np.float32)
     made = images.copy()
@@ -153,7 +183,7 @@ def test_quality_is_of_each_image():
 def test_the_share_is_saved_with_the_model_and_blends_the_two(parts, tmp_path):
     model, processor, _, trials, stimuli = parts
     fit_linear_decoders(model, trials["train"].stimuli, stimuli, torch.zeros(sizes(model)))
-    model.config.linear_share = 0.25
+    model.config.linear_share, model.config.brightness = 0.25, 0.9
     facts = {"encoder": "vit", "unit": None, "n_stimuli": 1, "n_trials": 1, "steps": 1, "seed": 0}
     save_model(model, processor, tmp_path / "saved", facts)
     again, _ = load_model(tmp_path / "saved")
@@ -163,7 +193,7 @@ def test_the_share_is_saved_with_the_model_and_blends_the_two(parts, tmp_path):
     with torch.no_grad():
         both = again.image_decoder(z).clamp(*HELD_OFF), again.linear_decoder(z, w).clamp(*HELD_OFF)
         odds = [(p / (1 - p)).log() for p in both]
-        torch.testing.assert_close(again.decode(z, w), (0.75 * odds[0] + 0.25 * odds[1]).sigmoid())
+        torch.testing.assert_close(again.decode(z, w), 0.9 * (0.75 * odds[0] + 0.25 * odds[1]).sigmoid())
         torch.testing.assert_close(again.linear_decoder(z, w), model.linear_decoder(z, w))
         torch.testing.assert_close(blend(*both, 0.0), both[0])
 

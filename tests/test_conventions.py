@@ -122,7 +122,7 @@ def test_the_config_of_a_dataset_is_the_one_that_train_chooses(run, corpus):
     config = VisionFlowConfig.for_dataset(rows, VisionFlowProcessor.from_dataset(rows))
     trained = AutoConfig.from_pretrained(run).to_dict()
     written = {"_name_or_path", "architectures", "auto_map", "dtype"}  # by saving
-    written |= {"linear_share", "refine_steps"}  # by training
+    written |= {"linear_share", "refine_steps", "brightness"}  # by training
     assert {name: value for name, value in config.to_dict().items() if trained.get(name) != value}.keys() <= written
 
 

@@ -84,7 +84,8 @@ def continue_model(name: str, train: Dataset, args: ModelArguments) -> tuple[Vis
     if linear_dim is None:  # fewer stimuli may have bounded that of the model
         linear_dim = max(config.linear_dim, VisionFlowConfig.linear_dim) if config.linear_dim else 0
     config.linear_dim = min(linear_dim, len(set(train["stimulus_id"])))
-    config.linear_share, config.refine_steps, config.subjects = 0.0, 0, processor.subjects
+    config.linear_share, config.refine_steps, config.brightness = 0.0, 0, 1.0
+    config.subjects = processor.subjects
     config.num_voxels = [len(processor.fmri_mean[subject]) for subject in processor.subjects]
     model = VisionFlowModel(config)
     for part in ("encoder", "posterior_head", "image_decoder"):

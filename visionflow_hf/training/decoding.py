@@ -1,8 +1,9 @@
-"""How a model decodes: the shares of the linear decoder and of the MLP from fMRI to latent, and gradient steps.
+"""How a model decodes: the shares of the linear decoder and of the MLP from fMRI to latent, gradient steps, brightness.
 
 Where distinct stimuli are few, a decoder trained on them makes new images too much like them, and a linear map from the
 latent to pixels does better. An MLP that was trained on simulated trials, and gradient steps on the latent
-(`refinement`), help only as far as the encoding model behind them is right. So all of it is chosen on held-out train
+(`refinement`), help only as far as the encoding model behind them is right. Reconstructions can be brighter than the
+images: the latent that fMRI predicts is nearer to the mean than an image's. So all of it is chosen on held-out train
 stimuli; of fewer than 50 the MLP gets half at most.
 """
 
@@ -27,6 +28,7 @@ MLP_SHARES_OF_FEW = (0.0, 0.5)  # where distinct stimuli are few
 LINEAR_SHARES = tuple(np.linspace(0, 1, 11).tolist())
 MOST_ASKED = 128  # held-out stimuli by which all this is chosen
 REFINE_STEPS = 10  # more change little
+BRIGHTNESS = (1.0, 0.95, 0.9)
 AT_ONCE = 32  # images
 
 
@@ -37,9 +39,10 @@ def choose_decoding(
     stimuli: Stimuli,
     seed: int,
     mlp_shares: Sequence[float] = MLP_SHARES,
-) -> tuple[float, float, int]:
+) -> tuple[float, float, int, float]:
     """The shares of the MLP and of the linear decoder with the highest quality on held-out stimuli, repeats averaged;
-    then the number of gradient steps: none where the quality would fall by more than its standard error.
+    the number of gradient steps: none where the quality would fall by more than its standard error; then the brightness
+    with the highest quality.
 
     No steps are tried with layers of a pretrained encoder or with an autoencoder, which each step would run forward and
     backward.
@@ -72,25 +75,32 @@ def choose_decoding(
         f"shares chosen on {len(images)} held-out stimuli: MLP {mlp:.0%}, linear decoder {share:.0%} "
         f"(quality {found[mlp, share]:.3f}; {found[0.0, 0.0]:.3f} without both)"
     )
-    if model.config.linear_layers or model.config.decoder_type == "autoencoder_kl":
-        return mlp, share, 0
     fmri, ids, plain, better = torch.cat(responses), torch.cat(places), [], []
+    dear = bool(model.config.linear_layers) or model.config.decoder_type == "autoencoder_kl"
     model.config.linear_share = share  # of `decode`
     for rows in torch.arange(len(h)).split(AT_ONCE):
         posterior = model.fmri_to_latent.correct(h[rows], v[rows], mlp)
-        plain.append(model.decode(posterior.learned.mean, posterior.linear.mean).float())
-        better.append(model.decode(*refined(model, posterior, fmri[rows], ids[rows], REFINE_STEPS)).float())
+        plain.append(as_array(model.decode(posterior.learned.mean, posterior.linear.mean).float()))
+        if not dear:
+            latents = refined(model, posterior, fmri[rows], ids[rows], REFINE_STEPS)
+            better.append(as_array(model.decode(*latents).float()))
     model.config.linear_share = 0.0  # the image stage trains the image decoder alone
-    without, refined_by = (quality(images, as_array(torch.cat(made))) for made in (plain, better))
-    gain = refined_by - without
-    standard_error = gain.std() / max(len(gain) - 1, 1) ** 0.5
-    steps = REFINE_STEPS if gain.mean() >= -standard_error else 0
-    logger.info(
-        f"gradient steps on the latent: {steps} "
-        f"(quality {refined_by.mean():.3f} with {REFINE_STEPS}, {without.mean():.3f} without, "
-        f"standard error of the difference {standard_error:.3f})"
-    )
-    return mlp, share, steps
+    made, steps = np.concatenate(plain), 0
+    if not dear:
+        without, refined_by = quality(images, made), quality(images, np.concatenate(better))
+        gain = refined_by - without
+        standard_error = gain.std() / max(len(gain) - 1, 1) ** 0.5
+        if gain.mean() >= -standard_error:
+            made, steps = np.concatenate(better), REFINE_STEPS
+        logger.info(
+            f"gradient steps on the latent: {steps} "
+            f"(quality {refined_by.mean():.3f} with {REFINE_STEPS}, {without.mean():.3f} without, "
+            f"standard error of the difference {standard_error:.3f})"
+        )
+    found = {brightness: quality(images, brightness * made).mean() for brightness in BRIGHTNESS}
+    brightness = max(found, key=found.get)
+    logger.info(f"brightness: {brightness:.0%} (quality {found[brightness]:.3f}; {found[1.0]:.3f} with 100%)")
+    return mlp, share, steps, brightness
 
 
 def quality(images: np.ndarray, made: np.ndarray) -> np.ndarray:

@@ -121,8 +121,8 @@ def train_on(
     1. The processor takes the means and standard deviations of the train split; the model gets sizes to fit.
     2. Some train stimuli are held out: the validation split, a tenth of many, or a fifth of few.
     3. The image stage (`ImageTrainer`) trains the image side without them, and the fMRI side is fitted to it.
-    4. On the held-out stimuli the shares of the MLP and of the linear decoder are chosen, and whether gradient steps
-       refine reconstructions.
+    4. On the held-out stimuli the shares of the MLP and of the linear decoder are chosen, whether gradient steps refine
+       reconstructions, and the brightness.
     5. Where none are held out for good, the image side is trained on with all stimuli, or, of fewer than 50, anew. The
        fMRI side is fitted to all trials.
 
@@ -172,7 +172,7 @@ def train_on(
     stages = [fitted] if validated or not held_out.stimuli else [fitted, trials]
     few = len(trials.stimuli) < FEW_STIMULI
     begun = copy.deepcopy(model.state_dict()) if few and len(stages) == 2 else None
-    history, steps, chosen = [], 0, (0.0, 0.0, 0)  # where nothing is held out to choose them
+    history, steps, chosen = [], 0, (0.0, 0.0, 0, 1.0)  # where nothing is held out to choose them
     for number, own in enumerate(stages, start=1):
         which = f"image stage {number} of {len(stages)}"
         logger.info(f"{which}: {args.max_steps} steps on {len(own.stimuli)} of {len(trials.stimuli)} stimuli")
@@ -195,7 +195,7 @@ def train_on(
     if not first:
         return Trained(model, processor, history, steps)
     trainer.save_state()
-    mlp_share, model.config.linear_share, model.config.refine_steps = chosen
+    mlp_share, model.config.linear_share, model.config.refine_steps, model.config.brightness = chosen
     model.fmri_to_latent.mlp_share.data.fill_(mlp_share)
     for part in fmri_side:
         part.requires_grad_(True)
