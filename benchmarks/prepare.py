@@ -24,8 +24,8 @@ IMAGES, SIDE = 73000, 425
 COLOURS = 24  # a side, of which a picture is made
 
 
-def write_source(root: Path, sessions: int, full: bool, stimuli: int = 10000) -> np.ndarray:
-    """subj01 with these sessions, in which it sees so many images three times, a tenth of them those that all see.
+def write_source(root: Path, sessions: int, full: bool, stimuli: int = 10000, one_in: int = 10) -> np.ndarray:
+    """subj01 with these sessions, in which it sees so many images three times, one in ten of them those that all see.
 
     Where `full`, all images that it sees are written, and each voxel follows one colour of one place under noise twice
     as strong; files are mostly holes otherwise.
@@ -40,7 +40,7 @@ def write_source(root: Path, sessions: int, full: bool, stimuli: int = 10000) ->
     betas.mkdir(parents=True)
     subjectim = np.stack([1 + rng.permutation(IMAGES)[:10000] for _ in range(8)])
     subjectim[:, :1000] = subjectim[0, :1000]
-    order = np.arange(1, 10001).reshape(10, 1000).T.ravel()  # one of the first thousand, which all see, in ten
+    order = np.arange(1, 1000 * one_in + 1).reshape(one_in, 1000).T.ravel()  # the first thousand are those that all see
     ordering = np.concatenate([rng.permutation(np.repeat(some, 3)) for some in np.split(order, [stimuli])])
     design = {"masterordering": ordering[None], "subjectim": subjectim, "sharedix": subjectim[:1, :1000]}
     scipy.io.savemat(root / "nsddata/experiments/nsd/nsd_expdesign.mat", design)

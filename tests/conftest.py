@@ -1,7 +1,9 @@
 """Small corpora and a small trained model, made once a test session by the commands that users run."""
 
+import atexit
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from PIL import Image
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.schema import voxel_table, write_corpus
 
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 ROOT = Path(__file__).parent.parent
 FOLDS = ("--folds", "2", "--max_steps", "10", "--disable_tqdm", "true", "--seed", "4")
 REAL_DATA = Path(os.environ.get("VISIONFLOW_DATA", ROOT.parent / "shared" / "data"))

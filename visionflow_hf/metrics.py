@@ -62,9 +62,9 @@ def mean_squared_error(images: np.ndarray, reconstructions: np.ndarray) -> np.nd
 def cross_correlation(real: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """r_ij = Pearson r of real item i (rows) and predicted item j (columns), each flattened."""
     correlation = np.empty((len(real), len(predicted)))
-    for rows in _blocks(real, 32 * BLOCK):
+    for rows in _blocks(real, 16 * BLOCK):
         unit = _unit_rows(real[rows])
-        for columns in _blocks(predicted):
+        for columns in _blocks(predicted, 16 * BLOCK):  # few columns would read all of `unit` for little work
             correlation[rows, columns] = unit @ _unit_rows(predicted[columns]).T
     return correlation
 

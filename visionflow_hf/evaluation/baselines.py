@@ -1,11 +1,11 @@
 """Baselines: ridge regression between voxels and pixels, from an encoder's layer to voxels, and the nearest stimulus.
 
 They are fitted for one subject on the trials of train, at the model's image size, and predict the rows that they are
-asked for. Their fMRI is in the unit of the corpus. Memory holds the responses, a few tables of `(samples, samples)`,
+asked for. Their fMRI is in the unit of the corpus. Memory holds the responses, two tables of `(samples, samples)`,
 and blocks of pixels, of the encoder's features and of predictions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,51 +19,66 @@ from visionflow_hf.stimuli import Stimuli
 LEAST_SCALE = 1e-4  # of a feature
 NUMBERS = 2**24  # of a block, 64 MiB in float32
 ROWS = 1000  # that are predicted or compared at once
+MOST_DECIDING = 3000  # samples by which a penalty is chosen
 
 Blocks = Iterator[tuple[torch.Tensor, torch.Tensor]]  # columns of the features: of train, and of what is asked for
 
 
 class SharesRidge:
-    """predicted = shares targets        shares = 1/n + A (C'C + penalty)^-1 C'
+    """predicted = shares targets        shares = 1/n + A X' (X X' + penalty)^-1
 
-    C being the principal component scores of the n train samples' features, `(samples, components)`, and A those of
-    the asked samples. It is ridge regression with one penalty for all targets, so that each prediction is a weighted
-    mean of the train targets: neither features, nor weights, nor targets need to lie in memory as a whole.
+    X being the features of the n train samples `(samples, features)` and A those of the asked samples, both centred by
+    train. It is ridge regression with one penalty for all targets, so that each prediction is a weighted mean of the
+    train targets: neither features, nor weights, nor targets need to lie in memory as a whole. Where there are fewer
+    features than samples, A X' (X X' + penalty)^-1 is computed as A (X'X + penalty)^-1 X'.
 
     Args:
-        blocks: see `principal_scores`.
-        width: number of features.
-        judged (`torch.Tensor` of shape `(samples, targets)`): by which the penalty is chosen, as in `fit_ridge`.
-        stimulus_ids: the stimulus of each sample; its repeats are held out together.
+        blocks: columns of the features, of train `(samples, some)` and of the asked samples `(asked, some)`.
+        width: how many columns there are in all.
+        stimulus_ids: the stimulus of each train sample; its repeats are held out together.
+        judged: gives some targets `(rows, targets)` of these rows of train, by which the penalty is chosen as in
+            `fit_ridge`; of many samples those of `deciding`.
 
     Attributes:
         shares (`torch.Tensor` of shape `(asked, samples)`)
         error (`float`): mean squared error on held-out stimuli of train.
     """
 
-    def __init__(self, blocks: Blocks, width: int, judged: torch.Tensor, stimulus_ids: Sequence[str]):
-        train, asked, values = principal_scores(blocks, width, len(judged))
-        self.penalty, errors = choose_penalty(train, values, judged, stimulus_ids)
+    def __init__(
+        self,
+        blocks: Blocks,
+        width: int,
+        stimulus_ids: Sequence[str],
+        judged: Callable[[np.ndarray], torch.Tensor],
+    ):
+        rows = deciding(stimulus_ids)
+        if width <= len(stimulus_ids):
+            train, asked = (torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True))
+            train, asked = train - train.mean(0), asked - train.mean(0)
+            products = train.T @ train
+            scores, values = scores_of_features(train[rows])
+        else:
+            train, products, asked = None, *products_of(blocks, len(stimulus_ids))
+            scores, values = scores_of_products(products[rows][:, rows])
+        self.penalty, errors = choose_penalty(scores, values, judged(rows), [stimulus_ids[row] for row in rows])
         self.error = float(errors.mean())
-        self.shares = (asked / (values + self.penalty)) @ train.T
-        self.shares += 1 / len(train)
+        del scores, values
+        self.penalty, shares = solve(products, self.penalty, asked)
+        self.shares = (shares if train is None else shares @ train.T) + 1 / len(stimulus_ids)
 
 
-def principal_scores(blocks: Blocks, width: int, samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """C of train and A of the asked samples, both centred by train, and the diagonal of C'C.
+def deciding(stimulus_ids: Sequence[str]) -> np.ndarray:
+    """The rows of an even choice of stimuli with at most some 3,000 samples, by which a penalty is chosen.
 
-        X = C V'        from the eigenvectors V of X'X; where there are more features than samples, from those of X X'
-
-    Args:
-        blocks: columns of the features, of train `(samples, some)` and of the asked samples `(asked, some)`.
-        width: how many columns there are in all.
+    It does not grow with the number of samples: it is the variance of the noise over that of the weights.
     """
-    if width <= samples:
-        train, asked = (torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True))
-        centre = train.mean(0)
-        train, asked = train - centre, asked - centre
-        values, vectors = eigh(train.T @ train)
-        return train @ vectors, asked @ vectors, values.clamp(min=0)
+    distinct = list(dict.fromkeys(stimulus_ids))
+    kept = set(distinct[:: max(1, -(-len(stimulus_ids) // MOST_DECIDING))])
+    return np.flatnonzero([name in kept for name in stimulus_ids])
+
+
+def products_of(blocks: Blocks, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """X X' `(samples, samples)` and A X' `(asked, samples)`, centred by train."""
     products = across = None
     for train, asked in blocks:
         centre = train.mean(0)
@@ -72,11 +87,41 @@ def principal_scores(blocks: Blocks, width: int, samples: int) -> tuple[torch.Te
             products, across = train.new_zeros(samples, samples), train.new_zeros(len(asked), samples)
         products.addmm_(train, train.T)
         across.addmm_(asked, train.T)
+    return products, across
+
+
+def scores_of_features(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Principal component scores T of some samples `(samples, components)`, and the diagonal of T'T."""
+    features = features - features.mean(0)
+    if features.shape[1] > len(features):
+        return scores_of_products(features @ features.T)
+    values, vectors = eigh(features.T @ features)
+    return features @ vectors, values.clamp(min=0)
+
+
+def scores_of_products(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same from X X' of these samples."""
+    products = products - products.mean(0)
+    products -= products.mean(1, keepdim=True)
     values, vectors = eigh(products)
-    del products
     first = int((values <= torch.finfo(values.dtype).eps * values[-1]).sum())  # below are rounding errors
     values, vectors = values[first:], vectors[:, first:]
-    return vectors * values.sqrt(), across @ vectors / values.sqrt(), values
+    return vectors * values.sqrt(), values
+
+
+def solve(products: torch.Tensor, penalty: float, rows: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """The penalty, and rows (products + penalty)^-1. A penalty that is lost in rounding is raised until it is not.
+
+    Args:
+        products (`torch.Tensor` of shape `(size, size)`): symmetric, its diagonal is written over.
+    """
+    diagonal = products.diagonal().clone()
+    while True:
+        products.diagonal().copy_(diagonal + penalty)
+        factor, failed = torch.linalg.cholesky_ex(products)
+        if not failed or penalty > torch.finfo(products.dtype).max:
+            return penalty, torch.cholesky_solve(rows.T, factor).T
+        penalty *= 10**0.5
 
 
 class Known:
@@ -110,9 +155,9 @@ class Known:
         """From now on `seen` has one row a stimulus."""
         self.seen, _ = self.seen.averaged()
 
-    def judged(self) -> torch.Tensor:
-        """The standardised responses by which a penalty is chosen, `(trials, some voxels)`."""
-        return self.fmri(self.seen.fmri, slice(None, None, evenly(len(self.mean))))
+    def judged(self, rows: np.ndarray) -> torch.Tensor:
+        """The standardised responses of some trials by which a penalty is chosen, `(rows, some voxels)`."""
+        return self.fmri(self.seen.fmri[rows], slice(None, None, evenly(len(self.mean))))
 
     def pixels(self, stimulus_ids: Sequence[str], lines: slice = slice(None)) -> torch.Tensor:
         """`(stimuli, pixels)` of some lines of the images, on a 0..1 scale."""
@@ -137,9 +182,12 @@ def ridge_to_pixels(known: Known, measured: Sequence[np.ndarray]) -> Iterator[It
             asked = torch.cat([known.fmri(fmri, voxels) for fmri in measured])
             yield known.fmri(seen.fmri, voxels), asked
 
-    step = evenly(int(np.prod(known.stimuli.pixels.shape)))
-    parts = (known.pixels(seen.stimulus_ids[some])[:, ::step].clone() for some in slices(len(seen.fmri), ROWS))
-    ridge = SharesRidge(blocks(), seen.fmri.shape[1], torch.cat(list(parts)), seen.stimulus_ids)
+    def judged(rows: np.ndarray) -> torch.Tensor:
+        names = [seen.stimulus_ids[row] for row in rows]
+        step = evenly(int(np.prod(known.stimuli.pixels.shape)))
+        return torch.cat([known.pixels(names[some])[:, ::step].clone() for some in slices(len(names), ROWS)])
+
+    ridge = SharesRidge(blocks(), seen.fmri.shape[1], seen.stimulus_ids, judged)
     for shares in ridge.shares.split([len(fmri) for fmri in measured]):
         yield _reconstruct(known, shares)
 
@@ -162,7 +210,7 @@ def ridge_to_fmri(known: Known, stimulus_ids: Sequence[str]) -> np.ndarray:
         for lines in slices(shape[0], NUMBERS // (len(seen.fmri) * shape[1] * shape[2])):
             yield known.pixels(seen.stimulus_ids, lines), known.pixels(stimulus_ids, lines)
 
-    ridge = SharesRidge(blocks(), int(np.prod(shape)), known.judged(), seen.stimulus_ids)
+    ridge = SharesRidge(blocks(), int(np.prod(shape)), seen.stimulus_ids, known.judged)
     return known.predict_fmri(ridge)
 
 
@@ -176,7 +224,6 @@ def feature_ridge_to_fmri(known: Known, stimulus_ids: Sequence[str], widths: Seq
         widths: the number of features of each layer.
     """
     names, best, start = known.seen.stimulus_ids, None, 0
-    judged = known.judged()
     for width in widths:
 
         def blocks(first: int = start, beyond: int = start + width) -> Blocks:
@@ -188,7 +235,7 @@ def feature_ridge_to_fmri(known: Known, stimulus_ids: Sequence[str], widths: Seq
                 scale = train.std(0, correction=0).clamp(min=LEAST_SCALE)
                 yield train / scale, asked / scale
 
-        ridge = SharesRidge(blocks(), width, judged, names)
+        ridge = SharesRidge(blocks(), width, names, known.judged)
         if best is None or ridge.error < best.error:
             best = ridge
         start += width
