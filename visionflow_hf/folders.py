@@ -24,9 +24,9 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool, marker: str) -> No
     """
     path = Path(path)
     put_back(path)
-    if path.is_file() or path.is_symlink():
+    if os.path.isfile(path) or os.path.islink(path):
         raise UserError(f"{path} is not a folder: give the name of a folder to write")
-    if not path.exists() or not any(path.iterdir()):
+    if not os.path.exists(path) or not any(path.iterdir()):
         return
     if not overwrite:
         raise UserError(f"{path} exists and is not empty: pass --overwrite to replace it, or give another name")
@@ -142,7 +142,7 @@ def put_back(path: Path) -> None:
     """Give the earlier folder its name back where the one that was to replace it did not arrive."""
     path = path.absolute()
     replaced = replaced_name(path)
-    if not replaced.is_dir():
+    if not os.path.isdir(replaced):  # unlike `Path.is_dir`, it takes names of any length
         return
     if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
         path.rmdir()

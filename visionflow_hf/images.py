@@ -54,6 +54,12 @@ def is_plain_rgb(file: bytes, name: str) -> bool:
         return picture.mode == "RGB" and picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
+def is_transparent(file: bytes, name: str) -> bool:
+    """Whether a pixel is transparent, in part or as a whole."""
+    with opened(file, name) as picture:
+        return picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255
+
+
 @contextmanager
 def opened(file: Encoded, name: str) -> Iterator[Image.Image]:
     try:

@@ -232,6 +232,11 @@ def field_keys(file: str | os.PathLike, key: str) -> list[str]:
     file = Path(file)
     if file.suffix == ".mat" and not h5py.is_hdf5(file):
         with reading(file):
-            array = load_mat5(file, [key]).get(key)
+            name, *fields = key.split("/")
+            array = load_mat5(file, [name]).get(name)
+        for field in fields:
+            if not isinstance(array, np.ndarray) or field not in (array.dtype.names or ()):
+                return []
+            array = array[field].item() if array.size == 1 else array[field]
         return [f"{key}/{name}" for name in array.dtype.names or ()] if isinstance(array, np.ndarray) else []
     return [name for name in array_keys(file) if name.startswith(f"{key}/")]

@@ -54,7 +54,8 @@ def cell_kind(cells: Sequence[tuple[tuple[int, ...], str]]) -> str:
 
 
 def hdf5_kind(dataset: h5py.Dataset, matlab: bool) -> tuple[tuple[int, ...], str]:
-    shape = dataset.shape[::-1] if matlab else dataset.shape
+    stored = dataset.shape or ()  # a null data set has none
+    shape = stored[::-1] if matlab else stored
     if is_cell_array(dataset):
         cells = [dataset.file[reference] for reference in np.ravel(own_values(dataset, dataset.name)[()])]
         return shape, cell_kind([hdf5_cell(cell) for cell in cells])

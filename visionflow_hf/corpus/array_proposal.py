@@ -18,7 +18,7 @@ CEILING = re.compile(r"ceiling", re.IGNORECASE)
 CATEGORIES = re.compile(r"categor|class|(stim|image).*label", re.IGNORECASE)
 SUBJECT = re.compile(r"(?<![A-Za-z])s(ub(j(ect)?)?)?[-_]?\d+(?!\d)", re.IGNORECASE)  # S1, subj01, sub-01
 OTHERS = ("cell", "text", "struct", "object", "MATLAB")  # kinds that are no arrays of numbers
-TRAIN = re.compile(r"training|train|trn", re.IGNORECASE)
+TRAIN, TEST = re.compile(r"training|train|trn", re.IGNORECASE), re.compile("test", re.IGNORECASE)
 
 
 def listed(kinds: Kinds) -> str:
@@ -75,7 +75,8 @@ def for_all_subjects(flags: list[str], fmri: str, kinds: Kinds) -> list[str]:
     if not match:
         return flags
     before, after = map(re.escape, (fmri[: match.start()], fmri[match.end() :]))
-    if len([key for key in kinds if re.fullmatch(rf"{before}[^/]+{after}", key)]) < 2:
+    alike = [key for key in kinds if re.fullmatch(rf"{before}[^/]+{after}", key) and not TEST.search(key)]
+    if len(alike) < 2 or not all(SUBJECT.search(key) for key in alike):
         return flags
     return [flag if flag.startswith("--") else flag.replace(match[0], "{subject}") for flag in flags]
 
@@ -90,12 +91,12 @@ def likelihood(images: str, fmri: str, kinds: Kinds) -> int:
         kind == "uint8",
         kinds[fmri][1].startswith("float"),
         bool(TRAIN.search(images)) and bool(TRAIN.search(fmri)),
-        -3 * bool(re.search("test", images + fmri, re.IGNORECASE)),
+        -3 * bool(TEST.search(images + fmri)),
     ]
     return sum(points)
 
 
 def partner(key: str, keys: Kinds) -> str | None:
     """The key of the test split beside that of the train split."""
-    wanted = TRAIN.sub("test", key).lower()
-    return next((other for other in keys if other != key and other.lower() == wanted), None)
+    wanted = [TRAIN.sub("test", key).lower(), f"{key}_test".lower(), f"test_{key}".lower()]
+    return next((other for other in keys if other != key and other.lower() in wanted), None)

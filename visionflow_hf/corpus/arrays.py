@@ -1,6 +1,7 @@
 """`prepare arrays`: images and responses that lie as plain arrays in one .mat, .npz or .h5 file."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -113,6 +114,7 @@ def prepare_arrays(
         UserError: the file or the flags do not fit; nothing is written then.
     """
     refuse_existing(out, overwrite, MARKER)
+    images, fmri = images or None, fmri or None  # an empty text names no array
     if fmri is None:
         kinds = array_kinds(file)
         report(listed(kinds))
@@ -125,6 +127,10 @@ def prepare_arrays(
             raise UserError(
                 "without --images all is train: leave out --test-..., --split-by, --image-shape, --category, "
                 "--average-repeats and --stimuli-once"
+            )
+        if PLACEHOLDER in str((fmri, stimulus_ids, about_voxels)):
+            raise UserError(
+                f"without --images there is one subject: give its own keys in place of {PLACEHOLDER}, and --subject"
             )
         write_fmri_alone(file, out, fmri, stimulus_ids, subject or SUBJECT, about_voxels, overwrite, report)
         return
@@ -178,7 +184,20 @@ def named_subjects(file: str | os.PathLike, keys: TrialKeys, about_voxels: Voxel
     if PLACEHOLDER in keys.fmri:
         if name:
             raise UserError(f"--subject names the only subject: leave it out with --fmri {keys.fmri}")
-        return names_in(file, keys.fmri, PLACEHOLDER)
+        names = names_in(file, keys.fmri, PLACEHOLDER)
+        given = [*(key for key in vars(keys).values() if key != keys.fmri), *vars(about_voxels).values()]
+        given = [key for one in given for key in (one if isinstance(one, list) else [one]) if key]
+        others = {key.replace(PLACEHOLDER, name) for key in given for name in names}
+        names = [name for name in names if keys.fmri.replace(PLACEHOLDER, name) not in others]
+        for name in names:
+            shorter = next((one for one in names if name != one and one in name), None)
+            if shorter and re.search("test", name.replace(shorter, ""), re.IGNORECASE):
+                of_test = keys.fmri.replace(PLACEHOLDER, name).replace(shorter, PLACEHOLDER)
+                raise UserError(
+                    f"{keys.fmri} fits {keys.fmri.replace(PLACEHOLDER, name)} as well: give --test-fmri {of_test} and "
+                    "--test-images, or rename it"
+                )
+        return names
     if PLACEHOLDER in str((keys, about_voxels)):
         raise UserError(f"{PLACEHOLDER} in a key needs it in that of --fmri, too: {keys.fmri} came")
     return [name or SUBJECT]
@@ -211,6 +230,8 @@ def read_trials(
     pairs = [(keys.images, keys.fmri)] + ([(keys.test_images, keys.test_fmri)] if keys.test_images else [])
     stored = [(stacked(arrays[one], one), stacked(arrays[other], other, flat=True)) for one, other in pairs]
     for (images, fmri), (images_key, fmri_key) in zip(stored, pairs, strict=True):
+        if not images.ndim:
+            raise UserError(f"{images_key} is one number: images (trials, height, width[, channels]) are expected")
         refuse_trials_last(images, fmri, images_key, fmri_key)
     pixels = to_uint8([images for images, _ in stored], report)
     lengths = [len(images) for images in pixels]
@@ -227,10 +248,13 @@ def read_trials(
             )
         shown = [pixel_hash(image) for image in images]
         own = names[place]
-        named = plain_names(own, len(images), keys.stimulus_ids or keys.test_stimulus_ids) if own is not None else shown
+        ids_key = keys.stimulus_ids or keys.test_stimulus_ids
+        named = refuse_missing(plain_names(own, len(images), ids_key), ids_key) if own is not None else shown
         if keys.category and labels[place] is None:
             raise UserError(f"--category {keys.category} has the categories of train alone: give --test-category, too")
-        categories = plain_names(labels[place], len(images), keys.category) if keys.category else None
+        categories = None
+        if keys.category:
+            categories = refuse_missing(plain_names(labels[place], len(images), keys.category), keys.category)
         parts.append(Trials(images, responses, shown, named, categories))
     voxels = [part.fmri.shape[1] for part in parts]
     if len(set(voxels)) > 1:
@@ -293,8 +317,10 @@ def write_fmri_alone(
 ) -> None:
     """A corpus of responses without images; a stimulus has a name where `ids_key` gives one."""
     arrays = read_arrays(file, [one for one in (key, ids_key) if one])
-    fmri = check_responses(arrays[key], key)
-    names = plain_names(arrays[ids_key], len(fmri), ids_key) if ids_key else [None] * len(fmri)
+    fmri = check_responses(stacked(arrays[key], key, flat=True), key)
+    names = [None] * len(fmri)
+    if ids_key:
+        names = refuse_missing(plain_names(arrays[ids_key], len(fmri), ids_key), ids_key)
     numbers = number_repeats(names) if ids_key else [0] * len(fmri)
 
     def rows() -> Iterator[dict]:
@@ -377,6 +403,8 @@ def shape_images(array: np.ndarray, shape: list[int] | None, column_major: bool,
         else:
             array = array.reshape(len(array), *shape)
     elif array.ndim in (3, 4):
+        if column_major:
+            raise UserError(f"{key} has shape {array.shape}: --column-major is for images that come as flat rows")
         if shape is not None and list(array.shape[1:]) != list(shape):
             raise UserError(
                 f"--image-shape {' '.join(map(str, shape))} does not fit {key} of shape {array.shape}: "
@@ -398,7 +426,15 @@ def plain_names(array: np.ndarray, trials: int, key: str) -> list[str]:
     if array.size != trials:
         raise UserError(f"{key} has {array.size} entries for {trials} trials: one name a trial is expected")
     values = [value.item() if isinstance(value, np.ndarray) and value.size == 1 else value for value in array.ravel()]
-    return [plain_text(value, key) for value in values]
+    empty = [isinstance(value, np.ndarray) and value.size == 0 for value in values]
+    return ["" if none else plain_text(value, key) for value, none in zip(values, empty, strict=True)]
+
+
+def refuse_missing(names: list[str], key: str) -> list[str]:
+    """The names themselves; raise `UserError` where one is missing."""
+    if "" in names:
+        raise UserError(f"{key} is missing in trial {names.index('') + 1}: every trial needs one")
+    return names
 
 
 def refuse_shared_stimuli(train: Trials, test: Trials) -> None:

@@ -101,7 +101,7 @@ def write_source(
         scratch = folder / "scratch"
         scratch.mkdir()
         refuse_full_disk(source, folder, average, stimuli_once)
-        pictures = gather_images(source, scratch, num_proc)
+        pictures = gather_images(source, scratch, num_proc, report)
         responses = gather_responses(source, scratch, num_proc)
         left_out: dict[str, set[int]] = {}
         fraction = TEST_FRACTION if test_fraction is None else test_fraction

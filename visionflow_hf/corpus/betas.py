@@ -86,7 +86,8 @@ def open_betas(file: Path, key: str | None) -> Betas:
         if key is None and file.suffix != ".npy":
             key = only_key(file)
         with opened(file, key) as (array, reverse):
-            shape, kind, affine = array.shape[::-1] if reverse else array.shape, array.dtype, None
+            stored = array.shape or ()  # a null data set has none
+            shape, kind, affine = stored[::-1] if reverse else stored, array.dtype, None
         expected = "numbers (trials, voxels) or (x, y, z, trials) are expected"
         fits = len(shape) in (2, 4)
     if not fits or kind.kind not in "iuf" or 0 in shape:

@@ -1,5 +1,6 @@
 """Corpora from the Hub: Parquet shards, the voxel table and the card, as `push-corpus` writes them."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def shards_of(files: Iterable[str]) -> dict[str, list[str]]:
 
 
 def is_parquet(folder: Path) -> bool:
-    return any(folder.glob("data/*.parquet"))
+    return os.path.isdir(folder) and any(folder.glob("data/*.parquet"))  # unlike `Path.is_dir`, for names of any length
 
 
 def load_parquet(folder: Path) -> DatasetDict:

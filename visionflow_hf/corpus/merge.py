@@ -1,14 +1,15 @@
 """`visionflow merge`: two corpora as one, split by split."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
 from visionflow_hf.corpus.leakage import Picture, leakage, replaced, together
-from visionflow_hf.corpus.responses import presence
+from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_groups
+from visionflow_hf.corpus.responses import presence, responses_of
 from visionflow_hf.corpus.schema import (
     FEATURES,
     MARKER,
@@ -37,7 +38,8 @@ def merge(
 ) -> None:
     """Write the corpus `out` with the rows of both.
 
-    A subject may be in both; its voxel table is then that of `one`, and the repeats of a stimulus count on in `other`.
+    A subject may be in both; its voxel table is then that of `one`, but see `ceilings_of_both`, and the repeats of a
+    stimulus count on in `other`.
     The columns `category` and `session` are kept; they are null in the rows of a corpus that does not have them.
 
     Args:
@@ -63,9 +65,8 @@ def merge(
         refuse_other_places(subject, first, second)
         report(f"{subject} is in both: taken for one subject; if it is not, import one of them under another name")
     pictures = together([shown for corpus in (first, second) for shown in corpus.pictures.values()])
-    held_out = ""
+    held_out = SPLIT_BY[0]
     if test_fraction is None:
-        held_out = "; ".join(dict.fromkeys(corpus.split_by for corpus in (first, second) if "test" in corpus.splits))
         splits = {
             name: joined([corpus.splits[name] for corpus in (first, second) if name in corpus.splits])
             for name in SPLITS
@@ -75,6 +76,10 @@ def merge(
         rows = joined([concatenate_datasets(list(corpus.splits.values())) for corpus in (first, second)])
         splits = drawn_anew(rows, pictures, test_fraction, seed, report)
     splits = DatasetDict(same_columns(splits))
+    if test_fraction is None:
+        held_out = still_held_out(
+            [corpus.split_by for corpus in (first, second) if "test" in corpus.splits], splits, report
+        )
     shown = {
         name: {stimulus: pictures[stimulus] for stimulus in rows["stimulus_id"] if stimulus in pictures}
         for name, rows in splits.items()
@@ -87,13 +92,71 @@ def merge(
         )
     voxels = second.voxels[~second.voxels["subject"].isin(list(first.subjects))]
     voxels = join_tables([first.voxels, voxels])
+    for subject in both:
+        own = voxels["subject"] == subject
+        voxels.loc[own, "noise_ceiling"] = ceilings_of_both(subject, first, second, splits, report)
     for subject in list(voxels.attrs.get("repeats", {})):  # those of test rows that are other ones now
         if test_fraction is not None or subject in both:
             del voxels.attrs["repeats"][subject]
     unit = one_unit(first, second, report)
     with new_folder(out, overwrite, marker=MARKER) as folder:
-        save_corpus(folder, splits, voxels, unit, held_out or SPLIT_BY[0])
+        save_corpus(folder, splits, voxels, unit, held_out)
     report(", ".join(f"{name}: {len(rows)} rows" for name, rows in splits.items()))
+
+
+def still_held_out(said: list[str], splits: DatasetDict, report: Callable[[str], None]) -> str:
+    """What the merged test split holds out; categories or sessions only where train has none of them.
+
+    Args:
+        said: what the test split of each corpus holds out.
+    """
+    if set(said) <= {SPLIT_BY[0]} or "train" not in splits:
+        return "; ".join(dict.fromkeys(said)) or SPLIT_BY[0]
+    column = "session" if any("session" in one for one in said) else "category"
+    if column in splits["train"].column_names:
+        train, test = (set(splits[name].with_format(None)[column][:]) for name in ("train", "test"))
+        if None not in train | test and not train & test:
+            return "; ".join(dict.fromkeys(said))
+    report("test no longer holds out whole categories or sessions, since train has rows of them: it holds out stimuli")
+    return SPLIT_BY[0]
+
+
+def ceilings_of_both(
+    subject: str, first: Corpus, second: Corpus, splits: DatasetDict, report: Callable[[str], None]
+) -> np.ndarray:
+    """The noise ceilings of a subject in both corpora, array of shape (voxels,), NaN where they are not known.
+
+    Those of `first`, or else of `second`, or else from the repeats among the rows of both. None are known where the
+    rows of one average repeats and those of the other do not.
+    """
+    averaged = [subject in corpus.voxels.attrs.get("repeats", {}) for corpus in (first, second)]
+    here, there = (
+        corpus.voxels_of(subject)["noise_ceiling"].to_numpy(np.float64, na_value=np.nan) for corpus in (first, second)
+    )
+    if averaged[0] != averaged[1]:
+        report(f"the rows of {subject} average repeats in one corpus alone: no noise ceiling holds for all of them")
+        return np.full(len(here), np.nan)
+    known = np.where(np.isfinite(here), here, there)
+    if np.isfinite(known).any() or any(averaged):
+        return known
+    ratio = ncsnr_of_groups(repeated_trials(subject, splits))
+    if ratio is None:
+        return known
+    report(f"noise ceilings of {subject}: from the repeats in both")
+    return ceiling_of_average(ratio, np.ones(1))
+
+
+def repeated_trials(subject: str, splits: DatasetDict) -> Iterator[np.ndarray]:
+    """The responses (trials, voxels) to each stimulus that the subject saw more than once."""
+    for rows in splits.values():
+        _, has_fmri = presence(rows)
+        mine = np.flatnonzero((np.asarray(rows["subject"][:], dtype=object) == subject) & has_fmri)
+        trials: dict[str, list[int]] = {}
+        for row, stimulus in zip(mine.tolist(), rows.select(mine)["stimulus_id"][:], strict=True):
+            trials.setdefault(stimulus, []).append(row)
+        for stimulus, own in trials.items():
+            if stimulus is not None and len(own) > 1:
+                yield responses_of(rows.select(own), subject).fmri
 
 
 def refuse_other_places(subject: str, first: Corpus, second: Corpus) -> None:

@@ -252,7 +252,7 @@ def refuse(path: str | os.PathLike, problems: list[str]) -> None:
 def corpus_folder(path: str | os.PathLike) -> Path:
     """The folder of a corpus that is named by its path, or by ORG/NAME on the Hub."""
     name = str(path)
-    return Path(path) if Path(path).exists() or name.count("/") != 1 else fetch_corpus(name)
+    return Path(path) if os.path.exists(path) or name.count("/") != 1 else fetch_corpus(name)
 
 
 def read_splits(path: Path) -> DatasetDict:
@@ -261,7 +261,7 @@ def read_splits(path: Path) -> DatasetDict:
     Raises:
         UserError: no corpus, or one that cannot be read.
     """
-    if not (path / MARKER).is_file() and not is_parquet(path):
+    if not os.path.isfile(path / MARKER) and not is_parquet(path):
         raise UserError(f"{path} is no corpus (no {MARKER} in it): make one with `visionflow prepare` or `simulate`")
     for folder in (path, *(path / name for name in SPLITS)):
         for file in folder.iterdir() if folder.is_dir() else ():

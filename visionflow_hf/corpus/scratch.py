@@ -18,18 +18,19 @@ from visionflow_hf.corpus.files import BLOCK_BYTES
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.corpus.source import Block, Source
 from visionflow_hf.errors import UserError, count
-from visionflow_hf.images import is_plain_rgb, open_image, pixel_hash
+from visionflow_hf.images import is_plain_rgb, is_transparent, open_image, pixel_hash
 from visionflow_hf.processes import run
 
 
 @dataclass
 class Picture:
-    """Where the encoded image of a stimulus lies, and the hash of its pixels."""
+    """Where the encoded image of a stimulus lies, the hash of its pixels, and whether it is transparent in places."""
 
     file: Path
     start: int
     length: int
     pixels: str
+    transparent: bool = False
 
     def read(self) -> bytes:
         with open(self.file, "rb") as file:
@@ -65,7 +66,7 @@ class StoredResponses:
             yield self.read(trials[start : start + step])
 
 
-def gather_images(source: Source, scratch: Path, num_proc: int) -> dict[str, Picture]:
+def gather_images(source: Source, scratch: Path, num_proc: int, report: Callable[[str], None]) -> dict[str, Picture]:
     tasks = [partial(store_images, part, scratch / f"images-{index}") for index, part in enumerate(source.images)]
     wanted = set().union(*(subject.stimuli for subject in source.subjects))
     pictures: dict[str, Picture] = {}
@@ -78,6 +79,12 @@ def gather_images(source: Source, scratch: Path, num_proc: int) -> dict[str, Pic
     missing = sorted(wanted - set(pictures))
     if missing:
         raise UserError(f"{count(missing, 'stimulus')} without an image: the source is incomplete")
+    transparent = [stimulus for stimulus in wanted if pictures[stimulus].transparent]
+    if transparent:
+        report(
+            f"{count(sorted(transparent), 'image')} with transparent pixels: their colours are kept and what shone "
+            "through is not; save the images over the background that the subjects saw"
+        )
     return pictures
 
 
@@ -88,14 +95,16 @@ def store_images(part: Callable[[], Iterator[tuple[str, np.ndarray | bytes]]], p
         for stimulus, image in part():
             if stimulus in pictures:
                 continue
+            transparent = False
             if isinstance(image, bytes):
                 name = f"the image {stimulus}"
+                transparent = is_transparent(image, name)
                 picture = open_image(image, name).convert("RGB")
                 encoded = image if is_plain_rgb(image, name) else to_png(picture)
             else:
                 picture = Image.fromarray(image)
                 encoded = to_png(picture)
-            pictures[stimulus] = Picture(path, file.tell(), len(encoded), pixel_hash(picture))
+            pictures[stimulus] = Picture(path, file.tell(), len(encoded), pixel_hash(picture), transparent)
             file.write(encoded)
     return pictures
 

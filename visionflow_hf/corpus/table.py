@@ -111,9 +111,32 @@ def read_table(
         unit = f"standard deviation of the voxel within the {zscore}"
     categories = None
     if "category" in trials:
-        texts = texts_of(trials, "category", source)
-        categories = dict(zip(trials["stimulus_id"], texts, strict=True))
+        categories = categories_of(trials, source, "category" in (columns or {}), report)
     return Source(subjects, image_parts(subjects, shown), unit, categories)
+
+
+def categories_of(
+    trials: pd.DataFrame, source: Path, asked: bool, report: Callable[[str], None]
+) -> dict[str, str] | None:
+    """The category of each stimulus; None, with a word, where the column was not asked for and does not tell it.
+
+    Raises:
+        UserError: the column was asked for, and a trial has none, or a stimulus has several.
+    """
+    try:
+        found: dict[str, str] = {}
+        for stimulus, category in zip(trials["stimulus_id"], texts_of(trials, "category", source), strict=True):
+            other = found.setdefault(stimulus, category)
+            if other != category:
+                raise UserError(
+                    f"stimulus {stimulus} of {source} has the categories {other} and {category}: one is expected"
+                )
+    except UserError as error:
+        if asked:
+            raise
+        report(f"categories are left out: {error}")
+        return None
+    return found
 
 
 def take_columns(table: pd.DataFrame, source: Path, subject: str | None, columns: dict[str, str]) -> pd.DataFrame:
@@ -122,20 +145,28 @@ def take_columns(table: pd.DataFrame, source: Path, subject: str | None, columns
     for meaning in ("image", "subject", *OPTIONAL):
         column = columns.get(meaning, meaning)
         if meaning == "subject" and subject is not None:
+            several = sorted(set(table[column]) - {""}) if column in table else []
+            if len(several) > 1:
+                raise UserError(
+                    f"{source} has the subjects {', '.join(several[:10])}: --subject names the only one, so leave it "
+                    "out"
+                )
             trials[meaning] = subject
         elif column in table:
-            needed = meaning in ("subject", "split", "repeat")
-            trials[meaning] = texts_of(table, column, source) if needed else table[column]
+            if meaning in ("subject", "split", "repeat"):
+                texts_of(table if meaning == "subject" else table[trials["image"] != ""], column, source)
+            trials[meaning] = table[column]
         elif meaning not in OPTIONAL or meaning in columns:
             remedy = f"name it with --{meaning.removesuffix('_id')}-column"
             if meaning == "subject":
                 remedy += ", or the one subject with --subject"
             raise UserError(f"{source} has no column {column}: its columns are {', '.join(table.columns)}; {remedy}")
+    shown = trials[trials["image"] != ""]  # the others are left out
     if "split" in trials:
-        others = sorted(set(trials["split"]) - set(SPLITS))
+        others = sorted(set(shown["split"]) - set(SPLITS))
         if others:
             raise UserError(f"split of {source} has {count(others, 'other value')}: {', '.join(SPLITS)} are expected")
-    if "repeat" in trials and not trials["repeat"].str.fullmatch(r"\d{1,9}").all():
+    if "repeat" in trials and not shown["repeat"].str.fullmatch(r"\d{1,9}").all():
         raise UserError(f"repeat of {source} has other values than numbers from 0 or 1 on: number the repeats")
     return trials
 

@@ -41,7 +41,8 @@ def texts_of(table: pd.DataFrame, column: str, file: Path) -> list[str]:
     """The values of a column, none of them missing."""
     values = table[column].tolist()
     if "" in values:
-        raise UserError(f"{column} of {file} is missing in row {values.index('') + 1}: every trial needs one")
+        row = table.index[values.index("")] + 1  # of the file, from which rows may have been left out
+        raise UserError(f"{column} of {file} is missing in row {row}: every trial needs one")
     return values
 
 

@@ -92,6 +92,11 @@ def read_rois(file: str | os.PathLike, keys: list[str], num_voxels: int) -> tupl
     arrays = read_arrays(file, keys)
     array = arrays[masks_key]
     if len(keys) == 1:
+        if array.dtype == bool:
+            raise UserError(
+                f"{masks_key} is a mask: give the name of each voxel's region, a group or struct with a mask under the "
+                f"name of each region, or the key of their names after it, --rois {masks_key} NAMES"
+            )
         names = texts(array, masks_key)
         if len(names) != num_voxels:
             raise UserError(
@@ -166,10 +171,12 @@ def texts(array: np.ndarray, key: str) -> list[str]:
 
 
 def plain_text(value, key: str) -> str:
-    """An entry of the array `key` as text: bytes are UTF-8, and whole numbers lose a decimal point."""
+    """An entry of the array `key` as text: bytes are UTF-8, whole numbers lose a decimal point, NaN is empty."""
     if isinstance(value, bytes):
         with reading(key):
             value = value.decode()
+    elif value is None or (isinstance(value, (float, np.floating)) and np.isnan(value)):
+        value = ""
     elif isinstance(value, (float, np.floating)) and float(value).is_integer():
         value = int(value)
     return str(value).strip()

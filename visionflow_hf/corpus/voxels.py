@@ -86,7 +86,14 @@ def read_regions(
         return named_labels(*files, space, voxels, report)
     roi: list[list[str]] = [[] for _ in voxels]
     for file, name in zip(files, names, strict=True):
-        for place in np.flatnonzero(np.nan_to_num(space.read(file).ravel()[voxels]) > 0):
+        mask = np.nan_to_num(space.read(file).ravel()[voxels])
+        labels = np.unique(mask[mask > 0])
+        if len(labels) > 1 and not np.any(labels % 1):
+            raise UserError(
+                f"{file} has the labels {', '.join(f'{label:g}' for label in labels[:10])}, and a mask 1 alone: give "
+                "the table of their names after it, with the columns index and name"
+            )
+        for place in np.flatnonzero(mask > 0):
             if name not in roi[place]:
                 roi[place].append(name)
     return roi
