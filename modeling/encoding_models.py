@@ -151,7 +151,7 @@ def pooling_fields(space: FeatureSpace) -> Iterator[tuple[slice, torch.Tensor]]:
         yield slice(0, len(space.read)), torch.einsum("ap,bq->abpq", near, near).flatten(2).flatten(0, 1)
 
 
-def stacking_weights(encodings: list[Encoding], seed: int) -> tuple[dict[str, float], float]:
+def stacking_weights(encodings: list[Encoding], seed: int) -> tuple[dict[str, float], list[float], float]:
     """Weights of the encoding models that predict held-out stimuli best.
 
     They are common to all voxels; of many voxels some stand for all. With fewer than 6 stimuli none are held out, and
@@ -161,13 +161,14 @@ def stacking_weights(encodings: list[Encoding], seed: int) -> tuple[dict[str, fl
         encodings: of one subject, from each feature space.
 
     Returns:
-        The weights by the models' names, and the squared error with them as a share of that of ridge from the first
-        space, where it is smaller.
+        The weights by the models' names; those of the ridges from the spaces alone, without fields; and the squared
+        error with the former as a share of that with the latter, where it is smaller.
     """
     rows, fmri = encodings[0].rows, encodings[0].fmri
-    names, first = [name for one in encodings for name in one.models], encodings[0].space.name
+    names, ridges = [name for one in encodings for name in one.models], [one.space.name for one in encodings]
+    first = ridges[0]
     if len(rows) < FEWEST_STIMULI:
-        return {name: float(name == first) for name in names}, 1.0
+        return {name: float(name == first) for name in names}, [float(name == first) for name in ridges], 1.0
     enough = min(len(fmri), 250)
     voxels = max(100, ASKED // enough)
     fmri = fmri[:, :: max(1, fmri.shape[1] // voxels)]
@@ -182,10 +183,12 @@ def stacking_weights(encodings: list[Encoding], seed: int) -> tuple[dict[str, fl
         if sum(map(len, measured)) >= enough:
             break
     columns, targets = [torch.cat(one) for one in predicted.values()], torch.cat(measured)
-    weights = stack(columns, targets)
-    if not weights.any():  # nothing predicts held-out stimuli
-        weights[names.index(first)] = 1
-    left = targets - sum(t * one for t, one in zip(weights.tolist(), columns, strict=True))
-    alone = (targets - columns[names.index(first)]).square().sum()
-    share = float((left.square().sum() / alone.clamp(min=1e-12)).clamp(1e-3, 1))
-    return dict(zip(names, weights.tolist(), strict=True)), share
+    alone = [columns[names.index(name)] for name in ridges]
+    weights, of_ridges, errors = stack(columns, targets), stack(alone, targets), []
+    for chosen, some, place in ((weights, columns, names.index(first)), (of_ridges, alone, 0)):
+        if not chosen.any():  # nothing predicts held-out stimuli
+            chosen[place] = 1
+        left = targets - sum(t * one for t, one in zip(chosen.tolist(), some, strict=True))
+        errors.append(left.square().sum())
+    share = float((errors[0] / errors[1].clamp(min=1e-12)).clamp(1e-3, 1))
+    return dict(zip(names, weights.tolist(), strict=True)), of_ridges.tolist(), share

@@ -7,6 +7,7 @@ The feature spaces are the Gabor energies and colours of an image, and the maps 
 encoder.
 """
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
@@ -20,7 +21,7 @@ from .trials import Trials
 
 logger = logging.get_logger(__name__)
 
-MOST_STIMULI = 8000  # shared out among the subjects
+MOST_STIMULI = 8000
 MOST_WEIGHTS = 64_000_000  # of the fields of a block of voxels
 LEAST_WEIGHT = 1e-3  # of a voxel that is not predicted
 
@@ -41,12 +42,12 @@ def fit_encoding(
 
     Returns:
         For each subject of this process a weight for each voxel, `(voxels,)`, of mean square 1: its correlation, 0
-        where negative, with what ridge from the Gabor energies predicts of held-out stimuli. With many voxels and few
+        where negative, with what ridges from the feature spaces predict of held-out stimuli. With many voxels and few
         trials most voxels hold no signal. Over fewer than 50 stimuli a correlation says too little of a voxel: all
         weights are 1.
     """
     names, processes = trials.subjects, processes or Processes()
-    chosen = {name: trials.some_stimuli(name, MOST_STIMULI // len(names), seed) for name in names}
+    chosen = choose_stimuli(trials, seed)
     distinct = list(dict.fromkeys(stimulus for own in chosen.values() for stimulus in own))
     place = {stimulus: row for row, stimulus in enumerate(distinct)}
     spaces = feature_spaces(model, stimuli, distinct) if model.config.linear_dim else []
@@ -58,18 +59,26 @@ def fit_encoding(
         if spaces:
             rows = torch.tensor([place[stimulus] for stimulus in own], device=model.device)
             encodings = [Encoding(space, rows, fmri) for space in spaces]
-            weights, left = stacking_weights(encodings, seed)
+            weights, of_ridges, left = stacking_weights(encodings, seed)
             told = ", ".join(f"{which} {t:.2f}" for which, t in weights.items())
             logger.info(f"{name}: weights of the encoding models: {told}")
             components.add(name, encodings, weights)
-            read, penalty = spaces[0].scores[rows], encodings[0].penalties[spaces[0].name]
+            expected, level = 0, fmri.mean(0)
+            for one, t in zip(encodings, of_ridges, strict=True):
+                if t:
+                    which = one.space.name
+                    known = one.penalties[which], one.space.scores[rows], fmri, own, one.eigen[which]
+                    expected = expected + t * (held_out_predictions(*known) - level)
+            expected = expected + level
         else:
             learned = image_latents(model, stimuli, own).learned.mean
             read, left = model.latent_to_fmri.read(learned, learned[:, :0]), 1.0
             ridge = fit_ridge(read, fmri, own)
-            maps[name], penalty = (ridge.weights, ridge.intercept), ridge.penalty
-        expected = held_out_predictions(penalty, read, fmri, own)
-        model.set_noise(name, left * trials.squared_errors(name, own, expected))
+            maps[name] = ridge.weights, ridge.intercept
+            expected = held_out_predictions(ridge.penalty, read, fmri, own)
+        # What the fields add is known of the mean responses; the noise of single trials is there with them, too.
+        gained = (1 - left) * (expected - fmri).square().mean(0).cpu()
+        model.set_noise(name, trials.squared_errors(name, own, expected) - gained)
         few = len(own) < FEW_STIMULI
         voxel_weights[name] = fmri.new_ones(fmri.shape[1]) if few else reliability(expected, fmri)
     if spaces:
@@ -82,6 +91,21 @@ def fit_encoding(
         voxel_map.weight[:, read_dims] = weights.T
         voxel_map.bias.copy_(intercept)
     return voxel_weights
+
+
+def choose_stimuli(trials: Trials, seed: int) -> dict[str, list[str]]:
+    """The stimuli of each subject that the encoding models are fitted to: of many, 8,000 are drawn for all subjects.
+
+    A subject who saw few of these gets others: together as many as its part of 8,000.
+    """
+    stimuli, names = trials.stimuli, trials.subjects
+    drawn = {stimuli[row] for row in np.random.default_rng(seed).permutation(len(stimuli))[:MOST_STIMULI].tolist()}
+    chosen = {}
+    for name in names:
+        own = [stimulus for stimulus in dict.fromkeys(trials.stimulus_ids(name)) if stimulus in drawn]
+        least = trials.some_stimuli(name, MOST_STIMULI // len(names), seed)
+        chosen[name] = own if len(own) >= len(least) else least
+    return chosen
 
 
 def reliability(predicted: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
@@ -122,6 +146,7 @@ class Components:
     def add(self, subject: str, encodings: list[Encoding], shares: dict[str, float]) -> None:
         """The weighted predictions of one more subject, by an encoding from each feature space."""
         fmri = encodings[0].fmri
+        scale = fmri.shape[1] ** -0.5  # so that a subject with many voxels counts as much as one with few
         block = max(1, min(BLOCK, MOST_WEIGHTS // sum(encoding.field_weights for encoding in encodings)))
         for start in range(0, fmri.shape[1], block):
             voxels = slice(start, min(start + block, fmri.shape[1]))
@@ -132,15 +157,15 @@ class Components:
                 if shares[name]
             ]
             predicted = sum(share * one.fmri for _, share, one in predictions)
-            scores, readout = self._largest(predicted - predicted.mean(0))
+            scores, readout = self._largest((predicted - predicted.mean(0)) * scale)
             kept = self.scores.shape[1]
             self.scores, turn = self._largest(torch.cat([self.scores, scores], dim=1))
             self._turn(turn[:, :kept])
             readout = turn[:, kept:] @ readout
             for place, share, one in predictions:
                 heads = self.score_heads if one.of_scores else self.heads
-                heads[place] += one.times(share * readout.T)
-            self.readouts.append((subject, readout, predicted.mean(0)))
+                heads[place] += one.times(share * scale * readout.T)
+            self.readouts.append((subject, readout / scale, predicted.mean(0)))
 
     def join(self, processes: Processes) -> None:
         """Make one set of components of those that several processes have, each of its own subjects."""

@@ -601,9 +601,10 @@ class VisionFlowModel(PreTrainedModel):
             )
         enough(name, stimulus_ids)
         with Undisturbed(self):
-            known, latents = known_voxels(self, seed), latents_of(self, pixels)
+            known, latents = known_voxels(self, seed, [name]), latents_of(self, pixels)
             simulated = tuple(torch.cat(parts) for parts in zip(latents, latents_of_the_prior(self, seed), strict=True))
-            before = list(self.config.subjects)
+            before, table = list(self.config.subjects), self.voxels
+            same = name in before and self.config.num_voxels[before.index(name)] == fmri.shape[1]
             if name in before:
                 self.remove_subject(name)
                 processor.remove_subject(name)
@@ -615,6 +616,8 @@ class VisionFlowModel(PreTrainedModel):
             if name in before:  # a processor that was loaded before still has the subjects in this order
                 self._order_subjects(before)
                 processor.subjects = list(before)
+            if same:  # these are the voxels that the table describes
+                self.voxels = table
         return processor
 
     def _order_subjects(self, names: list[str]) -> None:
@@ -871,10 +874,22 @@ class VisionFlowModel(PreTrainedModel):
             if rows != voxels:
                 raise OSError(f"{VOXELS} has {rows} voxels of {name}, the model has {voxels}: copy both from one place")
 
+    def train(self, mode: bool = True) -> "VisionFlowModel":
+        """As in `nn.Module`; layers of the encoder that are frozen keep their running means and variances."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            weights = list(module.parameters(recurse=False))
+            if getattr(module, "running_mean", None) is not None and not any(one.requires_grad for one in weights):
+                module.training = False
+        return self
+
     def _check_precision(self) -> None:
-        """Raise a ValueError where the weights are not float32."""
-        if self.dtype != torch.float32:
-            raise ValueError(f"the weights are of {self.dtype}: call model.float() first, the fits need torch.float32")
+        """Raise a ValueError where weights are not float32."""
+        for weight in self.parameters():
+            if weight.is_floating_point() and weight.dtype != torch.float32:
+                raise ValueError(
+                    f"the weights are of {weight.dtype}: call model.float() first, the fits need torch.float32"
+                )
 
     def _own_dtype(self) -> torch.dtype:
         """The weights' dtype; `self.dtype` has no parameters to look at in a replica of `nn.DataParallel`."""
@@ -905,6 +920,8 @@ class VisionFlowModel(PreTrainedModel):
             if len(subjects) > 1:
                 raise ValueError(f"subject_ids is missing: this model knows {', '.join(subjects)}")
             return torch.zeros(rows.shape[0], dtype=torch.long, device=rows.device)
+        if subject_ids.shape != rows.shape[:1]:
+            raise ValueError(f"subject_ids has shape {tuple(subject_ids.shape)}: one for each of {rows.shape[0]} rows")
         waits = subject_ids.device.type != "cpu" and self.training  # an accelerator would have to finish its work first
         if not torch.compiler.is_compiling() and not waits and len(subject_ids):
             low, high = int(subject_ids.min()), int(subject_ids.max())

@@ -153,10 +153,18 @@ def evenly(targets: int) -> int:
 
 
 def held_out_predictions(
-    penalty: float, features: torch.Tensor, targets: torch.Tensor, groups: Sequence
+    penalty: float,
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    groups: Sequence,
+    eigen: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """`(samples, targets)`: what ridges of one penalty predict of each group that they are fitted without."""
-    path, predicted = RidgePath(features, targets[:, :0]), torch.empty_like(targets)
+    """`(samples, targets)`: what ridges of one penalty predict of each group that they are fitted without.
+
+    Args:
+        eigen: as in `RidgePath`.
+    """
+    path, predicted = RidgePath(features, targets[:, :0], eigen), torch.empty_like(targets)
     scores, penalties = path.scores(features), targets.new_tensor([penalty])
     for start in range(0, targets.shape[1], BLOCK):
         own = slice(start, start + BLOCK)
@@ -315,13 +323,19 @@ def eigh(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def stack(predictions: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-    """t = argmin |targets - sum_k t_k predictions_k|^2 with every t_k >= 0, `(models,)`.
+    """t = argmin |targets - sum_k t_k predictions_k|^2 + s^2 |t - 1/K|^2 with every t_k >= 0, `(K,)`.
+
+    s^2 is the mean square of the targets: the last term weighs as much as one of them, so that predictions that are
+    next to zero get no huge weights.
 
     Args:
         predictions: of held-out stimuli by each model, tensors of the shape of `targets`, without their mean.
     """
     columns = torch.stack([one.flatten() for one in predictions], dim=1).cpu().double()  # MPS has no float64
-    return nnls(columns.T @ columns, columns.T @ targets.flatten().cpu().double()).float()
+    targets, models = targets.flatten().cpu().double(), len(predictions)
+    square = targets.square().mean()
+    products = columns.T @ columns + square * torch.eye(models, dtype=torch.float64)
+    return nnls(products, columns.T @ targets + square / models).float()
 
 
 def nnls(products: torch.Tensor, with_targets: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ The fMRI is mapped to the latent by two ridges,
 All t are fitted by non-negative least squares to held-out stimuli.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -96,10 +96,16 @@ def latents_of_the_prior(model, seed: int) -> Latents:
     return tuple(torch.cat(of) for of in zip(*parts, strict=True))
 
 
-def known_voxels(model, seed: int) -> Ridge:
-    """The maps to up to MOST_KNOWN of the model's voxels, drawn at random: weights `(read, voxels)`."""
+def known_voxels(model, seed: int, fitted: Collection[str] = ()) -> Ridge:
+    """The maps to up to MOST_KNOWN of the model's voxels, drawn at random: weights `(read, voxels)`.
+
+    Args:
+        fitted: subjects who are to be fitted anew. Their maps are left out where there are others: they may have been
+            fitted to the same trials, of which none would then be held out.
+    """
     rng = np.random.default_rng(seed)
-    maps = model.latent_to_fmri.voxel_maps
+    named = zip(model.config.subjects, model.latent_to_fmri.voxel_maps, strict=True)
+    maps = [one for name, one in named if name not in fitted] or list(model.latent_to_fmri.voxel_maps)
     drawn = [np.sort(rng.permutation(one.out_features)[: max(1, MOST_KNOWN // len(maps))]) for one in maps]
     weights = torch.cat([one.weight[rows] for one, rows in zip(maps, drawn, strict=True)]).float().T
     return Ridge(weights, torch.cat([one.bias[rows] for one, rows in zip(maps, drawn, strict=True)]).float(), 0.0)

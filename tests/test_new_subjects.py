@@ -167,10 +167,14 @@ def test_weights_of_models_are_those_of_scipy():
         expected, _ = nnls(columns, targets)
         found = weights_of(*map(torch.from_numpy, (columns.T @ columns, columns.T @ targets)))
         np.testing.assert_allclose(found, expected, atol=1e-8)
+        size = np.sqrt(np.square(targets).mean())  # and one more target of this size that says 1/2 each
+        drawn = np.concatenate([columns, size * np.eye(2)]), np.concatenate([targets, size * np.full(2, 0.5)])
         np.testing.assert_allclose(
-            stack(list(map(torch.from_numpy, (one, other))), torch.from_numpy(targets)), found, rtol=1e-6
+            stack(list(map(torch.from_numpy, (one, other))), torch.from_numpy(targets)), nnls(*drawn)[0], rtol=1e-5
         )
-    assert stack([torch.zeros(3), torch.zeros(3)], torch.ones(3)).tolist() == [0.0, 0.0]
+    assert stack([torch.zeros(3), torch.zeros(3)], torch.ones(3)).tolist() == [0.5, 0.5]
+    small = [torch.full((6,), 1e-3), torch.full((6,), -1e-3)]  # as ridges predict noise
+    assert stack(small, torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, 1.0])).max() < 0.51
 
 
 def test_what_is_shared_is_kept(run, newcomer, tmp_path):

@@ -87,7 +87,7 @@ def continue_model(name: str, train: Dataset, args: ModelArguments) -> tuple[Vis
     config.linear_share, config.refine_steps, config.brightness = 0.0, 0, 1.0
     config.subjects = processor.subjects
     config.num_voxels = [len(processor.fmri_mean[subject]) for subject in processor.subjects]
-    model = VisionFlowModel(config)
+    model = VisionFlowModel(config).float()  # the encoder of a model in half precision would be made in that
     for part in ("encoder", "posterior_head", "image_decoder"):
         getattr(model, part).load_state_dict(getattr(trained, part).state_dict())
     choose_trained_weights(model, args, frozen=False)
@@ -113,13 +113,15 @@ def choose_trained_weights(model: VisionFlowModel, args: ModelArguments, frozen:
 
 def unfreeze_last_blocks(encoder: nn.Module, number: int) -> None:
     """Train the last blocks and all that follows them; the blocks of a hierarchical encoder are its stages."""
-    blocks = next((module for module in encoder.modules() if isinstance(module, nn.ModuleList)), [])
+    lists = [(name, module) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
+    blocks = next((module for name, module in lists if "embed" not in name), [])  # some embed patches in each stage
     if not 0 < number <= len(blocks):
         raise UserError(f"--unfreeze_blocks is {number}: 1 to {len(blocks)} is expected, which this encoder has")
+    frozen = {weight for block in list(blocks)[:-number] for weight in block.parameters()}
     weights = list(encoder.parameters())
     first = next(blocks[-number].parameters())
     for weight in weights[next(place for place, weight in enumerate(weights) if weight is first) :]:
-        weight.requires_grad_()
+        weight.requires_grad_(weight not in frozen)
 
 
 def with_adapters(encoder: nn.Module, rank: int) -> nn.Module:

@@ -37,7 +37,7 @@ def fit_new_subjects(
         raise UserError("the model knows no subject to whose voxels new ones could be compared: train it first")
     pairs = pairs_of(train)
     own = build_processor(train)
-    known = known_voxels(model, seed)
+    known = known_voxels(model, seed, own.subjects)
     stimuli = Stimuli(processor, [pairs], cache=cache)
     torch.manual_seed(seed)
     seen, prior = image_latents(model, stimuli, list(stimuli.keys), IMAGES), latents_of_the_prior(model, seed)

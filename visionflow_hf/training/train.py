@@ -32,7 +32,7 @@ from visionflow_hf.modeling.trials import Trials
 from visionflow_hf.modeling.voxel_table import VoxelTable
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
-from visionflow_hf.training.build import build_model, build_processor, continue_model, merge_adapters
+from visionflow_hf.training.build import OF_TRAINING, build_model, build_processor, continue_model, merge_adapters
 from visionflow_hf.training.decoding import MLP_SHARES, MLP_SHARES_OF_FEW, choose_decoding
 from visionflow_hf.training.new_subjects import fit_new_subjects
 from visionflow_hf.training.trainer import ImageBatches, ImageTrainer
@@ -269,6 +269,9 @@ def refuse_contradictions(args: ModelArguments) -> None:
         if args.freeze_shared:
             raise UserError("--freeze_shared keeps the weights of a trained model: name it with --from_model")
         return
+    given = [f"--{name}" for name in (*OF_TRAINING, "linear_dim") if getattr(args, name) is not None]
+    if args.freeze_shared and given:
+        raise UserError(f"--freeze_shared fits the maps of new subjects alone: leave out {', '.join(given)}")
     sizes = ("encoder", "feature_layers", "autoencoder", "image_size", "latent_dim")
     sizes += ("bridge_hidden_size", "decoder_channels")
     given = [f"--{name}" for name in sizes if getattr(args, name) is not None]
