@@ -498,7 +498,7 @@ def test_voxels_read_the_layers_of_a_pretrained_encoder(colour_corpus, tmp_path,
     encodings = [linear_latent.Encoding(space, torch.arange(len(fmri)), fmri) for space in spaces]
     names = [name for one in encodings for name in one.models]
     weights = dict.fromkeys(names, 0.0) | {"layer 1": 1.0}
-    monkeypatch.setattr(linear_latent, "stacking_weights", lambda *_: (dict(weights), 1.0))
+    monkeypatch.setattr(linear_latent, "stacking_weights", lambda *_: (dict(weights), [0.0] * len(layers) + [1.0], 1.0))
     linear_latent.fit_encoding(model, trials, stimuli, seed=0)
     pixels, features = stimuli.pixel_values(trials.stimuli), stimuli.image_features(trials.stimuli)
     ids = torch.zeros(len(pixels), dtype=torch.long)

@@ -497,7 +497,7 @@ def test_arrays_and_flags_that_do_not_fit(tmp_path, refused):
         ("--betas", tmp_path / "transposed.npy"): r"has shape \(4, 6\), and .* has 6 rows for it: .*so transpose",
         ("--betas", tmp_path / "complex.npy"): "type complex128: numbers",
         ("--betas", tmp_path / "surface.dscalar.nii"): "is a Cifti2Image: NIfTI volumes",
-        ("--betas", tmp_path / "pickled.npy"): "pickled.npy holds Python objects",
+        ("--betas", tmp_path / "pickled.npy"): "pickled.npy cannot be read .*Python objects",
         ("--betas", tmp_path / "several.npz"): r"holds 2 arrays \(a, b\): name that of the betas with --betas-key",
         ("--betas", tmp_path / "several.npz", "--betas-key", "c"): "has no c: its keys are a, b",
         (

@@ -134,7 +134,7 @@ def open_npy(file: Path) -> np.ndarray:
             pickled = pickled_npy(stream)
         if pickled:
             raise UserError(
-                f"{file} holds Python objects, which are not read: save the array in them alone, such as "
+                f"{file} cannot be read as numbers, since it holds Python objects: save the array in them alone, as in "
                 "np.save('betas.npy', np.load(FILE, allow_pickle=True).item()['betasmd'])"
             )
         array = np.load(file, mmap_mode="r", allow_pickle=False)
