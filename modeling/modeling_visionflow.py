@@ -798,7 +798,16 @@ class VisionFlowModel(PreTrainedModel):
     def encode_fmri(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None, **kwargs) -> LatentGaussian:
         """q(z, w | fmri); other parts of the processor's batch are not used."""
         refuse_gaps(kwargs, "has_fmri", "fMRI")
-        return self.fmri_to_latent(fmri.to(self._own_dtype()), self._subject_ids(subject_ids, fmri))
+        ids = self._subject_ids(subject_ids, fmri)
+        if not torch.compiler.is_compiling() and not (self.training and ids.device.type != "cpu"):
+            for place in ids.unique().tolist():
+                voxels = self.config.num_voxels[place]
+                if fmri.shape[1] < voxels:
+                    raise ValueError(
+                        f"fmri has {fmri.shape[1]} voxels a row, {self.config.subjects[place]} has {voxels}: prepare "
+                        "it with the model's processor"
+                    )
+        return self.fmri_to_latent(fmri.to(self._own_dtype()), ids)
 
     def encode(
         self,

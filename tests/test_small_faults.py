@@ -53,6 +53,15 @@ def test_subject_ids_of_another_length_are_refused(two):
                 call(**given)
 
 
+def test_responses_with_too_few_voxels_are_refused(two):
+    model, processor, rows = two
+    batch = processor(fmri=np.stack(rows["fmri"][:3]), subject="ann")
+    short = {**batch, "fmri": batch["fmri"][:, :30]}
+    for call in (model.encode_fmri, model.reconstruct_image, model.reconstruct_embedding):
+        with pytest.raises(ValueError, match="fmri has 30 voxels a row, ann has 40: prepare it with the model's proc"):
+            call(**short)
+
+
 def test_a_known_subject_is_not_fitted_from_its_own_maps(two):
     """They were fitted to the same trials: noise would be predicted, and taken for signal."""
     model, processor, rows = two
