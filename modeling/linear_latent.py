@@ -76,7 +76,7 @@ def fit_encoding(
             ridge = fit_ridge(read, fmri, own)
             maps[name] = ridge.weights, ridge.intercept
             expected = held_out_predictions(ridge.penalty, read, fmri, own)
-        # What the fields add is known of the mean responses; the noise of single trials is there with them, too.
+        # The fields lower the error of mean responses; the noise of single trials around these stays.
         gained = (1 - left) * (expected - fmri).square().mean(0).cpu()
         model.set_noise(name, trials.squared_errors(name, own, expected) - gained)
         few = len(own) < FEW_STIMULI

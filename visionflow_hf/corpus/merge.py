@@ -112,8 +112,9 @@ def still_held_out(said: list[str], splits: DatasetDict, report: Callable[[str],
     """
     if set(said) <= {SPLIT_BY[0]} or "train" not in splits:
         return "; ".join(dict.fromkeys(said)) or SPLIT_BY[0]
-    column = "session" if any("session" in one for one in said) else "category"
-    if column in splits["train"].column_names:
+    by_session = {"session" in one for one in said if one != SPLIT_BY[0]}
+    column = "session" if True in by_session else "category"
+    if len(by_session) == 1 and column in splits["train"].column_names:
         train, test = (set(splits[name].with_format(None)[column][:]) for name in ("train", "test"))
         if None not in train | test and not train & test:
             return "; ".join(dict.fromkeys(said))

@@ -76,17 +76,17 @@ def choose_decoding(
         f"(quality {found[mlp, share]:.3f}; {found[0.0, 0.0]:.3f} without both)"
     )
     fmri, ids, plain, better = torch.cat(responses), torch.cat(places), [], []
-    dear = bool(model.config.linear_layers) or model.config.decoder_type == "autoencoder_kl"
+    costly = bool(model.config.linear_layers) or model.config.decoder_type == "autoencoder_kl"
     model.config.linear_share = share  # of `decode`
     for rows in torch.arange(len(h)).split(AT_ONCE):
         posterior = model.fmri_to_latent.correct(h[rows], v[rows], mlp)
         plain.append(as_array(model.decode(posterior.learned.mean, posterior.linear.mean).float()))
-        if not dear:
+        if not costly:
             latents = refined(model, posterior, fmri[rows], ids[rows], REFINE_STEPS)
             better.append(as_array(model.decode(*latents).float()))
     model.config.linear_share = 0.0  # the image stage trains the image decoder alone
     made, steps = np.concatenate(plain), 0
-    if not dear:
+    if not costly:
         without, refined_by = quality(images, made), quality(images, np.concatenate(better))
         gain = refined_by - without
         standard_error = gain.std() / max(len(gain) - 1, 1) ** 0.5
