@@ -25,7 +25,7 @@ COLOURS = 24  # a side, of which a picture is made
 
 
 def write_source(root: Path, sessions: int, full: bool, stimuli: int = 10000, one_in: int = 10) -> np.ndarray:
-    """subj01 with these sessions, in which it sees so many images three times, one in ten of them those that all see.
+    """subj01 with these sessions, in which it sees so many images three times, one in `one_in` of which all see.
 
     Where `full`, all images that it sees are written, and each voxel follows one colour of one place under noise twice
     as strong; files are mostly holes otherwise.

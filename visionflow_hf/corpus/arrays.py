@@ -190,7 +190,7 @@ def named_subjects(file: str | os.PathLike, keys: TrialKeys, about_voxels: Voxel
         others = {key.replace(PLACEHOLDER, name) for key in given for name in names}
         names = [name for name in names if keys.fmri.replace(PLACEHOLDER, name) not in others]
         for name in names:
-            shorter = next((one for one in names if name != one and one in name), None)
+            shorter = max((one for one in names if name != one and one in name), key=len, default=None)
             if shorter and re.search("test", name.replace(shorter, ""), re.IGNORECASE):
                 of_test = keys.fmri.replace(PLACEHOLDER, name).replace(shorter, PLACEHOLDER)
                 raise UserError(

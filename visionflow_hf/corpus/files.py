@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from tokenize import TokenError
-from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -130,27 +129,18 @@ def blocks(dataset: h5py.Dataset) -> Iterator[tuple[slice, ...]]:
 def open_npy(file: Path) -> np.ndarray:
     """An array that stays on disk until it is sliced; pickled ones are refused."""
     with reading(existing(file)):
-        with open(file, "rb") as stream:
-            pickled = pickled_npy(stream)
-        if pickled:
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            if "Python objects" not in str(error):
+                raise
             raise UserError(
                 f"{file} cannot be read as numbers, since it holds Python objects: save the array in them alone, as in "
                 "np.save('betas.npy', np.load(FILE, allow_pickle=True).item()['betasmd'])"
-            )
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+            ) from error
         if not isinstance(array, np.ndarray):
             raise UserError(f"{file} holds several arrays: one .npy array is expected")
         return array
-
-
-def pickled_npy(stream: BinaryIO) -> bool:
-    """Whether a .npy file holds pickled objects."""
-    if stream.read(6) != b"\x93NUMPY":
-        return False
-    stream.seek(0)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(stream)[2].hasobject
 
 
 def find_files(folder: Path) -> Iterator[Path]:

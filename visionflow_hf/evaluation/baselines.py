@@ -13,7 +13,7 @@ import torch
 from visionflow_hf.corpus.responses import Responses
 from visionflow_hf.metrics import cross_correlation
 from visionflow_hf.modeling import VisionFlowProcessor
-from visionflow_hf.modeling.ridge import choose_penalty, eigh, evenly
+from visionflow_hf.modeling.ridge import RidgePath, choose_penalty, eigh, evenly
 from visionflow_hf.stimuli import Stimuli
 
 LEAST_SCALE = 1e-4  # of a feature
@@ -56,7 +56,9 @@ class SharesRidge:
             train, asked = (torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True))
             train, asked = train - train.mean(0), asked - train.mean(0)
             products = train.T @ train
-            scores, values = scores_of_features(train[rows])
+            path = RidgePath(train[rows], train[rows, :0])
+            scores, values = path.scores(train[rows]), path.values
+            del path
         else:
             train, products, asked = None, *products_of(blocks, len(stimulus_ids))
             scores, values = scores_of_products(products[rows][:, rows])
@@ -90,17 +92,8 @@ def products_of(blocks: Blocks, samples: int) -> tuple[torch.Tensor, torch.Tenso
     return products, across
 
 
-def scores_of_features(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Principal component scores T of some samples `(samples, components)`, and the diagonal of T'T."""
-    features = features - features.mean(0)
-    if features.shape[1] > len(features):
-        return scores_of_products(features @ features.T)
-    values, vectors = eigh(features.T @ features)
-    return features @ vectors, values.clamp(min=0)
-
-
 def scores_of_products(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same from X X' of these samples."""
+    """Principal component scores T of samples `(samples, components)`, and the diagonal of T'T, from their X X'."""
     products = products - products.mean(0)
     products -= products.mean(1, keepdim=True)
     values, vectors = eigh(products)
