@@ -175,7 +175,7 @@ def test_a_network_that_tells_nothing_identifies_nothing(monkeypatch):
     images = RNG.integers(0, 256, (3, 8, 8), dtype=np.uint8)
     arrays = {"stimulus_id": np.array(list("abc")), "subject": np.array(["s"] * 3), "image": images}
     arrays |= {"reconstruction": images, "ridge/reconstruction": images[::-1]}
-    figures = perceptual_figures(arrays, np.ones((1, 3)))["s"]["model"]
+    figures = perceptual_figures(arrays, np.ones((1, 3)), torch.device("cpu"))["s"]["model"]
     assert figures["clip"].tolist() == [0] and figures["swav"].tolist() == [1]  # ties fail
 
 
@@ -183,10 +183,10 @@ def test_a_bootstrap_draw_counts_rows_as_often_as_drawn(small_networks):
     ids, weights = np.array(list("abcde")), np.array([[2, 0, 1, 3, 1]])
     images, made = RNG.integers(0, 256, (2, 5, 12, 12, 3), dtype=np.uint8)
     arrays = {"stimulus_id": ids, "image": images, "reconstruction": made, "ridge/reconstruction": images}
-    drawn = perceptual_figures(arrays | {"subject": np.array(["s"] * 5)}, weights)["s"]
+    drawn = perceptual_figures(arrays | {"subject": np.array(["s"] * 5)}, weights, torch.device("cpu"))["s"]
     place = np.repeat(np.arange(5), weights[0])
     written_out = {name: values[place] for name, values in arrays.items()} | {"subject": np.array(["s"] * 7)}
-    expected = perceptual_figures(written_out, np.ones((1, 7)))["s"]
+    expected = perceptual_figures(written_out, np.ones((1, 7)), torch.device("cpu"))["s"]
     for decoder in ("model", "ridge"):
         for name in perceptual.FIGURES:
             np.testing.assert_allclose(drawn[decoder][name], expected[decoder][name], atol=1e-6)

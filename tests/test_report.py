@@ -134,7 +134,8 @@ def figures(predictions, **more):
         "intervals": {"decoding.model.pixcorr": [0.789, 0.832]},
         "p_values": {"decoding.model.pixcorr": 0.0123},
         "subjects": {
-            subject: block | {"rois": region_blocks()} for subject in dict.fromkeys(predictions["subject"].tolist())
+            subject: block | {"single_trial": block, "rois": region_blocks()}
+            for subject in dict.fromkeys(predictions["subject"].tolist())
         },
         **more,
     }

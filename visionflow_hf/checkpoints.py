@@ -37,7 +37,7 @@ def find_checkpoint(folders: list[Path], resume: str | None) -> str | None:
 def missing_in(checkpoint: Path) -> str | None:
     """What a checkpoint folder lacks because the run was killed while it was written; None if it is whole."""
     try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         if "global_step" not in state:
             return "trainer_state.json has no global_step"
     except (OSError, ValueError) as error:

@@ -4,6 +4,7 @@ Stimuli are held out by themselves, or with their whole category or session.
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Collection
 from contextlib import nullcontext, redirect_stdout
@@ -32,7 +33,7 @@ from visionflow_hf.evaluation.predictions import (
     subjects_with_repeats,
 )
 from visionflow_hf.evaluation.report import MARKER, write_report
-from visionflow_hf.evaluation.rows import Rows
+from visionflow_hf.evaluation.rows import Rows, write_rows
 from visionflow_hf.folders import new_folder, refuse_existing
 from visionflow_hf.processes import cores, run
 from visionflow_hf.stimuli import Stimuli
@@ -41,6 +42,7 @@ from visionflow_hf.training.build import build_model, build_processor, encoder_n
 from visionflow_hf.training.train import train_on
 
 FOLDS = 10
+BLOCK = 256  # rows that are standardised at once
 
 
 def crossvalidate(
@@ -99,7 +101,9 @@ def crossvalidate(
     check_folds(rows, chosen)
     repeated = subjects_with_repeats(rows)
     names = [f"fold {fold + 1} of {len(chosen)}" for fold in range(len(chosen))]
-    with tempfile.TemporaryDirectory(prefix="visionflow-folds-") as scratch:
+    with new_folder(out, overwrite, marker=MARKER) as folder:
+        scratch = folder / "scratch"
+        scratch.mkdir()
         tasks = [
             partial(run_fold, opened, rows, unpaired, *parts, size, repeated, name, scratch, model_args, training_args)
             for parts, name in zip(chosen, names, strict=True)
@@ -111,8 +115,10 @@ def crossvalidate(
             histories.append(history)
         header = {"split": f"{len(chosen)} folds by {split_by}", "n_folds": len(chosen), "split_by": told}
         header |= {"seed": seed, "unit": opened.unit, "about": {"corpus": Path(corpus).resolve().name}}
-        with new_folder(out, overwrite, marker=MARKER) as folder:
-            return write_report(folder, concatenate(in_colour(parts)), histories, header, perceptual)
+        device = training_args.device if perceptual else None
+        metrics = write_report(folder, concatenate(in_colour(parts)), histories, header, device)
+        shutil.rmtree(scratch)
+    return metrics
 
 
 def check_folds(rows: Dataset, folds: list[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -134,7 +140,7 @@ def in_colour(parts: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]
         axes = max(part[name].ndim for part in parts if name in part)
         for part in parts:
             if axes == 4 and name in part and part[name].ndim == 3:
-                part[name] = np.repeat(part[name][..., None], 3, axis=-1)
+                part[name] = np.repeat(np.asarray(part[name])[..., None], 3, axis=-1)
     return parts
 
 
@@ -215,25 +221,27 @@ def run_fold(
 
     Args:
         repeated: subjects whose single trials are predicted.
-        scratch: folder for images and responses, which the predictions read from there.
+        scratch: folder for the training, and for images and responses, which the predictions read from there.
     """
     print(f"{name}: {len(train_rows)} rows to train on, {len(held_out)} held out", flush=True)
     train, test = rows.select(train_rows), rows.select(held_out)
     more = [] if unpaired is None else [without(unpaired, test)]
     quiet = redirect_stdout(None) if parent_process() else nullcontext()  # the logs of parallel folds would mix
-    with quiet, tempfile.TemporaryDirectory(prefix="visionflow-fold-") as run_folder:
+    with quiet, tempfile.TemporaryDirectory(dir=scratch) as run_folder:
         splits = DatasetDict(train=concatenate_datasets([train, *more]))
         trained = train_on(splits, run_folder, model_args, training_args)
         cache, own = training_args.stimulus_cache, Path(scratch, name.replace(" ", "-"))
         part = predict(trained.model, trained.processor, opened, train, test, own, cache, size, repeated)
-    return standardised(part, trained.processor), trained.history
+    return standardised(part, trained.processor, own), trained.history
 
 
-def standardised(part: dict[str, np.ndarray | Rows], processor) -> dict[str, np.ndarray | Rows]:
-    """Responses and predictions in standard deviations from the mean of the fold's train rows."""
+def standardised(part: dict[str, np.ndarray | Rows], processor, folder: Path) -> dict[str, np.ndarray | Rows]:
+    """Responses and predictions in standard deviations from the mean of the fold's train rows, written to a folder."""
     result = {name: values for name, values in part.items() if not name.startswith(("fmri_mean/", "fmri_std/"))}
     for name, values in result.items():
         kind, subject = owner(name)
         if subject is not None and kind not in OF_VOXELS and not kind.endswith("log_likelihood"):
-            result[name] = (np.asarray(values) - processor.fmri_mean[subject]) / processor.fmri_std[subject]
+            mean, std = processor.fmri_mean[subject], processor.fmri_std[subject]
+            blocks = ((values[start : start + BLOCK] - mean) / std for start in range(0, max(len(values), 1), BLOCK))
+            result[name] = write_rows(folder / f"standardised-{len(os.listdir(folder))}.npy", blocks, len(values))
     return result

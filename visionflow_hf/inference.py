@@ -18,7 +18,7 @@ from visionflow_hf.corpus.gifti import file_of_hemisphere, is_gifti, write_hemis
 from visionflow_hf.corpus.nifti import import_nibabel, is_nifti, write_volumes
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.errors import UserError
-from visionflow_hf.evaluation.predictions import decode_fmri, encode_images, to_array
+from visionflow_hf.evaluation.predictions import decode_fmri, encode_images, in_standard_units, to_array
 from visionflow_hf.folders import new_folder, refuse_existing, writing
 from visionflow_hf.hub import load_model
 from visionflow_hf.images import open_image
@@ -66,7 +66,7 @@ def encode(
     if in_brain or on_surface:
         import_nibabel("writing GIFTI" if on_surface else "writing NIfTI")
     halves = {side: writable(file_of_hemisphere(output, side)) for side in "LR"} if on_surface else {}
-    pictures = [open_image(path) for path in images]
+    pictures = (open_image(path) for path in images)  # all at once can fill memory
     model, processor = load_model(run, device)
     known_subject(subject, processor.subjects)
     arrays = {"image": [str(path) for path in images], "subject": subject}
@@ -164,7 +164,7 @@ def identify(
     known_subject(subject, processor.subjects)
     check_voxels(fmri, file, subject, processor)
     scores = likelihoods(model, processor, fmri, subject, latents_of_files(model, processor, files))
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    best = [np.argsort(-row, kind="stable")[:top] for row in scores]
     names = [path.relative_to(candidates).as_posix() for path in files]
     rows = [
         (response, rank + 1, names[one], float(scores[response, one]))
@@ -184,9 +184,10 @@ def mean_of_likeliest(
     scores = likelihoods(model, processor, fmri, subject, latents_of_files(model, processor, files))
     height, width = processor.image_size
     means = []
-    for best in np.argsort(-scores, axis=1, kind="stable")[:, :LIKELIEST]:
-        images = to_array([open_image(files[one]) for one in best], processor, (width, height))
-        means.append(np.rint(images.mean(0)).astype(np.uint8))
+    for row in scores:
+        best = np.argsort(-row, kind="stable")[:LIKELIEST]
+        images = [to_array([open_image(files[one])], processor, (width, height))[0] for one in best]
+        means.append(np.rint(np.mean(images, axis=0)).astype(np.uint8))
     return np.stack(means)
 
 
@@ -196,7 +197,7 @@ def likelihoods(
 ) -> np.ndarray:
     """`model.log_likelihood` of images whose latents are known, array of shape (responses, images)."""
     place = model.config.subjects.index(subject)
-    measured = processor(fmri=fmri, subject=subject)["fmri"].to(model.device)
+    measured = in_standard_units(model, processor, subject, fmri)
     found = []
     for some in latents.to(model.device, model.dtype).split(IMAGES):
         learned, linear = some.split([model.config.latent_dim, model.config.linear_dim], dim=1)

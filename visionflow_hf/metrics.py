@@ -170,6 +170,11 @@ def voxel_correlation_and_r2(
     return correlation, explained
 
 
+def is_constant(values: np.ndarray) -> np.ndarray:
+    """Which columns have one value in all rows; bool array of shape (columns,)."""
+    return np.ptp(values, axis=0) == 0
+
+
 def pattern_correlation(
     measured: np.ndarray, predicted: np.ndarray, mean: np.ndarray | float = 0.0, std: np.ndarray | float = 1.0
 ) -> np.ndarray:

@@ -299,7 +299,8 @@ def latents_of_files(model: VisionFlowModel, processor: VisionFlowProcessor, fil
 def code_of(part) -> list[str]:
     """The code of the model or the processor, of all that it imports from its folder, and of how images are opened."""
     folder = Path(inspect.getfile(type(part))).parent
-    return [file.read_text() for file in (*sorted(folder.glob("*.py")), Path(inspect.getfile(open_image)))]
+    files = *sorted(folder.glob("*.py")), Path(inspect.getfile(open_image))
+    return [file.read_text(encoding="utf-8") for file in files]
 
 
 def digest(*values) -> str:

@@ -132,7 +132,11 @@ def read_subject(
     if absent:
         report(f"{name}: without {count(absent, 'region')}")
     with reading(existing(image_list)):
-        rows = [plain_name(row.strip(), image_list) for row in image_list.read_text().split("\n") if row.strip()]
+        rows = [
+            plain_name(row.strip(), image_list)
+            for row in image_list.read_text(encoding="utf-8").split("\n")
+            if row.strip()
+        ]
     names = [Path(row.removeprefix("rep_")).stem for row in rows]
     repeated = {name for row, name in zip(rows, names, strict=True) if row.startswith("rep_")}
     if not repeated:

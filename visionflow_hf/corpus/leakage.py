@@ -171,7 +171,7 @@ def together(parts: list[dict[str, Picture]]) -> dict[str, Picture]:
 def seen_by(run: str | Path) -> set[str]:
     """The hashes of the images that the model in a folder was trained on; none where the folder does not tell."""
     file = Path(run, SEEN)
-    return set(file.read_text().split()) if file.is_file() else set()
+    return set(file.read_text(encoding="utf-8").split()) if file.is_file() else set()
 
 
 def to_be_seen(pictures: Pictures) -> set[str]:

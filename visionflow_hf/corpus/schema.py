@@ -237,7 +237,7 @@ def read_corpus(path: str | os.PathLike, allow_leakage: bool = False, streaming:
 def split_by(folder: Path) -> str:
     """What the corpus says of its splits, in the file of its splits or in its card."""
     if (folder / MARKER).is_file():
-        about = json.loads((folder / MARKER).read_text())
+        about = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     else:
         about = about_corpus(folder).get("visionflow", {})
     return str(about.get("split_by", SPLIT_BY[0]))

@@ -51,7 +51,7 @@ def push_corpus(
     if benchmark and "test" not in corpus.splits:
         raise UserError(f"{path} has no test split, only {', '.join(corpus.splits)}: leave out --benchmark")
     try:
-        cite = None if citation is None else Path(citation).read_text().strip()
+        cite = None if citation is None else Path(citation).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--citation {citation} cannot be read ({error}): give a text file, such as a .bib") from error
     api = HfApi()
@@ -64,7 +64,9 @@ def push_corpus(
             corpus_card(corpus, name, license, source, cite).save(folder / "README.md")
             if benchmark:
                 about = benchmark_of(name, source)
-                (folder / "eval.yaml").write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
+                (folder / "eval.yaml").write_text(
+                    yaml.safe_dump(about, sort_keys=False, allow_unicode=True), encoding="utf-8"
+                )
             message = f"VisionFlow corpus {name}"
             return api.upload_folder(
                 repo_id=name, repo_type="dataset", folder_path=folder, delete_patterns="data/*", commit_message=message

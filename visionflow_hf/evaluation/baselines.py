@@ -75,7 +75,8 @@ def deciding(stimulus_ids: Sequence[str]) -> np.ndarray:
     It does not grow with the number of samples: it is the variance of the noise over that of the weights.
     """
     distinct = list(dict.fromkeys(stimulus_ids))
-    kept = set(distinct[:: max(1, -(-len(stimulus_ids) // MOST_DECIDING))])
+    step = min(-(-len(stimulus_ids) // MOST_DECIDING), len(distinct) // 2)  # two are left at least
+    kept = set(distinct[:: max(1, step)])
     return np.flatnonzero([name in kept for name in stimulus_ids])
 
 

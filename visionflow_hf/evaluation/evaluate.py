@@ -7,7 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from visionflow_hf.corpus.leakage import seen_in_training
+from visionflow_hf.corpus.leakage import leakage, seen_in_training
 from visionflow_hf.corpus.repeats import ceilings_of_test
 from visionflow_hf.corpus.responses import pairs_of
 from visionflow_hf.corpus.schema import open_corpus
@@ -61,18 +61,18 @@ def evaluate(
         require_networks()
     train, asked = (pairs_of(opened.splits[name]) for name in ("train", split))
     state = Path(run) / "trainer_state.json"
-    histories = [json.loads(state.read_text())["log_history"]] if state.is_file() else []
+    histories = [json.loads(state.read_text(encoding="utf-8"))["log_history"]] if state.is_file() else []
     header = {"split": split, "split_by": opened.split_by, "unit": opened.unit, "about": about_model(run, corpus)}
-    leakage = opened.leakage
-    if not leakage and split == "test":
-        leakage = seen_in_training(run, opened.pictures[split], split)
-        if leakage:
-            logger.warning(f"{leakage}: the figures say how well it fits them, not how well it predicts new ones")
-    if leakage:
-        header["leakage"] = leakage
+    if split == "test":
+        both = {name: opened.splits[name] for name in ("train", split)}
+        seen = seen_in_training(run, opened.pictures[split], split)
+        if seen:
+            logger.warning(f"{seen}: the figures say how well it fits them, not how well it predicts new ones")
+        found = [one for one in (leakage(both, opened.pictures) if opened.leakage else "", seen) if one]
+        header |= {"leakage": "; ".join(found)} if found else {}
     with new_folder(out, overwrite, marker=MARKER) as folder:
         predictions = predict(model, processor, opened, train, asked, folder / "scratch")
-        metrics = write_report(folder, predictions, histories, header, perceptual)
+        metrics = write_report(folder, predictions, histories, header, model.device if perceptual else None)
         shutil.rmtree(folder / "scratch")
     add_result(run, result_of(metrics, corpus, opened.license))
     return metrics

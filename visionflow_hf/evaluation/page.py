@@ -194,8 +194,8 @@ def ceiling(voxels: VoxelScores, absent: dict[str, str]) -> Markup | None:
 
 def measurable(voxels: VoxelScores) -> dict | None:
     """How many voxels have a noise ceiling of at least `LEAST_CEILING`, of how many; None if no ceiling is known."""
-    ceilings = voxels.all_ceilings
-    if not np.isfinite(ceilings).any():
+    ceilings = voxels.all_ceilings[np.isfinite(voxels.all_ceilings)]
+    if not len(ceilings):
         return None
     return {"number": int((ceilings >= LEAST_CEILING).sum()), "of": len(ceilings)}
 
@@ -292,16 +292,30 @@ def per_subject(metrics: dict, predictions: dict[str, np.ndarray]) -> dict | Non
 
 
 def single_trial(metrics: dict, absent: dict[str, str]) -> list[dict] | None:
-    """Each figure of averaged repeats with that of single trials."""
+    """Each figure of averaged repeats with that of single trials, means over the subjects who have repeats."""
     if not metrics.get("single_trial"):
         absent["Single trials"] = "no stimulus has repeats"
         return None
+    repeated = [block for block in metrics["subjects"].values() if "single_trial" in block]
     alone = {(row.direction, row.name): row.values for row in rows_of(metrics["single_trial"])}
+    both = [{name: block.get(name) for name in metrics["single_trial"]} for block in repeated]
     return [
         {"row": row, "averaged": row.values, "alone": alone[row.direction, row.name]}
-        for row in rows_of(metrics)
+        for row in rows_of(mean_figures(both))
         if (row.direction, row.name) in alone
     ]
+
+
+def mean_figures(blocks: list[dict]) -> dict:
+    """Mean of nested figures, each over the blocks that have it; None where none has."""
+    found = {}
+    for name in blocks[0]:
+        values = [block[name] for block in blocks if block.get(name) is not None]
+        if values and isinstance(values[0], dict):
+            found[name] = mean_figures(values)
+        else:
+            found[name] = float(np.mean(values)) if values else None
+    return found
 
 
 def neighbours(predictions: dict[str, np.ndarray], quality: np.ndarray) -> dict:

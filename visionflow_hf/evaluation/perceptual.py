@@ -150,13 +150,14 @@ def require_networks() -> None:
 
 
 def perceptual_figures(
-    predictions: dict[str, np.ndarray], weights: np.ndarray
+    predictions: dict[str, np.ndarray], weights: np.ndarray, device: torch.device
 ) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """The figures of the model and of ridge for each subject; each an array of shape (draws,).
 
     Args:
         predictions: the arrays named in `visionflow_hf.evaluation.predictions`. Repeats are averaged before decoding.
         weights: how often each row counts, array of shape (draws, rows).
+        device: where the networks run.
 
     Raises:
         UserError: as `require_networks`.
@@ -165,7 +166,6 @@ def perceptual_figures(
     found: dict[str, dict] = {
         subject: {decoder: {} for decoder in DECODERS} for subject in dict.fromkeys(predictions["subject"].tolist())
     }
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     images = len(NETWORKS) * (len(stimuli) + len(DECODERS) * len(position))
     with tqdm(total=images, unit="image") as bar:
         for network in NETWORKS:

@@ -30,6 +30,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -170,9 +171,7 @@ def _predict_subject(
             for start in range(0, len(pixels), BATCH):
                 yield to_array([Image.fromarray(one) for one in pixels[start : start + BATCH]], processor, size)
 
-    def standard(fmri: np.ndarray) -> torch.Tensor:
-        values = (fmri - processor.fmri_mean[subject]) / processor.fmri_std[subject]
-        return torch.from_numpy(values).float().to(model.device)
+    standard = partial(in_standard_units, model, processor, subject)
 
     def decode_into(latents: list[np.ndarray], fmri: np.ndarray, refine: int | None = None) -> Iterator[np.ndarray]:
         for images, some in decoded(model, processor, fmri, subject, size, refine):
@@ -233,10 +232,7 @@ def _embeddings(
     subject: str,
 ) -> dict[str, np.ndarray]:
     """The embeddings of the images, reconstructed by the model, and by ridge from the train responses `seen`."""
-
-    def standard(fmri: np.ndarray) -> torch.Tensor:
-        return processor(fmri=fmri, subject=subject)["fmri"].to(model.device)
-
+    standard = partial(in_standard_units, model, processor, subject)
     train, shown = (embeddings_of(stimuli, model, one.stimulus_ids) for one in (seen, average))
     with torch.no_grad():
         ridge = fit_ridge(standard(seen.fmri), train, seen.stimulus_ids)
@@ -250,6 +246,15 @@ def _embeddings(
             "ridge/embedding/fmri": ridge.predict(standard(average.fmri)),
         }
     return {name: values.float().cpu().numpy() for name, values in arrays.items()}
+
+
+def in_standard_units(
+    model: VisionFlowModel, processor: VisionFlowProcessor, subject: str, fmri: np.ndarray
+) -> torch.Tensor:
+    """Responses in the raw unit as the processor standardises them, on the model's device; without the rest of a batch,
+    which for many responses fills memory."""
+    values = (fmri - processor.fmri_mean[subject]) / processor.fmri_std[subject]
+    return torch.from_numpy(values).float().to(model.device)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import numpy as np
 
 from visionflow_hf.corpus.repeats import ceiling_of_average, ncsnr_of_ceiling
 from visionflow_hf.evaluation.predictions import methods
-from visionflow_hf.metrics import pixel_correlation, voxel_correlation
+from visionflow_hf.metrics import is_constant, pixel_correlation, voxel_correlation
 
 
 @dataclass
@@ -16,7 +16,7 @@ class VoxelScores:
     Attributes:
         r: by subject and method (model, ridge, ...), arrays of shape (voxels,), NaN for a constant voxel.
         ceiling: by subject, the share of the variance of the responses that the stimulus explains, array of shape
-            (voxels,), NaN where unknown. Its square root is the r of a perfect model.
+            (voxels,), NaN where unknown and for a constant voxel. Its square root is the r of a perfect model.
     """
 
     r: dict[str, dict[str, np.ndarray]]
@@ -32,7 +32,8 @@ class VoxelScores:
                 for method, name in methods(predictions, f"fmri_predicted/{subject}").items()
             }
             trials = predictions["trials"][predictions["subject"] == subject]
-            ceiling[subject] = ceiling_of_average(ncsnr_of_ceiling(predictions[f"noise_ceiling/{subject}"]), trials)
+            known = ceiling_of_average(ncsnr_of_ceiling(predictions[f"noise_ceiling/{subject}"]), trials)
+            ceiling[subject] = np.where(is_constant(measured), np.nan, known)
         return cls(r, ceiling)
 
     def together(self, method: str) -> np.ndarray:

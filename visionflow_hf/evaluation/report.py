@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +26,7 @@ def write_report(
     predictions: dict[str, np.ndarray | Rows],
     histories: list[list[dict]],
     header: dict,
-    perceptual: bool = False,
+    perceptual: torch.device | None = None,
 ) -> dict:
     """Score the predictions, write the report into a folder, print the table, and return the content of metrics.json.
 
@@ -33,7 +34,7 @@ def write_report(
         histories: Trainer log histories for the loss curves; without any, the picture is left out.
         header: further entries at the top of metrics.json, such as the split; under `about` what is known of corpus,
             model and training.
-        perceptual: add the figures of `visionflow_hf.evaluation.perceptual`.
+        perceptual: as in `score`.
     """
     trials = int(predictions["trials"].sum())
     quality = pixel_correlations(predictions)

@@ -18,6 +18,7 @@ is how often the row's stimulus was drawn with replacement. A stimulus is drawn 
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from scipy.stats import rankdata
 from scipy.stats import t as student_t
 
@@ -35,7 +36,10 @@ AMONG = 300  # the field's number of candidates for retrieval
 
 
 def score(
-    predictions: dict[str, np.ndarray | Rows], draws: int = DRAWS, seed: int = 0, perceptual: bool = False
+    predictions: dict[str, np.ndarray | Rows],
+    draws: int = DRAWS,
+    seed: int = 0,
+    perceptual: torch.device | None = None,
 ) -> dict:
     """The blocks `decoding`, `encoding`, `latent`, `single_trial`, `intervals`, `p_values`, `subjects` of metrics.json.
 
@@ -45,7 +49,8 @@ def score(
     Args:
         predictions: the arrays named in `visionflow_hf.evaluation.predictions`.
         draws: number of bootstrap draws for the 95 % intervals.
-        perceptual: add the figures of `visionflow_hf.evaluation.perceptual` to those of the decoding.
+        perceptual: where the networks of `visionflow_hf.evaluation.perceptual` run, whose figures are added to those of
+            the decoding; None to leave them out.
     """
     stimuli, position = np.unique(predictions["stimulus_id"], return_inverse=True)
     rng = np.random.default_rng(seed)
@@ -58,7 +63,7 @@ def score(
         subjects[subject], rois[subject], identified[subject] = _blocks(average, weights[:, rows])
         if trials:
             single_trial[subject], _, _ = _blocks(trials, np.ones((1, len(trials["stimulus_id"]))))
-    for subject, decoders in perceptual_figures(predictions, weights).items() if perceptual else ():
+    for subject, decoders in () if perceptual is None else perceptual_figures(predictions, weights, perceptual).items():
         for decoder, figures in decoders.items():
             subjects[subject]["decoding"][decoder] |= figures
     mean = _mean(list(subjects.values()))
@@ -66,7 +71,7 @@ def score(
     return {
         **_figures(mean),
         "single_trial": _figures(_mean(list(single_trial.values()))) if single_trial else None,
-        "intervals": _intervals(mean, len(stimuli)),
+        "intervals": _intervals_of_mean(list(subjects.values()), list(counts.values()), len(stimuli)),
         "p_values": _p_values(list(identified.values()), rng),
         "subjects": {
             subject: {
@@ -134,6 +139,7 @@ def _blocks(arrays: dict[str, np.ndarray], weights: np.ndarray) -> tuple[dict, d
         if name == "model":
             by_reconstruction = correlation
     ceiling = ceiling_of_average(ncsnr_of_ceiling(arrays["noise_ceiling"]), arrays["trials"])
+    ceiling[metrics.is_constant(arrays["fmri"])] = np.nan  # no figure counts these voxels
     regions = {roi: voxels for roi, voxels in _regions(arrays.get("roi")) if voxels.any()}
     encoding, rois = {}, {roi: {} for roi in regions}
     for name, array in methods(arrays, "fmri_predicted").items():
@@ -274,13 +280,13 @@ def _over_voxels(r: np.ndarray, r2: np.ndarray, ceiling: np.ndarray) -> dict:
 
 
 def _reachable(ceiling: np.ndarray) -> dict[str, np.ndarray]:
-    """Figures of a perfect model, r = sqrt(ceiling) and R2 = ceiling, and the share of voxels of measurable ceiling."""
-    r, known = np.sqrt(ceiling)[None], np.isfinite(ceiling).any()
+    """Figures of a perfect model, r = sqrt(ceiling) and R2 = ceiling; the share of ceilings that are measurable."""
+    r, known = np.sqrt(ceiling)[None], ceiling[np.isfinite(ceiling)]
     return {
         "voxel_r_mean": metrics.nan_reduce(np.mean, r),
         "voxel_r_median": metrics.nan_reduce(np.median, r),
         "r2_median": metrics.nan_reduce(np.median, r**2),
-        "share_measurable": np.array([np.mean(ceiling >= metrics.LEAST_CEILING) if known else np.nan]),
+        "share_measurable": np.array([np.mean(known >= metrics.LEAST_CEILING) if len(known) else np.nan]),
     }
 
 
@@ -344,7 +350,44 @@ def _intervals(block: dict, stimuli: int) -> dict[str, list[float]]:
     return {name: both for name, both in found.items() if both is not None}
 
 
-def interval(figure: str, values: np.ndarray, stimuli: int) -> list[float] | None:
+def _intervals_of_mean(blocks: list[dict], counts: list[int], stimuli: int) -> dict[str, list[float]]:
+    """The interval of the mean over subjects of every figure that has one, by its dotted name.
+
+    Args:
+        blocks, counts: the figures of each subject, and how many stimuli the subject has.
+        stimuli: how many distinct stimuli all of them have.
+    """
+    flat, found = [_flat(block) for block in blocks], {}
+    for name in flat[0]:
+        own = [(one[name], n) for one, n in zip(flat, counts, strict=True) if name in one and np.isfinite(one[name][0])]
+        if own and min(n for _, n in own) > 1:
+            both = interval(name.rpartition(".")[2], *_mean_of_subjects(own, stimuli))
+            found |= {} if both is None else {name: both}
+    return found
+
+
+def _mean_of_subjects(figures: list[tuple[np.ndarray, int]], stimuli: int) -> tuple[np.ndarray, float]:
+    """A figure and its draws, averaged over subjects, as `interval` takes them; and the number of stimuli that counts.
+
+        n - 1 = (sum of e_s)^2 / sum of e_s^2 / (n_s - 1)        e_s = variance of a subject's draws n_s / (n_s - 1)
+
+    That is n - 1 of all stimuli at most, which it is where all subjects have the same ones. A subject with few stimuli
+    of its own has draws that vary too little, the more the fewer these are.
+
+    Source: Satterthwaite 1946, An approximate distribution of estimates of variance components.
+    """
+    draws = [values[1:][np.isfinite(values[1:])] for values, _ in figures]
+    spread = np.array(
+        [one.var() * n / (n - 1) if len(one) else 0.0 for one, (_, n) in zip(draws, figures, strict=True)]
+    )
+    free = stimuli - 1.0
+    if spread.any():
+        free = min(free, spread.sum() ** 2 / sum(one**2 / (n - 1) for one, (_, n) in zip(spread, figures, strict=True)))
+    all_draws = [values[0] + (values - values[0]) * np.sqrt(n / (n - 1) * free / (free + 1)) for values, n in figures]
+    return np.mean(all_draws, axis=0), free + 1
+
+
+def interval(figure: str, values: np.ndarray, stimuli: float) -> list[float] | None:
     """The 95 % interval of a figure over stimuli; None if it has none (one stimulus, or a constant).
 
         figure +- t se      se = standard deviation of the draws sqrt(n / (n - 1)); t with n - 1 degrees of freedom
