@@ -134,8 +134,9 @@ class VisionFlowConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.custom_pipelines = copy.deepcopy(PIPELINES)  # `pipeline()` writes into it
-        if isinstance(self.image_size, int):
-            self.image_size = [self.image_size] * 2
+        for name in ("image_size", "encoder_image_size"):
+            if isinstance(getattr(self, name), int):
+                setattr(self, name, [getattr(self, name)] * 2)
         lists = ("image_size", "image_mean", "image_std", "feature_layers", "linear_layers", "subjects", "num_voxels")
         for name in lists:
             setattr(self, name, list(getattr(self, name)))  # as JSON gives them back
@@ -229,7 +230,10 @@ class VisionFlowConfig(PreTrainedConfig):
             vision = chosen["vision_config"] = small_vit(processor.image_size, processor.num_channels)
             chosen |= {"feature_grid": vision.image_size[0] // vision.patch_size, "latent_dim": 128}
         elif "linear_layers" not in settings:
+            if isinstance(vision, dict):
+                vision = settings["vision_config"] = AutoConfig.for_model(**vision)
             size = settings.get("encoder_image_size") or native_image_size(vision) or processor.image_size
+            size = [size] * 2 if isinstance(size, int) else size
             chosen["linear_layers"] = layers_by_depth(vision, list(size))
         settings["linear_dim"] = min(settings.get("linear_dim", cls.linear_dim), stimuli)
         return cls(**(chosen | settings))

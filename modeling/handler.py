@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
+# What an endpoint installs; an autoencoder and timm's encoders need more.
 REQUIREMENTS = "transformers>=5.20,<6\naccelerate>=1.10\nnumpy>=1.26\npyarrow>=21\npillow>=10.3\n"
 PARAMETERS = ("subject", "num_samples", "rois")
 
@@ -60,10 +61,17 @@ class EndpointHandler:
         return {"image": png(self.decode(fmri, **parameters))}
 
 
-def write_requirements(folder: str) -> None:
-    """requirements.txt, which an endpoint installs, beside this file in a model folder."""
-    with open(os.path.join(folder, "requirements.txt"), "w") as file:
-        file.write(REQUIREMENTS)
+def write_requirements(folder: str, config) -> None:
+    """requirements.txt, which an endpoint installs, beside this file in a model folder; a user's own file is kept."""
+    more = "diffusers>=0.35\n" if config.decoder_type == "autoencoder_kl" else ""
+    more += "timm>=1.0\n" if config.vision_config.model_type == "timm_wrapper" else ""
+    path = os.path.join(folder, "requirements.txt")
+    if os.path.exists(path):
+        with open(path) as file:
+            if not file.read().startswith("transformers>="):
+                return
+    with open(path, "w") as file:
+        file.write(REQUIREMENTS + more)
 
 
 def numbers(fmri):

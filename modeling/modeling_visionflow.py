@@ -35,7 +35,7 @@ from .refinement import refined
 from .refit import RefitCallback, Undisturbed, refit
 from .subject_fit import enough, fit_maps, known_voxels, latents_of, latents_of_the_prior
 from .vision_encoder import average_pool, layer_maps, pooled_features
-from .voxel_table import VOXELS, VoxelTable
+from .voxel_table import VOXELS, VoxelTable, remove_table
 
 NARROW = -3.0  # logarithm of the variance with which posteriors begin
 LINEAR_CELLS = 7  # cells a side over which the maps of `linear_layers` are averaged
@@ -220,10 +220,12 @@ class VisionFlowModel(PreTrainedModel):
         """What a model folder has beside weights, config and code; the card under the name `name`."""
         from .handler import write_requirements  # handler.py, for Inference Endpoints, is saved beside this file
 
-        write_requirements(folder)
+        write_requirements(folder, self.config)
         write_card(self.config, folder, name, **self._hub_options)
         if self.voxels is not None:
             self.voxels.write(folder)
+        else:
+            remove_table(folder)
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         self._write_beside(working_dir, repo_id)  # the card in place of the draft that `push_to_hub` has put there
@@ -232,6 +234,10 @@ class VisionFlowModel(PreTrainedModel):
     def get_input_embeddings(self):
         """Those of the image encoder."""
         return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        """Those of the image encoder."""
+        self.encoder.set_input_embeddings(value)
 
     @merge_with_config_defaults
     @can_return_tuple
@@ -395,7 +401,7 @@ class VisionFlowModel(PreTrainedModel):
             mean, std = fmri_mean.to(fmri.device)[:, None], fmri_std.to(fmri.device)[:, None]
             fmri = fmri[..., : mean.shape[2]] * std + mean  # in their float32: raw units can be beyond float16
         fmri = fmri.squeeze(1) if num_samples is None else fmri
-        return fmri if rois is None else {name: fmri[..., voxels] for name, voxels in chosen.items()}
+        return fmri if rois is None else {name: fmri[..., voxels.to(fmri.device)] for name, voxels in chosen.items()}
 
     def roi_voxels(self, subject: str, rois: list[str] | None = None) -> dict[str, torch.Tensor]:
         """Which of a subject's voxels lie in which region.
@@ -405,7 +411,8 @@ class VisionFlowModel(PreTrainedModel):
             rois (`list[str]`, *optional*): names of regions; by default all that are known, in the order of the voxels.
 
         Returns:
-            For each region the numbers of its voxels, int64 of shape `(voxels of the region,)`, on the model's device.
+            For each region the numbers of its voxels, int64 of shape `(voxels of the region,)`, on the model's device;
+            on the CPU where the model is offloaded.
 
         Raises:
             ValueError: an unknown subject or region, or a model that knows no regions of the subject.
@@ -422,7 +429,8 @@ class VisionFlowModel(PreTrainedModel):
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"unknown region {', '.join(unknown)} of {subject}: it has {', '.join(sorted(known))}")
-        return {name: torch.from_numpy(known[name]).to(self.device) for name in names}
+        device = "cpu" if self.device.type == "meta" else self.device  # an index on meta would read what is not there
+        return {name: torch.from_numpy(known[name]).to(device) for name in names}
 
     @with_gradients_of_inputs
     def reconstruct_image(
@@ -581,7 +589,9 @@ class VisionFlowModel(PreTrainedModel):
         self._check_precision()
         processor = processor or self._own_processor()
         processor.check_subjects(self.config)  # one that was loaded anew lacks subjects that were added since
-        fmri = torch.as_tensor(np.asarray(fmri) if isinstance(fmri, (list, tuple)) else fmri).detach().float()
+        fmri = (
+            torch.as_tensor(fmri if isinstance(fmri, (torch.Tensor, np.ndarray)) else np.array(fmri)).detach().float()
+        )
         if not self.config.subjects:
             raise ValueError("the model knows no subject to whose voxels new ones could be compared: train it first")
         batch = processor(images=images, subject=self.config.subjects[0])
@@ -726,14 +736,16 @@ class VisionFlowModel(PreTrainedModel):
         return self.latent_to_fmri.log_likelihood(fmri[:, :voxels], predicted[:, :voxels], place)
 
     def pipeline(self, task: str, processor):
-        """`image-to-fmri` or `fmri-to-image` with this model, as `transformers.pipeline` makes it from a folder's name.
+        """The pipeline of a task with this model, as `transformers.pipeline` makes it from a folder's name.
 
         Args:
+            task: `image-to-fmri`, `fmri-to-image`, or `image-feature-extraction`, the means of latents.
             processor (`VisionFlowProcessor`): the model's own.
         """
-        from .pipeline_visionflow import FmriToImagePipeline, ImageToFmriPipeline
+        from .pipeline_visionflow import FmriToImagePipeline, ImageFeaturesPipeline, ImageToFmriPipeline
 
         pipelines = {"image-to-fmri": ImageToFmriPipeline, "fmri-to-image": FmriToImagePipeline}
+        pipelines["image-feature-extraction"] = ImageFeaturesPipeline
         if task not in pipelines:
             raise ValueError(f"unknown task {task}: {' or '.join(pipelines)} is expected")
         return pipelines[task](model=self, processor=processor)

@@ -146,6 +146,11 @@ class ImageFeaturesPipeline(ImageToFmriPipeline):
     features = pipeline("image-feature-extraction", model="ORG/NAME", trust_remote_code=True)("image.png")
     """
 
+    def _sanitize_parameters(self, **kwargs):
+        if kwargs:
+            raise ValueError(f"unknown parameter {', '.join(kwargs)}: features of an image have none")
+        return {}, {}, {}
+
     def preprocess(self, row, subject=None):
         image, _ = self.value_and_subject(row, subject)  # of whatever subject: features do not depend on it
         return {"pixel_values": self.inputs_of(image, None)["pixel_values"]}

@@ -240,8 +240,21 @@ class VisionFlowProcessor(ProcessorMixin):
             return values if is_tensor else values.numpy()
         return torch.stack(rows) if is_tensor else np.stack(rows)
 
-    def post_process_images(self, pixels: torch.Tensor) -> list[Image.Image]:
-        """`(batch, channels, height, width)` on a 0..1 scale, clamped to it, as a list of `PIL.Image`."""
+    def post_process_images(self, pixels: torch.Tensor) -> list[Image.Image] | list[list[Image.Image]]:
+        """`(batch, channels, height, width)` on a 0..1 scale, clamped to it, as a list of `PIL.Image`.
+
+        Of samples, `(batch, samples, channels, height, width)`, a list of such lists.
+
+        Raises:
+            ValueError: a tensor with another number of axes.
+        """
+        if pixels.ndim == 5:
+            return [self.post_process_images(own) for own in pixels]
+        if pixels.ndim != 4:
+            raise ValueError(
+                f"pixels of shape {tuple(pixels.shape)}: (batch, channels, height, width) is expected, or "
+                "(batch, samples, channels, height, width)"
+            )
         arrays = (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().permute(0, 2, 3, 1).numpy()
         return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
 

@@ -27,6 +27,7 @@ logger = logging.get_logger(__name__)
 
 COLUMNS = ("image", "fmri", "subject", "stimulus_id")
 ROWS = 1000  # read at once
+FMRI_SIDE = ("fmri_to_latent", "latent_to_fmri", "linear_head", "linear_decoder", "embedding_decoder")
 
 
 class RowImages:
@@ -107,7 +108,14 @@ class Undisturbed:
 
 @torch.no_grad()
 def fit_fmri_side(
-    model, trials: Trials, stimuli, max_steps: int, seed: int, unpaired: Sequence[str] = (), shared: bool = False
+    model,
+    trials: Trials,
+    stimuli,
+    max_steps: int,
+    seed: int,
+    unpaired: Sequence[str] = (),
+    shared: bool = False,
+    from_learned: bool = False,
 ) -> None:
     """Fit all maps between the latent and fMRI to the trials, in closed form but for the MLP from fMRI to latent.
 
@@ -118,12 +126,13 @@ def fit_fmri_side(
         unpaired: images without fMRI, from which the MLP and the linear decoders learn, too.
         shared: that all processes of `torch.distributed` are here for it. They share the subjects' maps; the first one
             alone goes on to the MLP and the linear decoders.
+        from_learned: as in `fit_encoding`.
     """
     model.train(False)
     logger.info(f"fitting the fMRI side (subjects: {len(trials.subjects)}, stimuli: {len(trials.stimuli)})")
     names = trials.stimuli
     processes = Processes(shared)
-    voxel_weights = fit_encoding(model, trials, stimuli, seed, processes)
+    voxel_weights = fit_encoding(model, trials, stimuli, seed, processes, from_learned)
     posterior = image_latents(model, stimuli, names)
     place = {stimulus: row for row, stimulus in enumerate(names)}
     to_latent, to_fmri, errors = model.fmri_to_latent, model.latent_to_fmri, []
@@ -159,10 +168,30 @@ def pairs_of(rows):
     return rows if all(kept) else rows.select(np.flatnonzero(kept))
 
 
+def refuse_adapters(model) -> None:
+    """Adapters (PEFT) are for the image side.
+
+    Raises:
+        ValueError: there are some on the fMRI side, whose layers are fitted.
+    """
+    found = [name for name, _ in model.named_modules() if name.endswith("lora_A") or ".lora_A." in name]
+    sides = [side for side in FMRI_SIDE if any(f"{side}." in name or name == side for name in found)]
+    if sides:
+        raise ValueError(
+            f"adapters in {', '.join(sides)}, which a refit fits in closed form: give LoraConfig target_modules of the "
+            r"encoder alone, such as r'encoder\..*(q_proj|query)'"
+        )
+    if found:
+        logger.warning(
+            "a refit changes weights that an adapter's file does not hold: save model.merge_and_unload() after training"
+        )
+
+
 class RefitCallback(TrainerCallback):
     """Refits the model to the train rows before each evaluation and each checkpoint, and when training ends.
 
-    Trainer needs `remove_unused_columns=False` and the model's processor as its `processing_class`.
+    Trainer needs `remove_unused_columns=False` and the model's processor as its `processing_class`; a model that was
+    loaded has its own.
     """
 
     def __init__(self):
@@ -170,7 +199,9 @@ class RefitCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model, processing_class, train_dataloader, **kwargs):
         self.fitted = -1
-        rows_to_fit(model, train_dataloader.dataset, processing_class)  # refused now, not after all steps
+        self.processor = self._processor(model, processing_class)
+        refuse_adapters(model)
+        rows_to_fit(model, train_dataloader.dataset, self.processor)  # refused now, not after all steps
 
     def on_step_end(self, args, state, control, **kwargs):
         if control.should_evaluate or control.should_save:
@@ -181,8 +212,17 @@ class RefitCallback(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         self._refit(state, **kwargs)
 
-    def _refit(self, state, model, processing_class, train_dataloader, **kwargs):
+    def _processor(self, model, processing_class) -> VisionFlowProcessor:
+        if processing_class is None:
+            return model._own_processor()
+        if not hasattr(processing_class, "check_subjects"):
+            raise ValueError(
+                f"processing_class is a {type(processing_class).__name__}: the model's VisionFlowProcessor is expected"
+            )
+        return processing_class
+
+    def _refit(self, state, model, train_dataloader, **kwargs):
         if self.fitted != state.global_step:
-            model.refit(train_dataloader.dataset, processing_class)
+            model.refit(train_dataloader.dataset, self.processor)
             Processes(shared=True).take_over(model.state_dict().values(), 0)  # DDP synchronises gradients alone
             self.fitted = state.global_step

@@ -158,3 +158,17 @@ class VoxelTable:
         """The table of the other subjects."""
         kept = [rows for name, rows in self.rows.items() if name != subject]
         return VoxelTable(self.table.take(np.sort(np.concatenate([*kept, np.zeros(0, dtype=np.int64)]))))
+
+
+def remove_table(folder: str | os.PathLike) -> None:
+    """Delete the table of another model that was saved to this folder before.
+
+    Without pyarrow it stays: it may be the model's own, which could not be read.
+    """
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        return
+    path = os.path.join(folder, VOXELS)
+    if os.path.isfile(path):
+        os.remove(path)

@@ -163,9 +163,13 @@ def test_a_second_training_is_refitted_too(monkeypatch):
         def state_dict(self):
             return {}
 
+        def named_modules(self):
+            return []
+
     model, callback = Counting(), RefitCallback()
+    processor = SimpleNamespace(check_subjects=None)
     state = SimpleNamespace(global_step=5)
-    given = {"model": model, "processing_class": None, "train_dataloader": SimpleNamespace(dataset=None)}
+    given = {"model": model, "processing_class": processor, "train_dataloader": SimpleNamespace(dataset=None)}
     for _ in range(2):
         callback.on_train_begin(None, state, None, **given)
         callback.on_train_end(None, state, None, **given)

@@ -34,7 +34,9 @@ class VisionFlowTrainer(Trainer):
             return
         card = Path(self.args.output_dir, CARD)
         training = training_of(card)  # `save_model` has left the card that is continued
-        if training is None:
+        if training is None and self.train_dataset is None:  # no model that this Trainer has trained
+            super().create_model_card(*args, **kwargs)
+        elif training is None:
             make_card(self.hub_model_id or self.args.output_dir, self._config(), self._training()).save(card)
         elif self.hub_model_id is not None:
             card.write_bytes(named(card.read_bytes().decode(), self.hub_model_id, training).encode())

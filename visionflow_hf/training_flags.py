@@ -75,7 +75,6 @@ HELP = {  # of what TrainingArguments says at length
     "validation. Default: 10 passes over the stimuli, from 750 to 30,000 steps.",
     "gradient_accumulation_steps": "Batches whose gradients are summed for one optimizer step.",
     "max_grad_norm": "Gradients with a larger norm are scaled down to it; 0 for no limit.",
-    "save_strategy": "When to save checkpoints: no, steps, epoch or best.",
     "resume_from_checkpoint": "'auto' for the last checkpoint in RUN if there is one, or a checkpoint folder.",
     "report_to": "Where to log the losses, such as tensorboard or wandb; the package must be installed.",
     "run_name": "Name of the run in the logger.",
@@ -168,7 +167,7 @@ def config_words(file: Path) -> list[str]:
         UserError: no such file, or something else in it than known flags.
     """
     try:
-        values = yaml.safe_load(file.read_text())
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"--config {file} cannot be read: {' '.join(str(error).split())}") from error
     values = {} if values is None else values  # an empty file

@@ -12,6 +12,7 @@ from visionflow_hf.modeling import VisionFlowConfig
 
 SCRATCH = "scratch"
 PRETRAINED = "google/vit-base-patch16-224-in21k"
+FOLLOWED = ("steps", "epoch")  # strategies that saving and validating take over from each other
 LEAST_WARMUP, SHORT_WARMUP = 10, 0.3  # steps; share of a run that is too short for them
 
 
@@ -174,13 +175,23 @@ class VisionFlowTrainingArguments(TrainingArguments):
     logging_steps: float = field(
         default=0.02, metadata={"help": "Steps between logged losses, or a share of all steps below 1."}
     )
-    eval_strategy: str = field(default="steps", metadata={"help": "When to validate: no, steps or epoch."})
+    eval_strategy: str | None = field(
+        default=None,
+        metadata={"help": "When to validate: no, steps or epoch. Default: as --save_strategy, or steps."},
+    )
+    save_strategy: str | None = field(
+        default=None,
+        metadata={"help": "When to save checkpoints: no, steps, epoch or best. Default: as --eval_strategy, or steps."},
+    )
     eval_steps: float | None = field(
         default=None,
         metadata={"help": "Steps between validations, or a share of all steps below 1. Default: as --save_steps."},
     )
-    save_steps: float = field(
-        default=0.1, metadata={"help": "Steps between checkpoints, or a share of all steps below 1."}
+    save_steps: float | None = field(
+        default=None,
+        metadata={
+            "help": "Steps between checkpoints, or a share of all steps below 1. Default: as --eval_steps, or 0.1."
+        },
     )
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Number of checkpoints to keep, the best and the last ones."}
@@ -229,7 +240,14 @@ class VisionFlowTrainingArguments(TrainingArguments):
             raise UserError(
                 f"--torch_compile_mode is {self.torch_compile_mode}: one of {', '.join(COMPILE_MODES[1:])} is expected"
             )
-        self.eval_steps = self.save_steps if self.eval_steps is None else self.eval_steps
+        steps = [one for one in (self.save_steps, self.eval_steps, 0.1) if one is not None]
+        self.save_steps = steps[0] if self.save_steps is None else self.save_steps
+        self.eval_steps = steps[0] if self.eval_steps is None else self.eval_steps
+        saved, validated = self.save_strategy, self.eval_strategy
+        self.save_strategy = saved or (validated if validated in FOLLOWED else "steps")
+        self.eval_strategy = validated or (saved if saved in FOLLOWED else "steps")
+        if "no" in (self.save_strategy, self.eval_strategy):
+            self.load_best_model_at_end = False
         refuse_missing_loggers(self.report_to)
         bf16, fp16 = default_precision(self.use_cpu)
         undecided = not self.bf16 and not self.fp16
