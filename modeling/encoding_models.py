@@ -9,6 +9,8 @@ The models of each feature space are
     fields      the mean over many ridges that each read one place of the visual field, weighted by likelihood
     colours     ridge from the colours on a grid, which are a part of the first space
 
+z has a ridge alone.
+
 The weights t are fitted by non-negative least squares to what the models predict of held-out stimuli.
 
 Source: Kay et al. 2008 for the energies, St-Yves & Naselaris 2018 and Klindt et al. 2017 for the fields.
@@ -20,7 +22,7 @@ from functools import partial
 
 import torch
 
-from .feature_spaces import ENERGIES, WORKING_SET, FeatureSpace, in_parts
+from .feature_spaces import ENERGIES, LATENT, WORKING_SET, FeatureSpace, LatentSpace, in_parts
 from .gabor_wavelets import CYCLES, GRID, ORIENTATIONS, SIZES, WAVELETS
 from .ridge import FOLDS, Groups, Ridge, RidgePath, evenly, group_folds, likely_mean, stack
 
@@ -57,9 +59,11 @@ class Encoding:
         models: functions that give the `Prediction` of some voxels, by their name.
     """
 
-    def __init__(self, space: FeatureSpace, rows: torch.Tensor, fmri: torch.Tensor):
+    def __init__(self, space: FeatureSpace | LatentSpace, rows: torch.Tensor, fmri: torch.Tensor):
         self.space, self.rows, self.fmri = space, rows, fmri
-        self.models = {space.name: self.ridge, f"fields of {space.name}": self.fields}
+        self.models = {space.name: self.ridge}
+        if space.name != LATENT:
+            self.models[f"fields of {space.name}"] = self.fields
         read = {space.name: space.scores[rows]}
         if space.name == ENERGIES:
             self.models = {"colours": self.colours, **self.models}
@@ -87,8 +91,12 @@ class Encoding:
 
     def ridge(self, voxels: slice) -> Prediction:
         """Ridge from the whole feature space."""
-        ridge = self._ridge(self.space.name, self.space.scores[self.rows], voxels)
+        ridge = self.of_scores(voxels)
         return Prediction(ridge.predict(self.space.scores), lambda matrix: ridge.weights @ matrix, of_scores=True)
+
+    def of_scores(self, voxels: slice) -> Ridge:
+        """That ridge itself."""
+        return self._ridge(self.space.name, self.space.scores[self.rows], voxels)
 
     def fields(self, voxels: slice) -> Prediction:
         """For each voxel the mean over all fields and penalties, by their likelihood."""

@@ -1,21 +1,30 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
-"""The feature spaces from which voxels are predicted: Gabor energies with colours, and layers of the encoder."""
+"""The feature spaces from which voxels are predicted: Gabor energies with colours, layers of the encoder, and z."""
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from .gabor_wavelets import wavelet_maps
 from .ridge import eigh
 
-ENERGIES = "energies"
+ENERGIES, LATENT = "energies", "latent"
 BATCH = 64
 WORKING_SET = 10_000_000  # numbers of maps, or of what fields read of them, that are in float32 at once
 LARGEST = torch.finfo(torch.float16).max
 LEAST_SCALE = 1e-4  # of a channel's standard deviation, against the largest
 READ_CHANNELS = 128  # of a layer, that fields read: the main components of more
 SOME_STIMULI = 500  # by which these are found
+
+
+@dataclass
+class LatentSpace:
+    """The means of q(z | image) of some stimuli, `(stimuli, latent_dim)`, as the scores of a feature space."""
+
+    scores: torch.Tensor
+    name: str = LATENT
 
 
 class FeatureSpace:

@@ -4,7 +4,8 @@
     [w, 1] readout of a subject  ~  what its encoding models predict        w  =  a linear map of all feature spaces
 
 The feature spaces are the Gabor energies and colours of an image, and the maps of each of `config.linear_layers` of the
-encoder.
+encoder. Beside them z itself predicts voxels, as one more encoding model with a weight of its own; that part of the
+prediction needs no component, since the maps to voxels read z.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers.utils import logging
 from .alignment import image_latents
 from .augmentation import FEW_STIMULI
 from .encoding_models import Encoding, stacking_weights
-from .feature_spaces import FeatureSpace, feature_spaces
+from .feature_spaces import LATENT, FeatureSpace, LatentSpace, feature_spaces
 from .ridge import BLOCK, fit_ridge, held_out_predictions
 from .shared_fit import Processes
 from .trials import Trials
@@ -28,17 +29,18 @@ LEAST_WEIGHT = 1e-3  # of a voxel that is not predicted
 
 @torch.no_grad()
 def fit_encoding(
-    model, trials: Trials, stimuli, seed: int, processes: Processes | None = None
+    model, trials: Trials, stimuli, seed: int, processes: Processes | None = None, from_learned: bool = False
 ) -> dict[str, torch.Tensor]:
     """Fit the maps from the latent to the voxels of all subjects, and the head of the latent's linear dimensions.
-
-    Voxels are predicted from the linear dimensions alone; by a model without these, from the learned ones.
 
     Args:
         stimuli: as in `refit.RowImages`.
         seed: which stimuli the encoding models are fitted to where there are more than 8,000, and which are held out to
             find their weights.
         processes: that share the subjects. Each one fits the maps of its own, and the common head.
+        from_learned: whether z predicts voxels beside the feature spaces. Only where gradient descent has seen no
+            fMRI: otherwise z of a train stimulus knows the noise of its responses. A model without linear dimensions
+            has z alone.
 
     Returns:
         For each subject of this process a weight for each voxel, `(voxels,)`, of mean square 1: its correlation, 0
@@ -52,17 +54,21 @@ def fit_encoding(
     place = {stimulus: row for row, stimulus in enumerate(distinct)}
     spaces = feature_spaces(model, stimuli, distinct) if model.config.linear_dim else []
     components = Components(spaces, model.config.linear_dim) if spaces else None
-    maps, voxel_weights = {}, {}
+    latent = LatentSpace(image_latents(model, stimuli, distinct).learned.mean) if spaces and from_learned else None
+    maps, of_latent, voxel_weights = {}, {}, {}
     for name in processes.own(names):
         own = chosen[name]
         fmri = trials.mean_responses(name, own).to(model.device)
         if spaces:
             rows = torch.tensor([place[stimulus] for stimulus in own], device=model.device)
-            encodings = [Encoding(space, rows, fmri) for space in spaces]
+            encodings = [Encoding(space, rows, fmri) for space in (*spaces, *([latent] if latent else []))]
             weights, of_ridges, left = stacking_weights(encodings, seed)
             told = ", ".join(f"{which} {t:.2f}" for which, t in weights.items())
             logger.info(f"{name}: weights of the encoding models: {told}")
-            components.add(name, encodings, weights)
+            components.add(name, encodings[: len(spaces)], weights)
+            if latent:
+                ridge = encodings[-1].of_scores(slice(None))
+                of_latent[name] = weights[LATENT] * ridge.weights, weights[LATENT] * ridge.intercept
             expected, level = 0, fmri.mean(0)
             for one, t in zip(encodings, of_ridges, strict=True):
                 if t:
@@ -90,6 +96,10 @@ def fit_encoding(
         read_dims = slice(-len(weights), None) if spaces else slice(len(weights))
         voxel_map.weight[:, read_dims] = weights.T
         voxel_map.bias.copy_(intercept)
+        if name in of_latent:
+            weights, intercept = of_latent[name]
+            voxel_map.weight[:, : len(weights)] = weights.T
+            voxel_map.bias.add_(intercept)
     return voxel_weights
 
 
@@ -156,7 +166,9 @@ class Components:
                 for name, model in encoding.models.items()
                 if shares[name]
             ]
-            predicted = sum(share * one.fmri for _, share, one in predictions)
+            predicted = fmri.new_zeros(len(self.scores), fmri[:, voxels].shape[1])  # where z alone predicts
+            for _, share, one in predictions:
+                predicted += share * one.fmri
             scores, readout = self._largest((predicted - predicted.mean(0)) * scale)
             kept = self.scores.shape[1]
             self.scores, turn = self._largest(torch.cat([self.scores, scores], dim=1))

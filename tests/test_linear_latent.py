@@ -11,8 +11,9 @@ from visionflow_hf.corpus.responses import images_of, pairs_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import linear_latent
+from visionflow_hf.modeling.alignment import image_latents
 from visionflow_hf.modeling.encoding_models import Encoding, stacking_weights
-from visionflow_hf.modeling.feature_spaces import ENERGIES, FeatureSpace, feature_spaces
+from visionflow_hf.modeling.feature_spaces import ENERGIES, FeatureSpace, LatentSpace, feature_spaces
 from visionflow_hf.modeling.gabor_wavelets import GRID, wavelet_maps
 from visionflow_hf.modeling.linear_latent import Components, fit_encoding
 from visionflow_hf.modeling.ridge import GROUP_PENALTIES, Groups, likelihoods, likely_mean, stack
@@ -233,13 +234,37 @@ def test_the_model_predicts_the_weighted_sum(small, monkeypatch):
 def test_voxels_are_not_read_from_the_learned_dimensions(small):
     """Trained by the Trainer, they hold the noise of the train split's responses."""
     model, _, _, trials, stimuli = small
-
     fit_encoding(model, trials, stimuli, seed=0)
     for voxel_map in model.latent_to_fmri.voxel_maps:
         learned, linear = voxel_map.weight.split(
             [voxel_map.in_features - model.config.linear_dim, model.config.linear_dim], 1
         )
         assert learned.abs().max() == 0 < linear.abs().max()
+
+
+def test_the_learned_dimensions_predict_voxels_where_no_gradient_of_fmri_has_reached_them(small, monkeypatch):
+    model, processor, pairs, trials, stimuli = small
+    named = dict.fromkeys(MODELS, 0.0) | {"latent": 0.5}
+    monkeypatch.setattr(linear_latent, "stacking_weights", lambda *_: (named, [0.0, 1.0], 0.5))
+    fit_encoding(model, trials, stimuli, seed=0, from_learned=True)
+    predicted = predictions(model, processor, pairs, "subj02")
+    names = list(dict.fromkeys(pairs["stimulus_id"]))
+    z, fmri = image_latents(model, stimuli, names).learned.mean, trials.mean_responses("subj02", names)
+    encoding = Encoding(LatentSpace(z), torch.arange(len(names)), fmri)
+    assert list(encoding.models) == ["latent"]
+    expected = Reference(encoding.penalties["latent"]).fit(z, fmri).predict(z)
+    torch.testing.assert_close(predicted, torch.from_numpy(expected).float() / 2, atol=5e-3, rtol=0)
+
+
+def test_a_weight_goes_to_the_learned_dimensions_that_voxels_respond_to(cells):
+    maps, _, _ = cells
+    generator = torch.Generator().manual_seed(0)
+    z, noise = torch.randn(260, 8, generator=generator), torch.randn(260, 12, generator=generator)
+    fmri = z @ torch.randn(8, 12, generator=generator) / 8**0.5 + noise
+    rows = torch.arange(200)
+    encodings = [Encoding(space, rows, fmri[:200]) for space in (maps, LatentSpace(z))]
+    weights, of_ridges, left = stacking_weights(encodings, 0)
+    assert weights["latent"] > 0.8 and sum(weights.values()) < 1.2 and of_ridges[1] > 0.8 and left > 0.9
 
 
 def test_ridge_from_the_energies_alone_predicts_the_voxels_of_few_stimuli(small):

@@ -23,8 +23,8 @@ from visionflow_hf.stimuli import Stimuli
 
 logger = logging.getLogger(__name__)
 
-MLP_SHARES = (0.0, 0.5, 1.0)
-MLP_SHARES_OF_FEW = (0.0, 0.5)  # where distinct stimuli are few
+MLP_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+MLP_SHARES_OF_FEW = MLP_SHARES[:3]  # where distinct stimuli are few
 LINEAR_SHARES = tuple(np.linspace(0, 1, 11).tolist())
 MOST_ASKED = 128  # held-out stimuli by which all this is chosen
 REFINE_STEPS = 10  # more change little

@@ -169,6 +169,7 @@ def train_on(
     for part in fmri_side:  # no gradient reaches them in the image stage
         part.requires_grad_(False)
     model.linear_logvar.requires_grad_(False)
+    blind = model_args.from_model is None  # else its image side may have been trained on these responses
     stages = [fitted] if validated or not held_out.stimuli else [fitted, trials]
     few = len(trials.stimuli) < FEW_STIMULI
     begun = copy.deepcopy(model.state_dict()) if few and len(stages) == 2 else None
@@ -186,12 +187,12 @@ def train_on(
         history = trainer.state.log_history
         steps += trainer.state.global_step
         if own is fitted and held_out.stimuli:
-            fit_fmri_side(model, fitted, stimuli, args.max_steps, args.seed, unpaired, shared=True)
+            fit_fmri_side(model, fitted, stimuli, args.max_steps, args.seed, unpaired, True, blind)
             if first:
                 chosen = choose_decoding(model, held_out, stimuli, args.seed, MLP_SHARES_OF_FEW if few else MLP_SHARES)
     merge_adapters(model)
     if fitted is not trials or not held_out.stimuli:
-        fit_fmri_side(model, trials, stimuli, args.max_steps, args.seed, unpaired, shared=True)
+        fit_fmri_side(model, trials, stimuli, args.max_steps, args.seed, unpaired, True, blind)
     if not first:
         return Trained(model, processor, history, steps)
     trainer.save_state()
