@@ -118,16 +118,22 @@ class SimulatedTrials:
 
 
 @torch.no_grad()
-def image_latents(model, stimuli, stimulus_ids: list[str], augmented: int = 0) -> LatentGaussian:
-    """q(z, w | image) of stimuli, then of about as many augmented copies, where the encoder is not frozen."""
+def image_latents(
+    model, stimuli, stimulus_ids: list[str], augmented: int = 0, with_linear: bool = True
+) -> LatentGaussian:
+    """q(z, w | image) of stimuli, then of about as many augmented copies, where the encoder is not frozen.
+
+    Args:
+        with_linear: as in `VisionFlowModel.encode_image`.
+    """
     posteriors, copies = [], []
     for start in range(0, len(stimulus_ids), BATCH):
         names = stimulus_ids[start : start + BATCH]
-        pixels, features = stimuli.pixel_values(names).to(model.device), stimuli.image_features(names)
+        pixels, features = stimuli.pixel_values(names).to(model.device), stimuli.image_features(names, with_linear)
         if features is not None:
-            posteriors.append(model.encode_image(pixels, features.to(model.device)))
+            posteriors.append(model.encode_image(pixels, features.to(model.device), with_linear=with_linear))
             continue
-        posteriors.append(model.encode_image(pixels))
+        posteriors.append(model.encode_image(pixels, with_linear=with_linear))
         for _ in range(augmented // len(stimulus_ids)):
             copies.append(model.encode_image(augment(pixels, len(stimulus_ids))))
     parts = posteriors + copies

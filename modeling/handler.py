@@ -4,6 +4,7 @@
 import base64
 import io
 import os
+import re
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from transformers import pipeline
 
 # What an endpoint installs; an autoencoder and timm's encoders need more.
 REQUIREMENTS = "transformers>=5.20,<6\naccelerate>=1.10\nnumpy>=1.26\npyarrow>=21\npillow>=10.3\n"
+OWN_REQUIREMENTS = {"", "transformers", "accelerate", "numpy", "pyarrow", "pillow", "diffusers", "timm"}
 PARAMETERS = ("subject", "num_samples", "rois")
 
 
@@ -62,13 +64,13 @@ class EndpointHandler:
 
 
 def write_requirements(folder: str, config) -> None:
-    """requirements.txt, which an endpoint installs, beside this file in a model folder; a user's own file is kept."""
+    """requirements.txt, which an endpoint installs, in a model folder; one with other packages is kept."""
     more = "diffusers>=0.35\n" if config.decoder_type == "autoencoder_kl" else ""
     more += "timm>=1.0\n" if config.vision_config.model_type == "timm_wrapper" else ""
     path = os.path.join(folder, "requirements.txt")
     if os.path.exists(path):
         with open(path) as file:
-            if not file.read().startswith("transformers>="):
+            if {re.split("[<>=~! ]", line)[0] for line in file.read().split("\n")} - OWN_REQUIREMENTS:
                 return
     with open(path, "w") as file:
         file.write(REQUIREMENTS + more)

@@ -44,8 +44,8 @@ def fit_encoding(
 
     Returns:
         For each subject of this process a weight for each voxel, `(voxels,)`, of mean square 1: its correlation, 0
-        where negative, with what ridges from the feature spaces predict of held-out stimuli. With many voxels and few
-        trials most voxels hold no signal. Over fewer than 50 stimuli a correlation says too little of a voxel: all
+        where negative, with what ridges from the feature spaces and z predict of held-out stimuli. With many voxels and
+        few trials most voxels hold no signal. Over fewer than 50 stimuli a correlation says too little of a voxel: all
         weights are 1.
     """
     names, processes = trials.subjects, processes or Processes()
@@ -54,8 +54,8 @@ def fit_encoding(
     place = {stimulus: row for row, stimulus in enumerate(distinct)}
     spaces = feature_spaces(model, stimuli, distinct) if model.config.linear_dim else []
     components = Components(spaces, model.config.linear_dim) if spaces else None
-    latent = LatentSpace(image_latents(model, stimuli, distinct).learned.mean) if spaces and from_learned else None
-    maps, of_latent, voxel_weights = {}, {}, {}
+    latent = of_images(model, stimuli, distinct) if spaces and from_learned else None
+    maps, of_latent, rest, voxel_weights = {}, {}, {}, {}
     for name in processes.own(names):
         own = chosen[name]
         fmri = trials.mean_responses(name, own).to(model.device)
@@ -70,6 +70,7 @@ def fit_encoding(
                 ridge = encodings[-1].of_scores(slice(None))
                 of_latent[name] = weights[LATENT] * ridge.weights, weights[LATENT] * ridge.intercept
             expected, level = 0, fmri.mean(0)
+            rest[name] = (1 - sum(weights.values())) * level  # the models are weighted about their mean
             for one, t in zip(encodings, of_ridges, strict=True):
                 if t:
                     which = one.space.name
@@ -100,7 +101,14 @@ def fit_encoding(
             weights, intercept = of_latent[name]
             voxel_map.weight[:, : len(weights)] = weights.T
             voxel_map.bias.add_(intercept)
+        if name in rest:
+            voxel_map.bias.add_(rest[name])
     return voxel_weights
+
+
+def of_images(model, stimuli, stimulus_ids: list[str]) -> LatentSpace:
+    """z of stimuli as a feature space."""
+    return LatentSpace(image_latents(model, stimuli, stimulus_ids, with_linear=False).learned.mean)
 
 
 def choose_stimuli(trials: Trials, seed: int) -> dict[str, list[str]]:

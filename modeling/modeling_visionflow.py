@@ -643,7 +643,8 @@ class VisionFlowModel(PreTrainedModel):
         That is the head of w, the maps of all subjects in both directions, their noise, and the linear decoder, each by
         ridge regression; and the MLP from fMRI to latent, by 500 steps on simulated trials. Encoder, head of z and
         image decoder stay as they are, and so do the shares of the MLP and of the linear decoder. It takes as long as
-        the last part of `visionflow train`, a minute or so for some hundred stimuli on one core.
+        the last part of `visionflow train`, a minute or so for some hundred stimuli on one core. Voxels are predicted
+        from w alone: z, from which `visionflow train` predicts them as well, may now know the noise of these responses.
 
         Args:
             rows (`datasets.Dataset`): the columns `image`, `fmri` (in the raw unit), `subject` and `stimulus_id`, such

@@ -13,6 +13,8 @@ from .ridge import BLOCK
 ROWS = 1000  # standardised at once
 MOST_KEPT = 4 * 2**30  # bytes of responses that stay in memory; those of a larger corpus are read again when needed
 
+ROWS = 1000  # read at once
+
 
 class Trials:
     """Trials with an image, subject by subject.
@@ -94,6 +96,11 @@ class Trials:
 
 def responses_of(rows) -> np.ndarray:
     """The fMRI of rows of one subject, `(rows, voxels)`."""
-    fmri = rows.select_columns("fmri").with_format("arrow")[:]["fmri"].combine_chunks()
-    values = fmri.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return values.reshape(len(rows), -1)
+    values = np.empty((0, 0), dtype=np.float32)
+    start = 0
+    for batch in rows.select_columns("fmri").with_format("arrow").iter(ROWS):  # all at once can be beyond 2^31 numbers
+        part = batch["fmri"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(batch), -1)
+        values = values if start else np.empty((len(rows), part.shape[1]), dtype=np.float32)
+        values[start : start + len(part)] = part
+        start += len(part)
+    return values

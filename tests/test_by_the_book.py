@@ -8,7 +8,8 @@ from transformers import Trainer, TrainingArguments
 
 from visionflow_hf import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.hub import load_model
-from visionflow_hf.training.arguments import VisionFlowTrainingArguments
+from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
+from visionflow_hf.training_flags import told
 
 
 def test_a_folder_is_left_without_the_voxels_of_an_earlier_model(run, tmp_path):
@@ -24,9 +25,10 @@ def test_the_requirements_of_a_user_are_kept(tmp_path):
     model = VisionFlowModel(tiny_config())
     model.save_pretrained(tmp_path)
     assert (tmp_path / "requirements.txt").read_text().startswith("transformers>=")
-    (tmp_path / "requirements.txt").write_text("mine\n")
-    model.save_pretrained(tmp_path)
-    assert (tmp_path / "requirements.txt").read_text() == "mine\n"
+    for own in ("mine\n", (tmp_path / "requirements.txt").read_text() + "mine==1.0\n"):
+        (tmp_path / "requirements.txt").write_text(own)
+        model.save_pretrained(tmp_path)
+        assert (tmp_path / "requirements.txt").read_text() == own
 
 
 def test_endpoints_install_what_an_autoencoder_needs(tmp_path):
@@ -88,12 +90,12 @@ def made(table):
 def test_a_refit_without_the_processor_says_what_is_missing(tmp_path):
     table = rows()
     model, _, collator = made(table)
-    for given, told in ((None, "give processor"), (object(), "VisionFlowProcessor is expected")):
+    for given, message in ((None, "give processor"), (object(), "VisionFlowProcessor is expected")):
         callbacks = [model.refit_callback()]
         trainer = Trainer(
             model, arguments(tmp_path), collator, table, callbacks=callbacks, processing_class=given if given else None
         )
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             trainer.train()
 
 
@@ -128,6 +130,8 @@ def test_saving_and_validating_follow_one_another(tmp_path, given, saved, valida
     args = VisionFlowTrainingArguments(str(tmp_path), **given)
     assert (args.save_strategy, args.eval_strategy, args.load_best_model_at_end) == (saved, validated, best)
     assert VisionFlowTrainingArguments(str(tmp_path), eval_steps=50).save_steps == 50
+    written = told(ModelArguments(), args)  # arguments.yaml, to which the next run adds its own flags
+    assert {"save_strategy", "eval_strategy", "load_best_model_at_end", "save_steps"} & set(written) == set(given)
 
 
 def test_the_config_takes_an_encoder_as_a_dict_and_sizes_as_numbers():

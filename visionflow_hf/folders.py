@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,11 +53,16 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False, *, marker: str)
     partial = path.with_name(f".{path.name}.partial")
     refuse_existing(path, overwrite, marker)
     with alone(path):
+        refuse_existing(path, overwrite, marker)
         shutil.rmtree(partial, ignore_errors=True)
         try:
             with writing(path):
                 partial.mkdir(parents=True)
                 yield partial
+            if not overwrite and path.is_dir() and any(path.iterdir()):  # it was empty when this began
+                kept = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=path.parent)) / path.name
+                partial.rename(kept)
+                raise UserError(f"{path} has been filled meanwhile, and stays as it is: the result is in {kept}")
             take_name(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Run tasks in several processes, and find this process's place among those of a launcher."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -42,6 +43,10 @@ def run(tasks: list[Callable], num_proc: int) -> Iterator:
         raise UserError(
             "one of the processes ended unexpectedly, perhaps for lack of memory: try a smaller --num-proc"
         ) from error
+    except BaseException:  # also Ctrl-C: what runs would be waited for
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -58,7 +63,8 @@ def place_on_machine() -> tuple[int, int]:
 
 
 def end_with_parent() -> None:
-    """End this process when its parent ends, so that it does not go on writing."""
+    """End this process when its parent ends, so that it does not go on writing; Ctrl-C is the parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:
         parent_process().join()

@@ -161,11 +161,16 @@ def pictures_in(folder: Path) -> list[Path]:
     """The image files of a folder and of those in it, by path; hidden ones are left out."""
     if not os.path.isdir(folder):  # unlike `Path.is_dir`, it takes names of any length
         raise UserError(f"{folder} is no folder: a folder of images is expected")
-    shown = [path for path in find_files(folder) if not path.name.startswith(".")]
+    shown = [path for path in find_files(folder) if not is_hidden(path, folder)]
     files = [path for path in shown if path.suffix.lower() in SUFFIXES]
     if not files:
         raise UserError(f"{folder} has no images: {', '.join(sorted(SUFFIXES))} are read")
     return files
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a file in a folder, or a folder on the way to it, has a name that begins with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def plain_name(name: str, source: str | os.PathLike) -> str:

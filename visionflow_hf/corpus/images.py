@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from visionflow_hf.corpus.files import is_hidden
 from visionflow_hf.corpus.leakage import picture
 from visionflow_hf.corpus.schema import MARKER, voxel_table, write_corpus
 from visionflow_hf.errors import UserError, count
@@ -34,7 +35,14 @@ def prepare_images(
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give a folder of images")
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not is_hidden(file, folder))
+    for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the name of {str(file).encode(errors='replace').decode()} is no UTF-8: rename it"
+            ) from error
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     others = sorted({file.suffix or file.name for file in files} - {file.suffix for file in pictures})
     if not pictures:

@@ -54,6 +54,10 @@ def merge(
     """
     refuse_existing(out, overwrite, MARKER)
     first, second = read_corpus(one), read_corpus(other)
+    for path, corpus in ((one, first), (other, second)):
+        others = [name for name in corpus.splits if name not in SPLITS]
+        if others:
+            raise UserError(f"{path} has a split {others[0]}: rename it to one of {', '.join(SPLITS)}")
     both = sorted(first.subjects.keys() & second.subjects.keys())
     for subject in both:
         here, there = first.subjects[subject], second.subjects[subject]
@@ -91,10 +95,11 @@ def merge(
             "--test-fraction 0.1, or remove it from one corpus"
         )
     voxels = second.voxels[~second.voxels["subject"].isin(list(first.subjects))]
-    voxels = join_tables([first.voxels, voxels])
+    voxels = join_tables([first.voxels[first.voxels["subject"].isin(list(first.subjects))], voxels])
     for subject in both:
         own = voxels["subject"] == subject
-        voxels.loc[own, "noise_ceiling"] = ceilings_of_both(subject, first, second, splits, report)
+        by_voxel = ceilings_of_both(subject, first, second, splits, report)
+        voxels.loc[own, "noise_ceiling"] = by_voxel[voxels.loc[own, "voxel"].to_numpy()]
     for subject in list(voxels.attrs.get("repeats", {})):  # those of test rows that are other ones now
         if test_fraction is not None or subject in both:
             del voxels.attrs["repeats"][subject]

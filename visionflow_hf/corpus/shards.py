@@ -3,6 +3,7 @@
 `Dataset.from_generator` and `save_to_disk` would write every byte twice and map whole files into memory.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ def write_split(folder: Path, name: str, rows: Iterable[dict], features: Feature
     """
     folder.mkdir()
     schema, shards = features.arrow_schema, 0
+    content = hashlib.blake2b(name.encode(), digest_size=8)
     waiting = batches(rows, features)
     batch = next(waiting, None)
     while batch is not None or shards == 0:  # a split without rows is still a table
@@ -31,6 +33,8 @@ def write_split(folder: Path, name: str, rows: Iterable[dict], features: Feature
             size = 0
             while batch is not None and size < SHARD_BYTES:
                 writer.write_batch(batch)
+                for buffer in (buffer for column in batch.columns for buffer in column.buffers() if buffer):
+                    content.update(buffer)
                 size += batch.nbytes
                 batch = next(waiting, None)
         shards += 1
@@ -40,7 +44,7 @@ def write_split(folder: Path, name: str, rows: Iterable[dict], features: Feature
     DatasetInfo(description=description, features=features).write_to_directory(str(folder))
     state = {
         "_data_files": [{"filename": file} for file in files],
-        "_fingerprint": name,
+        "_fingerprint": content.hexdigest(),  # by which `datasets` keeps what `map` makes of the split
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,
