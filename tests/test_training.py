@@ -348,6 +348,16 @@ def test_where_the_earlier_model_has_checkpoints_nothing_is_left_beside_it_eithe
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_auto_takes_no_checkpoint_of_a_run_on_other_images_or_with_another_seed(corpus, tmp_path, refused):
+    out, auto = tmp_path / "run", ["--resume_from_checkpoint", "auto"]
+    assert train(corpus, out) == 0
+    refused(lambda: train(corpus, out, *auto, "--seed", 1), "exists and is not empty: pass --overwrite")
+    flags = ["--stimuli", "20", "--voxels", "30", "--image-size", "16", "--seed", "5"]
+    assert main(["simulate", str(tmp_path / "other"), *flags]) == 0
+    refused(lambda: train(tmp_path / "other", out, *auto), "exists and is not empty: pass --overwrite")
+    assert train(corpus, out, *auto) == 0  # the same run again
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_at_the_last_good_checkpoint(corpus, tmp_path, monkeypatch, refused):
     forward, seen = VisionFlowModel.forward, []
 

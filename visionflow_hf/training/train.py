@@ -81,7 +81,9 @@ def train(
     opened = open_corpus(corpus, allow_leakage, streaming)
     put_back(run)
     folder = in_progress(run) if (run / "config.json").exists() else run
-    checkpoint = find_checkpoint([folder, run], training_args.resume_from_checkpoint)
+    seen = to_be_seen(opened.pictures) | (seen_by(model_args.from_model) if model_args.from_model else set())
+    folders = [folder, run] if folder == run or trained_alike(run, seen, training_args.seed) else [folder]
+    checkpoint = find_checkpoint(folders, training_args.resume_from_checkpoint)
     begun = training_args.resume_from_checkpoint == "auto" and is_unfinished(run)
     if not begun and (checkpoint is None or not Path(checkpoint).absolute().is_relative_to(run.parent)):
         refuse_existing(run, training_args.overwrite, MARKER)
@@ -95,7 +97,6 @@ def train(
                 return trained
             trained.model.voxels = voxels_known(trained.model, opened)
             about = description(trained, corpus, opened, model_args, training_args)
-            seen = to_be_seen(opened.pictures) | (seen_by(model_args.from_model) if model_args.from_model else set())
             save_model(trained.model, trained.processor, folder, about, model_id=run, seen=seen)
         except BaseException:
             own = first and (checkpoint is None or folder != run) and (folder / MARKER).is_file()
@@ -346,6 +347,17 @@ def voxels_known(model: VisionFlowModel, opened: Corpus) -> VoxelTable:
         before = model.voxels.table.to_pandas()
         tables.append(before[~before["subject"].isin(list(opened.subjects))])
     return VoxelTable.read(io.BytesIO(join_tables(tables).to_parquet(index=False)))
+
+
+def trained_alike(run: Path, seen: set[str], seed: int) -> bool:
+    """Whether the model in `run` was trained on these images and with this seed: `auto` takes checkpoints of such alone.
+
+    Args:
+        seen: hashes of the images, as `seen_by` gives those of a model.
+    """
+    file = run / MARKER
+    before = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return seen_by(run) in (set(), seen) and (before or {}).get("seed", seed) == seed
 
 
 def in_progress(run: Path) -> Path:
