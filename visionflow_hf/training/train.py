@@ -350,7 +350,7 @@ def voxels_known(model: VisionFlowModel, opened: Corpus) -> VoxelTable:
 
 
 def trained_alike(run: Path, seen: set[str], seed: int) -> bool:
-    """Whether the model in `run` was trained on these images and with this seed: `auto` takes checkpoints of such alone.
+    """Whether the model in `run` was trained on these images with this seed; else `auto` passes its checkpoints over.
 
     Args:
         seen: hashes of the images, as `seen_by` gives those of a model.
