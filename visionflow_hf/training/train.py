@@ -188,12 +188,12 @@ def train_on(
         history = trainer.state.log_history
         steps += trainer.state.global_step
         if own is fitted and held_out.stimuli:
-            fit_fmri_side(model, fitted, stimuli, args.max_steps, args.seed, unpaired, True, blind)
+            fit_fmri_side(model, fitted, stimuli, args.max_steps, args.seed, unpaired, shared=True, from_learned=blind)
             if first:
                 chosen = choose_decoding(model, held_out, stimuli, args.seed, MLP_SHARES_OF_FEW if few else MLP_SHARES)
     merge_adapters(model)
     if fitted is not trials or not held_out.stimuli:
-        fit_fmri_side(model, trials, stimuli, args.max_steps, args.seed, unpaired, True, blind)
+        fit_fmri_side(model, trials, stimuli, args.max_steps, args.seed, unpaired, shared=True, from_learned=blind)
     if not first:
         return Trained(model, processor, history, steps)
     trainer.save_state()
