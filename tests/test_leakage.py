@@ -76,6 +76,19 @@ def test_what_is_allowed_is_recorded(by_pixels, tmp_path):
     assert json.loads((report / "metrics.json").read_text())["leakage"].startswith(f"1 stimulus ({names}")
 
 
+def test_a_report_names_what_leaks_into_its_own_split(run, corpus, tmp_path):
+    splits = load_from_disk(str(corpus))
+    splits["validation"] = splits["train"].select(range(4))
+    splits.save_to_disk(str(tmp_path / "corpus"))
+    shutil.copy(corpus / "voxels.parquet", tmp_path / "corpus")
+    run = shutil.copytree(run, tmp_path / "run")  # its card gets the results
+    for split in ("validation", "test"):
+        flags = ["--split", split, "--allow-leakage"]
+        assert main(["evaluate", str(run), str(tmp_path / "corpus"), str(tmp_path / split), *flags]) == 0
+        told = json.loads((tmp_path / split / "metrics.json").read_text()).get("leakage", "")
+        assert ("in both train and validation" in told) == (split == "validation")
+
+
 def test_test_stimuli_of_another_corpus_that_the_model_was_trained_on_are_told(run, corpus, tmp_path, caplog):
     splits = load_from_disk(str(corpus))
     swapped = tmp_path / "swapped"  # as a test split that was drawn anew

@@ -63,13 +63,15 @@ def evaluate(
     state = Path(run) / "trainer_state.json"
     histories = [json.loads(state.read_text(encoding="utf-8"))["log_history"]] if state.is_file() else []
     header = {"split": split, "split_by": opened.split_by, "unit": opened.unit, "about": about_model(run, corpus)}
+    known = []
+    if opened.leakage and split != "train":
+        known.append(leakage({name: opened.splits[name] for name in ("train", split)}, opened.pictures))
     if split == "test":
-        both = {name: opened.splits[name] for name in ("train", split)}
-        seen = seen_in_training(run, opened.pictures[split], split)
-        if seen:
-            logger.warning(f"{seen}: the figures say how well it fits them, not how well it predicts new ones")
-        found = [one for one in (leakage(both, opened.pictures) if opened.leakage else "", seen) if one]
-        header |= {"leakage": "; ".join(found)} if found else {}
+        known.append(seen_in_training(run, opened.pictures[split], split))
+        if known[-1]:
+            logger.warning(f"{known[-1]}: the figures say how well it fits them, not how well it predicts new ones")
+    if any(known):
+        header["leakage"] = "; ".join(filter(None, known))
     with new_folder(out, overwrite, marker=MARKER) as folder:
         predictions = predict(model, processor, opened, train, asked, folder / "scratch")
         metrics = write_report(folder, predictions, histories, header, model.device if perceptual else None)
