@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 MLP_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MLP_SHARES_OF_FEW = MLP_SHARES[:3]  # where distinct stimuli are few
-USUAL_SHARE = 0.25  # of the MLP, unless another one is better by more than chance
 LINEAR_SHARES = tuple(np.linspace(0, 1, 11).tolist())
 MOST_ASKED = 128  # held-out stimuli by which all this is chosen
 REFINE_STEPS = 10  # more change little
@@ -41,16 +40,16 @@ def choose_decoding(
     seed: int,
     mlp_shares: Sequence[float] = MLP_SHARES,
 ) -> tuple[float, float, int, float]:
-    """The shares of the MLP and of the linear decoder with the highest quality on held-out stimuli, repeats averaged, a
-    quarter of the MLP where no other share gains more than the standard error; the number of gradient steps: none where
-    the quality would fall by more than its standard error; then the brightness with the highest quality.
+    """The shares of the MLP and of the linear decoder with the highest quality on held-out stimuli, repeats averaged;
+    the number of gradient steps: none where the quality would fall by more than its standard error; then the brightness
+    with the highest quality.
 
     No steps are tried with layers of a pretrained encoder or with an autoencoder, which each step would run forward and
     backward.
 
     Args:
         model: fitted without these stimuli.
-        mlp_shares: among which is chosen, a quarter among them.
+        mlp_shares: among which is chosen.
     """
     learned, linear, images, responses, places = [], [], [], [], []
     for name in held_out.subjects:
@@ -70,14 +69,11 @@ def choose_decoding(
         decoded = model.image_decoder(posterior.learned.mean).float()
         straight = model.linear_decoder(posterior.learned.mean, posterior.linear.mean).float()
         for share in LINEAR_SHARES:
-            found[mlp, share] = quality(images, as_array(blend(decoded, straight, share)))
-    mean = {shares: each.mean() for shares, each in found.items()}
-    best, usual = max(mean, key=mean.get), max((one for one in mean if one[0] == USUAL_SHARE), key=mean.get)
-    gain = found[best] - found[usual]
-    mlp, share = best if gain.mean() > standard_error(gain) else usual
+            found[mlp, share] = quality(images, as_array(blend(decoded, straight, share))).mean()
+    mlp, share = max(found, key=found.get)
     logger.info(
         f"shares chosen on {len(images)} held-out stimuli: MLP {mlp:.0%}, linear decoder {share:.0%} "
-        f"(quality {mean[mlp, share]:.3f}; {mean[0.0, 0.0]:.3f} without both)"
+        f"(quality {found[mlp, share]:.3f}; {found[0.0, 0.0]:.3f} without both)"
     )
     fmri, ids, plain, better = torch.cat(responses), torch.cat(places), [], []
     costly = bool(model.config.linear_layers) or model.config.decoder_type == "autoencoder_kl"
@@ -93,12 +89,13 @@ def choose_decoding(
     if not costly:
         without, refined_by = quality(images, made), quality(images, np.concatenate(better))
         gain = refined_by - without
-        if gain.mean() >= -standard_error(gain):
+        standard_error = gain.std() / max(len(gain) - 1, 1) ** 0.5
+        if gain.mean() >= -standard_error:
             made, steps = np.concatenate(better), REFINE_STEPS
         logger.info(
             f"gradient steps on the latent: {steps} "
             f"(quality {refined_by.mean():.3f} with {REFINE_STEPS}, {without.mean():.3f} without, "
-            f"standard error of the difference {standard_error(gain):.3f})"
+            f"standard error of the difference {standard_error:.3f})"
         )
     found = {brightness: quality(images, brightness * made).mean() for brightness in BRIGHTNESS}
     brightness = max(found, key=found.get)
@@ -114,11 +111,6 @@ def quality(images: np.ndarray, made: np.ndarray) -> np.ndarray:
     missed = np.square(images - made).reshape(len(images), -1).mean(1)
     variance = np.square(images - images.mean(0)).mean()
     return ssim(images, made) + (pixel_correlation(images, made) + 1 - missed / max(variance, 1e-12)) / 2
-
-
-def standard_error(differences: np.ndarray) -> float:
-    """Of their mean."""
-    return float(differences.std() / max(len(differences) - 1, 1) ** 0.5)
 
 
 def as_array(images: torch.Tensor) -> np.ndarray:
