@@ -91,11 +91,11 @@ class Encoding:
 
     def ridge(self, voxels: slice) -> Prediction:
         """Ridge from the whole feature space."""
-        ridge = self.of_scores(voxels)
+        ridge = self.fit_ridge(voxels)
         return Prediction(ridge.predict(self.space.scores), lambda matrix: ridge.weights @ matrix, of_scores=True)
 
-    def of_scores(self, voxels: slice) -> Ridge:
-        """That ridge itself."""
+    def fit_ridge(self, voxels: slice) -> Ridge:
+        """Ridge from the scores of the feature space."""
         return self._ridge(self.space.name, self.space.scores[self.rows], voxels)
 
     def fields(self, voxels: slice) -> Prediction:

@@ -54,23 +54,26 @@ def fit_encoding(
     place = {stimulus: row for row, stimulus in enumerate(distinct)}
     spaces = feature_spaces(model, stimuli, distinct) if model.config.linear_dim else []
     components = Components(spaces, model.config.linear_dim) if spaces else None
-    latent = of_images(model, stimuli, distinct) if spaces and from_learned else None
-    maps, of_latent, rest, voxel_weights = {}, {}, {}, {}
+    predictors = list(spaces)
+    if spaces and from_learned:
+        predictors.append(LatentSpace(image_latents(model, stimuli, distinct, with_linear=False).learned.mean))
+    maps, from_z, shift, voxel_weights = {}, {}, {}, {}
     for name in processes.own(names):
         own = chosen[name]
         fmri = trials.mean_responses(name, own).to(model.device)
         if spaces:
             rows = torch.tensor([place[stimulus] for stimulus in own], device=model.device)
-            encodings = [Encoding(space, rows, fmri) for space in (*spaces, *([latent] if latent else []))]
+            encodings = [Encoding(space, rows, fmri) for space in predictors]
             weights, of_ridges, left = stacking_weights(encodings, seed)
             told = ", ".join(f"{which} {t:.2f}" for which, t in weights.items())
             logger.info(f"{name}: weights of the encoding models: {told}")
             components.add(name, encodings[: len(spaces)], weights)
-            if latent:
-                ridge = encodings[-1].of_scores(slice(None))
-                of_latent[name] = weights[LATENT] * ridge.weights, weights[LATENT] * ridge.intercept
             expected, level = 0, fmri.mean(0)
-            rest[name] = (1 - sum(weights.values())) * level  # the models are weighted about their mean
+            shift[name] = (1 - sum(weights.values())) * level  # the models are weighted about their mean
+            if from_learned:
+                ridge = encodings[-1].fit_ridge(slice(None))
+                from_z[name] = weights[LATENT] * ridge.weights
+                shift[name] += weights[LATENT] * ridge.intercept
             for one, t in zip(encodings, of_ridges, strict=True):
                 if t:
                     which = one.space.name
@@ -96,19 +99,10 @@ def fit_encoding(
         voxel_map.weight.zero_()
         read_dims = slice(-len(weights), None) if spaces else slice(len(weights))
         voxel_map.weight[:, read_dims] = weights.T
-        voxel_map.bias.copy_(intercept)
-        if name in of_latent:
-            weights, intercept = of_latent[name]
-            voxel_map.weight[:, : len(weights)] = weights.T
-            voxel_map.bias.add_(intercept)
-        if name in rest:
-            voxel_map.bias.add_(rest[name])
+        voxel_map.bias.copy_(intercept + shift.get(name, 0))
+        if name in from_z:
+            voxel_map.weight[:, : len(from_z[name])] = from_z[name].T
     return voxel_weights
-
-
-def of_images(model, stimuli, stimulus_ids: list[str]) -> LatentSpace:
-    """z of stimuli as a feature space."""
-    return LatentSpace(image_latents(model, stimuli, stimulus_ids, with_linear=False).learned.mean)
 
 
 def choose_stimuli(trials: Trials, seed: int) -> dict[str, list[str]]:

@@ -174,8 +174,8 @@ def refuse_adapters(model) -> None:
     Raises:
         ValueError: there are some on the fMRI side, whose layers are fitted.
     """
-    found = [name for name, _ in model.named_modules() if name.endswith("lora_A") or ".lora_A." in name]
-    sides = [side for side in FMRI_SIDE if any(f"{side}." in name or name == side for name in found)]
+    found = [name for name, _ in model.named_modules() if name.endswith(".lora_A")]
+    sides = [side for side in FMRI_SIDE if any(f"{side}." in name for name in found)]
     if sides:
         raise ValueError(
             f"adapters in {', '.join(sides)}, which a refit fits in closed form: give LoraConfig target_modules of the "
@@ -196,6 +196,7 @@ class RefitCallback(TrainerCallback):
 
     def __init__(self):
         self.fitted = -1  # the step after which the model was refitted
+        self.processor = None  # the model's, once training has begun
 
     def on_train_begin(self, args, state, control, model, processing_class, train_dataloader, **kwargs):
         self.fitted = -1

@@ -197,7 +197,7 @@ def told(model_args: ModelArguments, training_args: VisionFlowTrainingArguments)
     if not training_args.precision_told:  # where the run is repeated, the device may be another
         del changed["bf16"], changed["fp16"]
     changed = {name: value.value if isinstance(value, Enum) else value for name, value in changed.items()}
-    for name in (*OF_THIS_RUN, *training_args.followed):
+    for name in (*OF_THIS_RUN, *training_args.not_given):
         changed.pop(name, None)
     plain = {name: value for name, value in changed.items() if isinstance(value, (bool, int, float, str, dict, list))}
     plain = {name: value for name, value in plain.items() if value not in ([], {})}  # the default, as it is kept

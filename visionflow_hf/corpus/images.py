@@ -38,7 +38,7 @@ def prepare_images(
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not is_hidden(file, folder))
     for file in files:
         try:
-            str(file).encode()
+            file.relative_to(folder).as_posix().encode()
         except UnicodeEncodeError as error:
             raise UserError(
                 f"the name of {str(file).encode(errors='replace').decode()} is no UTF-8: rename it"

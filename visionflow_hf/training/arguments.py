@@ -12,8 +12,8 @@ from visionflow_hf.modeling import VisionFlowConfig
 
 SCRATCH = "scratch"
 PRETRAINED = "google/vit-base-patch16-224-in21k"
-FOLLOWING = ("save_strategy", "eval_strategy", "save_steps", "eval_steps")
-FOLLOWED = ("steps", "epoch")  # strategies that saving and validating take over from each other
+IN_STEP = ("save_strategy", "eval_strategy", "save_steps", "eval_steps")  # what is not given follows the other one
+REGULAR = ("steps", "epoch")  # the strategies that it follows
 LEAST_WARMUP, SHORT_WARMUP = 10, 0.3  # steps; share of a run that is too short for them
 
 
@@ -241,16 +241,16 @@ class VisionFlowTrainingArguments(TrainingArguments):
             raise UserError(
                 f"--torch_compile_mode is {self.torch_compile_mode}: one of {', '.join(COMPILE_MODES[1:])} is expected"
             )
-        self.followed = {name for name in FOLLOWING if getattr(self, name) is None}  # that were not given
+        self.not_given = {name for name in IN_STEP if getattr(self, name) is None}
         steps = [one for one in (self.save_steps, self.eval_steps, 0.1) if one is not None]
         self.save_steps = steps[0] if self.save_steps is None else self.save_steps
         self.eval_steps = steps[0] if self.eval_steps is None else self.eval_steps
         saved, validated = self.save_strategy, self.eval_strategy
-        self.save_strategy = saved or (validated if validated in FOLLOWED else "steps")
-        self.eval_strategy = validated or (saved if saved in FOLLOWED else "steps")
+        self.save_strategy = saved or (validated if validated in REGULAR else "steps")
+        self.eval_strategy = validated or (saved if saved in REGULAR else "steps")
         if "no" in (self.save_strategy, self.eval_strategy):
             self.load_best_model_at_end = False
-            self.followed.add("load_best_model_at_end")
+            self.not_given.add("load_best_model_at_end")
         refuse_missing_loggers(self.report_to)
         bf16, fp16 = default_precision(self.use_cpu)
         undecided = not self.bf16 and not self.fp16
