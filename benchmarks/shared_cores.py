@@ -43,7 +43,9 @@ def main() -> None:
         for _ in range(args.repeats):
             for busy in args.busy:
                 for environment in args.environments:
-                    seconds.setdefault((environment, busy), []).append(beside(busy, corpus, args.steps, environment))
+                    took = beside(busy, corpus, args.steps, environment)
+                    seconds.setdefault((environment, busy), []).append(took)
+                    print(f"{environment or 'as the command sets it'}, {busy} busy: {took:.1f} s", flush=True)
         print(f"{'environment':40} {'busy':>5} {'seconds':>9} {'ratio':>7}")
         for environment in args.environments:
             alone = median(seconds[environment, 0])

@@ -1,5 +1,7 @@
 """The stimuli on disk: equal to what processor and encoder make, computed once, and never stale."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -158,6 +160,45 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match=r"cannot be written .*--stimulus_cache"):
         KeptArrays(tmp_path / "file" / "x", "<f4", [2]).add([b"k" * 32], [np.zeros((1, 2))])
+
+
+def test_a_damaged_file_of_the_cache_is_made_anew(parts, tmp_path, computed):
+    train, processor, _ = parts
+    names = sorted(set(train["stimulus_id"]))
+    before = Stimuli(processor, [train], None, tmp_path).pixel_values(names)
+    (file,) = tmp_path.glob("pixels-*/*.npy")
+    file.write_bytes(file.read_bytes()[:-100])
+    after = Stimuli(processor, [train], None, tmp_path)
+    assert torch.equal(after.pixel_values(names), before) and computed["read"] == 2 * len(names)
+    (file,) = tmp_path.glob("pixels-*/*.npy")
+    file.write_bytes(b"")
+    assert torch.equal(Stimuli(processor, [train], None, tmp_path).pixel_values(names), before)
+
+
+def test_files_of_the_cache_can_be_read_by_whom_the_umask_allows(parts, tmp_path):
+    train, processor, _ = parts
+    before = os.umask(0o022)
+    try:
+        Stimuli(processor, [train], None, tmp_path)
+    finally:
+        os.umask(before)
+    (file,) = tmp_path.glob("pixels-*/*.npy")
+    assert file.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_large_cache_loses_what_was_not_used_for_longest(parts, tmp_path, computed, monkeypatch):
+    train, processor, _ = parts
+    cache = tmp_path / "cache"
+    for name, day in ("pixels-old", 1), ("latents-middle", 2), ("features-new", 3), ("of somebody else", 0):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "x.npy").write_bytes(bytes(10**6))
+        os.utime(cache / name, (day, day))
+    used = sum(file.stat().st_size for file in Stimuli(processor, [train], None, cache).pixels.folder.iterdir())
+    monkeypatch.setattr(module, "LARGEST_CACHE", 10**6 + used)
+    again = Stimuli(processor, [train], None, cache)
+    left = {folder.name for folder in cache.iterdir()}
+    assert left == {"features-new", "of somebody else", again.pixels.folder.name}
+    assert computed["read"] == len(set(train["stimulus_id"]))  # its own folder stays
 
 
 def test_folds_and_runs_share_one_folder(colour_corpus, encoder, tmp_path, computed):

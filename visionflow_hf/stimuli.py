@@ -6,16 +6,19 @@ they follow from, so that nothing stale can be found:
     pixels      the bytes of the image's file; size and channels; the processor's code
     features    the pixels' key; the encoder's weights and config, size and normalisation of its input; the model's code
 
-and the versions of the libraries that compute them.
+and the versions of the libraries that compute them. Where all of it takes more than 100 GB, what no run has used for
+longest is deleted.
 """
 
 import hashlib
 import inspect
 import json
 import os
-import tempfile
+import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
 from tqdm import tqdm
+from transformers.utils import logging
 
 from visionflow_hf.corpus.files import reading
 from visionflow_hf.errors import UserError
@@ -35,6 +39,10 @@ from visionflow_hf.modeling.feature_spaces import BATCH, LARGEST
 from visionflow_hf.processes import cores, place_on_machine
 
 FILE = 4096  # stimuli a file: what is lost at most where a run is interrupted
+LARGEST_CACHE = 100 * 10**9  # bytes
+KINDS = ("pixels", "features", "latents")  # begin the names of the folders of a cache
+
+logger = logging.get_logger(__name__)
 
 
 class KeptArrays:
@@ -53,16 +61,27 @@ class KeptArrays:
         self.record = np.dtype([("key", "V32"), ("values", dtype, self.shape)])
         self.files: dict[str, np.ndarray] = {}
         self.place: dict[bytes, tuple[str, int]] = {}
+        with suppress(OSError):  # there is none yet, or it is read-only
+            os.utime(folder)  # it was used
         self.reread()
 
     def __contains__(self, key: bytes) -> bool:
         return key in self.place
 
     def reread(self) -> None:
-        """Know the files that have come since."""
+        """Know the files that have come since. One that is cut off or damaged is deleted, its arrays are made anew."""
         for file in sorted(self.folder.glob("*.npy")):
             if file.name not in self.files:
-                records = np.load(file, mmap_mode="r")
+                try:
+                    records = np.load(file, mmap_mode="r")
+                    if records.dtype != self.record:
+                        raise ValueError(f"it holds {records.dtype}, not {self.record}")
+                except FileNotFoundError:  # another process has made room
+                    continue
+                except (ValueError, EOFError, IndexError) as error:
+                    logger.warning("%s is damaged (%s): its stimuli are read anew", file, error)
+                    file.unlink(missing_ok=True)
+                    continue
                 self.files[file.name] = records
                 self.place |= {key.tobytes(): (file.name, row) for row, key in enumerate(records["key"])}
 
@@ -72,10 +91,11 @@ class KeptArrays:
         Raises:
             UserError: the folder cannot be written, or the disk is full.
         """
-        part = None
+        name = uuid.uuid4().hex
+        unfinished = self.folder / f".{name}.part"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", suffix=".part", delete=False) as part:
+            with open(unfinished, "xb") as part:
                 layout = np.lib.format.dtype_to_descr(self.record)
                 header = {"descr": layout, "fortran_order": False, "shape": (len(keys),)}
                 np.lib.format.write_array_header_1_0(part, header)
@@ -86,10 +106,10 @@ class KeptArrays:
                     records["values"] = batch
                     part.write(records.tobytes())
                     written += len(batch)
-            os.replace(part.name, self.folder / f"{Path(part.name).stem.strip('.')}.npy")
+            os.replace(unfinished, self.folder / f"{name}.npy")
         except BaseException as error:
-            if part is not None:
-                Path(part.name).unlink(missing_ok=True)
+            with suppress(OSError):
+                unfinished.unlink()
             if isinstance(error, OSError):
                 raise UserError(
                     f"{self.folder} cannot be written ({error.strerror}): make room, or name another folder with "
@@ -143,6 +163,7 @@ class Stimuli:
             parts = [("posterior", "<f4", widths[:1]), ("linear", "<f2", widths[1:])]  # of the latter there are many
             self.features = KeptArrays(folder / f"features-{features_depend_on(model, read)}", parts)
             keep(self.features, list(where), "encoding the stimuli", lambda keys: self._encode(model, keys))
+        make_room(folder, [kept.folder for kept in (self.pixels, self.features) if kept is not None])
 
     def pixel_values(self, stimulus_ids: Sequence[str]) -> torch.Tensor:
         """`(stimuli, channels, height, width)` on a 0..1 scale, bit for bit what the processor makes of the images."""
@@ -198,6 +219,27 @@ def keep(kept: KeptArrays, keys: list[bytes], task: str, make) -> None:
             kept.add(part, advancing(bar, make(part)))
     PartialState().wait_for_everyone()
     kept.reread()
+
+
+def make_room(cache: Path, used: Sequence[Path]) -> None:
+    """Delete the folders that no run has used for longest, until the cache is not larger than LARGEST_CACHE.
+
+    Args:
+        used: by this run, which stay.
+    """
+    if place_on_machine()[0] != 0:
+        return
+    sizes, last_used = {}, {}
+    for folder in (folder for kind in KINDS for folder in cache.glob(f"{kind}-*")):
+        with suppress(FileNotFoundError):  # another process works there
+            sizes[folder] = sum(file.stat().st_size for file in folder.iterdir())
+            last_used[folder] = folder.stat().st_mtime
+    for folder in sorted(last_used.keys() - set(used), key=last_used.get):
+        if sum(sizes.values()) <= LARGEST_CACHE:
+            break
+        logger.warning("%s is larger than %d GB: %s is deleted", cache, LARGEST_CACHE // 10**9, folder.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        del sizes[folder]
 
 
 def parts_of(keys: Sequence[bytes], size: int) -> Iterator[Sequence[bytes]]:
@@ -293,6 +335,7 @@ def latents_of_files(model: VisionFlowModel, processor: VisionFlowProcessor, fil
 
     kept = KeptArrays(folder, "<f4", [model.config.latent_dim + model.config.linear_dim])
     keep(kept, list(path_of), "encoding the images", encode)
+    make_room(folder.parent, [folder])
     return torch.from_numpy(kept.take(keys))
 
 
