@@ -24,6 +24,7 @@ from visionflow_hf.errors import UserError, count
 
 UNIT = "response z-scored within each session, repeats averaged (Algonauts 2023)"
 HEMISPHERES = ("lh", "rh")
+CACHED = re.compile(r"\.|cache-|tmp")  # how the names of files begin that `datasets` makes beside its own
 PROCESSED_SPLITS = {"train": "train", "val": "validation", "testval": "test"}
 GROUP_VERTICES = (19004, 20544)  # left and right, of all subjects together
 FSAVERAGE = 163842  # vertices of a hemisphere
@@ -67,7 +68,11 @@ def challenge(source: Path, names: list[str], report: Callable[[str], None]) -> 
             raise UserError(
                 f"{files[0]} has {shapes[0][0]} rows, {files[1]} has {shapes[1][0]}: both count the same images"
             )
-        shown = training_images(source / name / "training_split" / "training_images", shapes[0][0])
+        pictures = source / name / "training_split" / "training_images"
+        shown = training_images(pictures, shapes[0][0])
+        if not shown:
+            report(f"{name}: left out, {pictures} holds no image such as train-0001_nsd-00013.png")
+            continue
         if len(shown) < shapes[0][0]:
             report(f"{name}: {shapes[0][0] - len(shown)} of {shapes[0][0]} training images are absent: left out")
         rows = np.array(sorted(shown), dtype=np.int64)
@@ -101,7 +106,7 @@ def responses(file: Path) -> np.ndarray:
 def training_images(folder: Path, rows: int) -> dict[int, tuple[int, Path]]:
     """Row of the responses: number in the Natural Scenes Dataset, file."""
     images: dict[int, tuple[int, Path]] = {}
-    for file in sorted(folder.glob("*.png")):
+    for file in sorted(folder.glob("[!.]*.png")):
         match = re.fullmatch(r"train-(\d+)_nsd-(\d+)", file.stem)
         if not match:
             raise UserError(f"{file} has no name such as train-0001_nsd-00013.png: rename or remove it")
@@ -111,8 +116,6 @@ def training_images(folder: Path, rows: int) -> dict[int, tuple[int, Path]]:
         if row in images:
             raise UserError(f"{images[row][1]} and {file} are both the image of row {match[1]}: remove one")
         images[row] = (int(match[2]), file)
-    if not images:
-        raise UserError(f"{folder} holds no image: train-0001_nsd-00013.png and so on are expected")
     return images
 
 
@@ -184,7 +187,10 @@ def processed(source: Path, asked: Sequence[str] | None, report: Callable[[str],
                 f"{source / 'processed'} holds {count([size.name for size in sizes], 'size')}: give the folder of one"
             )
         folder = sizes[0]
-    shards = {split: sorted(existing(file) for file in (folder / split).glob("*.arrow")) for split in PROCESSED_SPLITS}
+    shards = {  # without what `Dataset.map` and others have cached beside them
+        split: sorted(existing(file) for file in (folder / split).glob("*.arrow") if not CACHED.match(file.name))
+        for split in PROCESSED_SPLITS
+    }
     absent = [split for split, files in shards.items() if not files]
     if len(absent) == len(shards):
         raise UserError(f"{source} holds neither subj01 and so on nor processed/size-256/train: is this the folder?")

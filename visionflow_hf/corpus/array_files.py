@@ -30,9 +30,10 @@ def read_arrays(file: str | os.PathLike, keys: Sequence[str]) -> dict[str, np.nd
     """The arrays of these keys from a .mat (v5 or v7.3), .npz or .h5 file.
 
     MATLAB lays arrays out column by column, so that HDF5 shows those of a v7.3 file with their axes reversed: they
-    come back here in MATLAB's own order. Sparse matrices of a v5 file come back dense. `data/images` is the field
-    `images` of the struct `data`, `data/2` is the second cell of the cell array `data`, counted from 1 down the columns
-    as MATLAB counts, and `data/images/2` is that field of the second struct of an array. Pickled arrays are refused.
+    come back here in MATLAB's own order. Sparse matrices come back dense, and cell arrays as their cells, down the
+    columns. `data/images` is the field `images` of the struct `data`, `data/2` is the second cell of the cell array
+    `data`, counted from 1 down the columns as MATLAB counts, and `data/images/2` is that field of the second struct of
+    an array. Pickled arrays are refused.
     """
     file = Path(file)
     there = array_keys(file)
@@ -103,7 +104,9 @@ def read_mat5(variables: dict, key: str, file: Path) -> np.ndarray:
             raise UserError(f"{name} of {file} has no field {field}: its fields are {', '.join(names) or 'none'}")
         name = f"{name}/{field}"
     if scipy.sparse.issparse(array):
-        return array.toarray()
+        return dense(array)
+    if array.dtype == object:
+        return array.ravel("F")
     if array.dtype.names:
         fields = ", ".join(f"{name}/{field}" for field in array.dtype.names)
         raise UserError(f"{name} of {file} is a struct: give one of its fields, {fields}")
@@ -113,12 +116,14 @@ def read_mat5(variables: dict, key: str, file: Path) -> np.ndarray:
 def read_hdf5(source: h5py.File, key: str, matlab: bool) -> np.ndarray:
     """One dataset, in MATLAB's order of axes where MATLAB wrote it; its text as an array of str."""
     dataset = matlab_dataset(source, key) if matlab else hdf5_dataset(source, key)
+    if isinstance(dataset, h5py.Group):
+        return read_sparse(dataset, key)
     refuse_bomb(f"{key} of {source.filename}", dataset.nbytes, dataset.id.get_storage_size())
     array = np.asarray(dataset[()])
     if not matlab:
         return array
     if is_cell_array(dataset):
-        cells = [own_values(source[reference], f"a cell of {key}") for reference in array.T.ravel()]
+        cells = [own_values(source[reference], f"a cell of {key}") for reference in array.ravel()]
         values = [
             "" if is_empty(cell) else text_of(cell[()].T.ravel()) if is_text(cell) else cell[()].T for cell in cells
         ]
@@ -128,8 +133,23 @@ def read_hdf5(source: h5py.File, key: str, matlab: bool) -> np.ndarray:
     return array.T
 
 
-def matlab_dataset(source: h5py.File, key: str) -> h5py.Dataset:
-    """The array of a key of a v7.3 file, into the cells of which a number leads."""
+def read_sparse(group: h5py.Group, key: str) -> np.ndarray:
+    """A sparse matrix of a v7.3 file, dense: MATLAB's `ir`, `jc` and `data` are the CSC form."""
+    parts = [own_values(group[name], key)[()] if name in group else np.empty(0) for name in ("data", "ir", "jc")]
+    shape = int(group.attrs["MATLAB_sparse"]), len(parts[2]) - 1
+    refuse_bomb(f"{key} of {group.file.filename}", 8 * np.prod(shape, dtype=float), sum(part.nbytes for part in parts))
+    return dense(scipy.sparse.csc_matrix((parts[0], parts[1].astype(np.int64), parts[2].astype(np.int64)), shape))
+
+
+def dense(matrix: scipy.sparse.spmatrix) -> np.ndarray:
+    """Its rows are checked first: a damaged one could write beyond the array."""
+    matrix = matrix.tocsc()
+    matrix.check_format(full_check=True)
+    return matrix.toarray()
+
+
+def matlab_dataset(source: h5py.File, key: str) -> h5py.Dataset | h5py.Group:
+    """The array of a key of a v7.3 file, into the cells of which a number leads; the group of a sparse matrix."""
     item, name = source, ""
     for part in key.split("/"):
         if isinstance(item, h5py.Dataset):
@@ -139,6 +159,8 @@ def matlab_dataset(source: h5py.File, key: str) -> h5py.Dataset:
         else:
             item = hdf5_item(item, part)
         name = f"{name}/{part}".lstrip("/")
+    if isinstance(item, h5py.Group) and "MATLAB_sparse" in item.attrs:
+        return item
     if isinstance(item, h5py.Group):
         raise UserError(f"{key} of {source.filename} is a struct: give one of its fields, {', '.join(sorted(item))}")
     kind = item.attrs.get("MATLAB_class", b"").decode()
@@ -171,6 +193,17 @@ def is_text(dataset: h5py.Dataset) -> bool:
 
 def text_of(codes: np.ndarray) -> str:
     return "".join(map(chr, codes))
+
+
+def vector(array: np.ndarray, key: str) -> np.ndarray:
+    """The entries of an array of which one axis at most is longer than 1.
+
+    Raises:
+        UserError: a table or volume, whose entries NumPy and MATLAB count in different orders.
+    """
+    if sum(length > 1 for length in array.shape) > 1:
+        raise UserError(f"{key} has shape {array.shape}: a vector is expected, in the order of what it tells about")
+    return array.ravel()
 
 
 def refuse_unknown(keys: Sequence[str], there: Sequence[str], file: Path) -> None:

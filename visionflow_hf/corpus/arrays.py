@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visionflow_hf.corpus.array_files import names_in, read_arrays
+from visionflow_hf.corpus.array_files import names_in, read_arrays, vector
 from visionflow_hf.corpus.array_kinds import array_kinds
 from visionflow_hf.corpus.array_proposal import listed, proposed
 from visionflow_hf.corpus.assemble import write_source
@@ -291,7 +291,7 @@ def entries(
 ) -> list[np.ndarray | None]:
     """What a key tells of the trials of train and test; the first may hold both, one after the other."""
     if key and not test_key and len(lengths) == 2 and arrays[key].size == sum(lengths):
-        return np.split(arrays[key].ravel(), [lengths[0]])
+        return np.split(vector(arrays[key], key), [lengths[0]])
     return [arrays[one] if one else None for one in (key, test_key)[: len(lengths)]]
 
 
@@ -333,12 +333,17 @@ def write_fmri_alone(
 
 
 def refuse_trials_last(images: np.ndarray, fmri: np.ndarray, images_key: str, fmri_key: str) -> None:
-    """MATLAB's users often let the last axis count trials."""
-    if min(images.ndim, fmri.ndim) > 1 and len(images) != len(fmri) and images.shape[-1] == fmri.shape[-1]:
-        raise UserError(
-            f"{images_key} has shape {images.shape}, {fmri_key} has {fmri.shape}: the first axis must count trials, "
-            f"and the last one does with {fmri.shape[-1]} of both, so transpose the arrays"
-        )
+    """MATLAB's users often let the last axis count trials, of one array or of both."""
+    if min(images.ndim, fmri.ndim) < 2 or len(images) == len(fmri):
+        return
+    last = images.shape[-1], fmri.shape[-1]
+    for which, one, other in ("both", *last), (images_key, last[0], len(fmri)), (fmri_key, len(images), last[1]):
+        if one == other:
+            raise UserError(
+                f"{images_key} has shape {images.shape}, {fmri_key} has {fmri.shape}: the first axis must count "
+                f"trials, and the last one does with {one} of {which}, so transpose the "
+                f"{'arrays' if which == 'both' else 'array'}"
+            )
 
 
 def to_uint8(arrays: list[np.ndarray], report: Callable[[str], None]) -> list[np.ndarray]:
@@ -356,12 +361,15 @@ def to_uint8(arrays: list[np.ndarray], report: Callable[[str], None]) -> list[np
     scale = next(iter(scales.values()))
     if scale != 255:
         report(f"pixel values lie in 0..{scale}: scaled to 0..255")
-    return [
-        array
-        if array.dtype == np.uint8 and scale == 255
-        else np.rint(array.astype(np.float64) * (255 / scale)).clip(0, 255).astype(np.uint8)
-        for array in arrays
-    ]
+    return [array if array.dtype == np.uint8 and scale == 255 else scaled(array, 255 / scale) for array in arrays]
+
+
+def scaled(array: np.ndarray, factor: float) -> np.ndarray:
+    """The array times a factor as uint8, a row at a time: float64 copies of all images could fill memory."""
+    out = np.empty(array.shape, dtype=np.uint8)
+    for row in range(len(array)):
+        out[row] = np.rint(array[row].astype(np.float64) * factor).clip(0, 255)
+    return out
 
 
 def highest_value(arrays: list[np.ndarray]) -> int:
@@ -425,7 +433,8 @@ def plain_names(array: np.ndarray, trials: int, key: str) -> list[str]:
     """One string a trial; whole numbers lose a decimal point, MATLAB's cells and bytes become text."""
     if array.size != trials:
         raise UserError(f"{key} has {array.size} entries for {trials} trials: one name a trial is expected")
-    values = [value.item() if isinstance(value, np.ndarray) and value.size == 1 else value for value in array.ravel()]
+    flat = vector(array, key)
+    values = [value.item() if isinstance(value, np.ndarray) and value.size == 1 else value for value in flat]
     empty = [isinstance(value, np.ndarray) and value.size == 0 for value in values]
     return ["" if none else plain_text(value, key) for value, none in zip(values, empty, strict=True)]
 

@@ -254,6 +254,12 @@ def splits_by_session(
             "--test-fraction, or --split-by stimulus"
         )
     splits = {name: "test" if picture.pixels in tested else "train" for name, picture in pictures.items()}
+    for subject in source.subjects:
+        if all(splits[name] == "test" for name in subject.stimuli):
+            raise UserError(
+                f"{subject.name} would have no trial in train: give another --seed, a smaller --test-fraction, or "
+                "--subjects without it"
+            )
     left_out = {
         subject.name: {
             trial
@@ -342,10 +348,10 @@ def corpus_rows(
                 for name, trials in trials_of(subject).items()
             ]
         else:
-            numbers = number_repeats(subject.stimuli)
+            kept = [trial for trial in range(len(subject.stimuli)) if trial not in absent]
+            names = [subject.stimuli[trial] for trial in kept]
             rows = [
-                (name, number, [row] if row not in absent else [])
-                for row, (name, number) in enumerate(zip(subject.stimuli, numbers, strict=True))
+                (name, number, [trial]) for name, number, trial in zip(names, number_repeats(names), kept, strict=True)
             ]
         for name, number, trials in rows:
             if splits[name] != split or not trials:

@@ -92,6 +92,8 @@ def open_betas(file: Path, key: str | None) -> Betas:
         fits = len(shape) in (2, 4)
     if not fits or kind.kind not in "iuf" or 0 in shape:
         raise UserError(f"{file} has shape {shape} and type {kind}: {expected}")
+    if len(shape) == 4 and shape[1:3] == (1, 1):  # GLMsingle's betas of voxels in no grid, (voxels, 1, 1, trials)
+        return Betas(file, key, shape[3], shape[:1], affine)
     if len(shape) == 2:
         return Betas(file, key, shape[0], shape[1:], affine)
     if np.prod(shape[:3], dtype=float) > MAX_VOXELS:

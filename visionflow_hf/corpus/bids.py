@@ -29,7 +29,7 @@ def read_bids(folder: Path) -> tuple[pd.DataFrame, list[tuple[str]]]:
     Raises:
         UserError: no betas, or betas without one table of their own.
     """
-    files = list(find_files(folder))
+    files = [file for file in find_files(folder) if not file.name.startswith(".")]
     tables = [file for file in files if file.name.endswith("_trials.tsv")]
     found: dict[Path, Path] = {}
     for betas in files:
@@ -52,10 +52,20 @@ def read_bids(folder: Path) -> tuple[pd.DataFrame, list[tuple[str]]]:
         raise UserError(f"{folder} has no {BETAS} in it: give the table of the trials, and --betas")
     trials = []
     for table, betas in found.items():
-        rows = read_texts(table)
+        rows = in_order_of_betas(read_texts(table), table)
         trials.append(rows.assign(**{NAMED[key]: f"{key}-{value}" for key, value in named(betas).items()}))
     shown = [(str(betas),) for rows, betas in zip(trials, found.values(), strict=True) for _ in range(len(rows))]
     return pd.concat(trials, ignore_index=True).fillna(""), shown
+
+
+def in_order_of_betas(rows: pd.DataFrame, table: Path) -> pd.DataFrame:
+    """The rows in the order of the volumes, where `beta_index` counts these."""
+    if "beta_index" not in rows:
+        return rows
+    numbers = pd.to_numeric(rows["beta_index"], errors="coerce")
+    if sorted(numbers) not in (list(range(len(rows))), list(range(1, len(rows) + 1))):
+        raise UserError(f"beta_index of {table} must count the {len(rows)} trials from 0: is the file whole?")
+    return rows.loc[numbers.sort_values().index].reset_index(drop=True)
 
 
 def entities(file: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Reading what others wrote: numbers only, from the files of the source only, and one line where a file is damaged."""
 
+import filecmp
 import lzma
 import os
 import struct
@@ -181,12 +182,12 @@ def plain_name(name: str, source: str | os.PathLike) -> str:
 
 
 def index_images(files: Iterable[Path]) -> dict[str, Path]:
-    """The images among some files by their name without its ending."""
+    """The images among some files by their name without its ending; of equal files the first."""
     images: dict[str, Path] = {}
     for file in files:
-        if file.suffix.lower() in SUFFIXES:
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
             other = images.setdefault(file.stem, file)
-            if other != file:
+            if other != file and not filecmp.cmp(other, file, shallow=False):
                 raise UserError(f"two images bear the name {file.stem}: {other} and {file}; remove one")
     return images
 

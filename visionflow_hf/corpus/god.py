@@ -36,7 +36,7 @@ def read_god(
     Raises:
         UserError: the source does not have the expected form.
     """
-    files = {file.stem: file for file in sorted(source.glob("*.h5"))}
+    files = {file.stem: file for file in sorted(source.glob("[!.]*.h5"))}
     images = index_images(find_files(Path(images_folder or source)))
     found = []
     for name in choose_subjects(list(files), subjects, source / "Subject1.h5"):
@@ -44,12 +44,16 @@ def read_god(
         if subject is not None:
             found.append(subject)
     refuse_absent(found, subjects, f"a sample of DataType 1 or 2 whose image lies in {images_folder or source}")
-    return Source(found, image_parts(found, images), "as in the bdpy files of Generic Object Decoding")
+    categories = {name: name.split("_")[0] for subject in found for name in subject.stimuli}  # WordNet's numbers
+    return Source(found, image_parts(found, images), "as in the bdpy files of Generic Object Decoding", categories)
 
 
 def read_subject(file: Path, images: dict[str, Path], report: Callable[[str], None]) -> Subject | None:
     with open_hdf5(file) as source:
         data, meta = ("dataset", "metadata") if "dataset" in source else ("dataSet", "metaData")
+        if data not in source or meta not in source:
+            report(f"{file.name}: left out, it has no {data} and {meta}, but {', '.join(sorted(source)[:10])}")
+            return None
         dataset = hdf5_dataset(source, data)
         if dataset.ndim != 2 or dataset.dtype.newbyteorder("=") != np.float64:
             raise UserError(

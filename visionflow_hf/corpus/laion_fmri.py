@@ -23,7 +23,7 @@ from visionflow_hf.corpus.zscore import zscored
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.images import opened
 
-SHARED = "shared_"  # how the names of the images that all subjects saw begin
+TESTED = ("shared_", "ood_")  # how the names of the test images begin: all subjects saw them, or they are unlike train
 GREY = 127.5  # of the screen, behind what is transparent
 
 
@@ -133,10 +133,11 @@ def read_subject(
         return None
     places = np.split(np.where(trials, np.cumsum(trials) - 1, -1), np.cumsum([len(shown) for shown in labels])[:-1])
     viewed = [label for shown in labels for label in shown if label in images]
+    sessions = [file.parent.parent.name for file, shown in zip(files, labels, strict=True) for _ in shown]
     return Subject(
         name,
         stimuli=[stem(label) for label in viewed],
-        splits=["test" if label.startswith(SHARED) else "train" for label in viewed],
+        splits=["test" if label.lower().startswith(TESTED) else "train" for label in viewed],
         num_voxels=len(voxels),
         parts=[partial(read_session, file, voxels, some, zscore) for file, some in zip(files, places, strict=True)],
         voxels={
@@ -144,6 +145,7 @@ def read_subject(
             **dict(zip("xyz", voxels.T, strict=True)),
             "volume": Volume(grid, open_nifti(files[0]).affine, np.flatnonzero(values)),
         },
+        sessions=[session for session, kept in zip(sessions, trials, strict=True) if kept],
     )
 
 

@@ -41,10 +41,11 @@ def open_nifti(file: Path):
 def read_volume(file: Path) -> np.ndarray:
     """Array of shape (x, y, z), scaled as the header says."""
     image = open_nifti(file)
-    if len(image.shape) != 3 or np.prod(image.shape, dtype=float) > MAX_VOXELS:
+    shape, more = image.shape[:3], image.shape[3:]  # one volume may have a fourth axis of length 1
+    if len(shape) != 3 or set(more) - {1} or np.prod(shape, dtype=float) > MAX_VOXELS:
         raise UserError(f"{file} has shape {image.shape}: one volume (x, y, z) is expected")
     with reading(file):
-        return np.asarray(image.dataobj)
+        return np.asarray(image.dataobj).reshape(shape)
 
 
 def read_volumes(file: Path) -> Iterator[tuple[int, np.ndarray]]:

@@ -16,6 +16,8 @@ import pandas as pd
 from visionflow_hf.errors import UserError
 
 COLUMNS = 1000  # that are averaged at once in float64
+ROUNDING = 1e-3  # by which a share may be above 1
+LEAST_PERCENT = 2  # the largest of noise ceilings in percent is not below it
 
 
 def number_repeats(keys: Sequence) -> list[int]:
@@ -135,8 +137,13 @@ def shares(ceiling: np.ndarray, source: str, report: Callable[[str], None]) -> n
             f"{source} runs from {low:g} to {high:g}: shares of the variance of one trial, 0 to 1 or in percent, are "
             "expected"
         )
-    if high <= 1:
-        return ceiling
+    if high <= 1 + ROUNDING:
+        return ceiling.clip(max=1)
+    if high < LEAST_PERCENT:
+        raise UserError(
+            f"{source} runs to {high:g}, too much for shares of a variance and little for percent: give shares of the "
+            "variance of one trial, 0 to 1"
+        )
     report(f"{source} runs to {high:g}: read as percent")
     return ceiling / 100
 

@@ -24,6 +24,7 @@ from visionflow_hf.corpus.texts import fill, read_texts, texts_of
 from visionflow_hf.corpus.voxels import (
     Space,
     coordinates,
+    in_order_of_matlab,
     read_ceiling,
     read_mask,
     read_regions,
@@ -201,16 +202,13 @@ def place_trials(trials: pd.DataFrame, files: list[tuple[str, ...]], key: str | 
 
 def refuse_order_of_letters(names: Sequence[str]) -> None:
     """Raise `UserError` for run-1, run-10, run-2: the order that a shell gives to `run-*`, seldom that of a table."""
-    parts = [re.split(r"(\d+)", name) for name in names]
-    differ = [len(set(part)) > 1 for part in zip(*parts, strict=False)]
-    decimals = any(re.search(r"\d\.\d", name) for name in names)
-    if len({len(part) for part in parts}) > 1 or sum(differ) != 1 or decimals:
+    if list(names) != sorted(names) or any(re.search(r"\d\.\d", name) for name in names):
         return
-    place = differ.index(True)
-    if place % 2 == 0 or list(names) != sorted(names):
-        return
-    numbered = sorted(range(len(names)), key=lambda file: int(parts[file][place]))
-    for name, expected in zip(names, (names[file] for file in numbered), strict=True):
+
+    def by_number(name: str) -> list[str | int]:
+        return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
+
+    for name, expected in zip(names, sorted(names, key=by_number), strict=True):
         if name != expected:
             raise UserError(
                 f"--betas has {name} where {expected} is expected by number: name the files in the order of the rows, "
@@ -366,8 +364,10 @@ def read_subject(
         if len(places) != first.grid[0]:
             raise UserError(
                 f"{files.mask} has {len(places)} voxels above 0, {first.file} has {first.grid[0]}: they must be "
-                "the same voxels, in C order as numpy's betas[mask]"
+                "the same voxels, in the order of numpy's betas[mask] or, in a .mat file, of MATLAB's betas(mask)"
             )
+        if first.file.suffix == ".mat":
+            places = in_order_of_matlab(places, space.shape)
     num_voxels = first.grid[0] if voxels is None else len(voxels)
     if files.rois and places is None:
         raise UserError(f"--rois needs --mask, which says where the voxels of {first.file} lie")

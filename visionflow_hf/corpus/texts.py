@@ -27,7 +27,10 @@ def read_texts(file: Path) -> pd.DataFrame:
             table = pd.DataFrame({name: plain_names(values.to_numpy(), len(values), name) for name, values in columns})
         else:
             separator = "\t" if suffix == ".tsv" else ","
-            table = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, index_col=False)
+            rows = pd.read_csv(  # a row with more fields than the first one is an error
+                file, sep=separator, dtype=str, keep_default_na=False, header=None, encoding="utf-8-sig"
+            )
+            table = rows[1:].reset_index(drop=True).set_axis(rows.iloc[0], axis=1)
         table.columns = [str(column).strip() for column in table.columns]
         table = table.map(lambda value: value.strip() if isinstance(value, str) else "").replace(list(MISSING), "")
     if table.columns.has_duplicates:

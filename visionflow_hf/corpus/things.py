@@ -58,7 +58,13 @@ def read_things(
         if subject is not None:
             found.append(subject)
     refuse_absent(found, subjects, f"a trial of train or test whose image lies in {images_folder or source}")
-    return Source(found, image_parts(found, images), "single-trial response estimate (THINGS-fMRI)")
+    unit = "single-trial response estimate (THINGS-fMRI)"
+    return Source(found, image_parts(found, images), unit, concepts(found))
+
+
+def concepts(subjects: Sequence[Subject]) -> dict[str, str]:
+    """The category of each stimulus of THINGS: `aardvark` of aardvark_01b."""
+    return {name: re.sub(r"_[^_]*$", "", name) for subject in subjects for name in subject.stimuli}
 
 
 def read_subject(name: str, file: Path, images: dict[str, Path], report: Callable[[str], None]) -> Subject | None:
@@ -70,7 +76,7 @@ def read_subject(name: str, file: Path, images: dict[str, Path], report: Callabl
         return None
     tables, voxel_ids = read_layout(file)
     recorded = {trial for table in tables.values() for trial in table if trial is not None}
-    table = pd.concat(read_csv(stimulus_file, ["trial_id", "trial_type", "stimulus"]))
+    table = pd.concat(read_csv(stimulus_file, ["trial_id", "trial_type", "stimulus"]), ignore_index=True)
     unknown = sorted(recorded - set(table["trial_id"]))
     if unknown or table["trial_id"].duplicated().any():
         raise UserError(
@@ -101,6 +107,7 @@ def read_subject(name: str, file: Path, images: dict[str, Path], report: Callabl
         ],
         voxels=voxels,
         ncsnr=ncsnr,
+        sessions=viewed["session"][kept].astype(str).tolist() if "session" in viewed else None,
     )
 
 

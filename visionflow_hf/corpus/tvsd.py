@@ -17,6 +17,7 @@ import numpy as np
 from visionflow_hf.corpus.array_files import read_arrays
 from visionflow_hf.corpus.files import blocks, find_files, hdf5_dataset, index_images, open_hdf5, plain_name
 from visionflow_hf.corpus.source import Block, Source, Subject, choose_subjects, image_parts, refuse_absent
+from visionflow_hf.corpus.things import concepts
 from visionflow_hf.errors import UserError, count
 
 ELECTRODES = 1024
@@ -54,9 +55,8 @@ def read_tvsd(
     refuse_absent(
         found, subjects, f"_logs/things_imgs.mat, and images of the names in it in {images_folder or source},"
     )
-    return Source(
-        found, image_parts(found, images), "multi-unit activity, normalised by the test trials of the day (TVSD)"
-    )
+    unit = "multi-unit activity, normalised by the test trials of the day (TVSD)"
+    return Source(found, image_parts(found, images), unit, concepts(found))
 
 
 def read_subject(name: str, folder: Path, images: dict[str, Path], report: Callable[[str], None]) -> Subject | None:
@@ -75,20 +75,23 @@ def read_subject(name: str, folder: Path, images: dict[str, Path], report: Calla
                     f"{key} of {file} has shape {shape[::-1]} and type {kind}: floating-point numbers ({axes}) are "
                     f"expected, with {ELECTRODES} electrodes and the {len(shown[key])} images of {logs.name}"
                 )
+    recorded, electrodes = with_values(file)
+    empty = sum((~trials).sum() for trials in recorded.values())
+    if empty:
+        report(f"{name}: {empty} trials left out, without a value at any electrode")
     stimuli, splits, places = [], [], {}
     for key, names in shown.items():
         repeats = shapes[key][0] if ARRAYS[key] == 3 else 1
-        kept = np.tile(np.array([image in images for image in names], dtype=bool), repeats)
+        kept = np.tile(np.array([image in images for image in names], dtype=bool), repeats) & recorded[key].ravel()
         places[key] = np.where(kept, len(stimuli) + np.cumsum(kept) - 1, -1).reshape(shapes[key][:-1])
-        stimuli += [image for image in names * repeats if image in images]
+        stimuli += [image for image, there in zip(names * repeats, kept, strict=True) if there]
         splits += ["test" if ARRAYS[key] == 3 else "train"] * kept.sum()
     total = sum(trials.size for trials in places.values())
-    if len(stimuli) < total:
-        absent = sorted({image for names in shown.values() for image in names} - set(images))
-        report(f"{name}: {total - len(stimuli)} of {total} trials left out, without {count(absent, 'image')}")
+    absent = sorted({image for names in shown.values() for image in names} - set(images))
+    if absent:
+        report(f"{name}: {total - empty - len(stimuli)} of {total} trials left out, without {count(absent, 'image')}")
     if not stimuli:
         return None
-    electrodes = np.flatnonzero(with_values(file))
     if len(electrodes) < ELECTRODES:
         report(f"{name}: {ELECTRODES - len(electrodes)} of {ELECTRODES} electrodes lack values: removed")
     return Subject(
@@ -123,15 +126,19 @@ def block_places(file: Path, key: str) -> list[tuple[slice, ...]]:
         return list(blocks(hdf5_dataset(source, key)))
 
 
-def with_values(file: Path) -> np.ndarray:
-    """Which electrodes have a number in every trial, array of shape (electrodes,)."""
-    finite = np.ones(ELECTRODES, dtype=bool)
+def with_values(file: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Which trials of each array have a number at any electrode, and the electrodes that have one in all of these."""
+    recorded, finite = {}, np.ones(ELECTRODES, dtype=bool)
     with open_hdf5(file) as source:
         for key in ARRAYS:
             dataset = hdf5_dataset(source, key)
+            recorded[key] = trials = np.zeros(dataset.shape[:-1], dtype=bool)
             for place in blocks(dataset):
-                finite[place[-1]] &= np.isfinite(dataset[place]).all(axis=tuple(range(dataset.ndim - 1)))
-    return finite
+                trials[place[:-1]] |= np.isfinite(dataset[place]).any(axis=-1)
+            for place in blocks(dataset):
+                values = np.isfinite(dataset[place]) | ~trials[place[:-1]][..., None]
+                finite[place[-1]] &= values.all(axis=tuple(range(dataset.ndim - 1)))
+    return recorded, np.flatnonzero(finite)
 
 
 def read_block(

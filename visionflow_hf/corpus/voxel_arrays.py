@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visionflow_hf.corpus.array_files import field_keys, read_arrays
+from visionflow_hf.corpus.array_files import field_keys, read_arrays, vector
 from visionflow_hf.corpus.files import reading
 from visionflow_hf.corpus.repeats import shares
 from visionflow_hf.corpus.schema import Volume
@@ -120,7 +120,7 @@ def read_rois(file: str | os.PathLike, keys: list[str], num_voxels: int) -> tupl
 def stack(masks: list[np.ndarray], key: str, num_voxels: int) -> np.ndarray:
     """Bool array of shape (regions, voxels) or (regions, x, y, z)."""
     flat = [np.asarray(mask) for mask in masks]
-    flat = [mask.ravel() if mask.ndim == 2 and mask.size == num_voxels else mask for mask in flat]
+    flat = [mask.ravel() if mask.ndim == 2 and 1 in mask.shape else mask for mask in flat]
     shapes = sorted({mask.shape for mask in flat})
     if len(shapes) != 1 or len(shapes[0]) not in (1, 3) or any(mask.dtype.kind not in "buif" for mask in flat):
         raise UserError(
@@ -161,7 +161,7 @@ def region_lists(
 def texts(array: np.ndarray, key: str) -> list[str]:
     """The entries as text; whole numbers lose a decimal point, names of NIfTI files their ending."""
     names = []
-    for value in array.ravel():
+    for value in vector(array, key):
         while isinstance(value, np.ndarray) and value.size == 1:
             value = value.ravel()[0]
         if isinstance(value, np.ndarray) and value.size == 0:
@@ -205,4 +205,4 @@ def ceilings(array: np.ndarray, key: str, num_voxels: int, report: Callable[[str
             f"{key} has shape {array.shape} and type {array.dtype}: one number for each of the {num_voxels} voxels is "
             "expected"
         )
-    return shares(array.ravel(), key, report)
+    return shares(vector(array, key), key, report)

@@ -46,6 +46,8 @@ class Space:
 
     def read(self, file: Path) -> np.ndarray:
         """A volume of this grid, array of shape (x, y, z)."""
+        if not is_nifti(file):
+            raise UserError(f"{file} is no NIfTI file: a .nii or .nii.gz volume of {tuple(self.shape)} is expected")
         volume = read_volume(file)
         self.check(file, volume.shape, open_nifti(file).affine)
         if volume.dtype.kind not in "iuf":
@@ -55,7 +57,7 @@ class Space:
 
 def read_space(file: Path) -> Space:
     image = open_nifti(file)
-    return Space(file, image.shape, image.affine)
+    return Space(file, image.shape[:3], image.affine)
 
 
 def read_mask(file: Path, space: Space) -> np.ndarray:
@@ -64,6 +66,11 @@ def read_mask(file: Path, space: Space) -> np.ndarray:
     if not len(inside):
         raise UserError(f"{file} has no voxel above 0: is it the mask?")
     return inside
+
+
+def in_order_of_matlab(places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The same places in a grid flattened in C order, x running fastest as where MATLAB indexes by a mask."""
+    return places[np.lexsort(np.unravel_index(places, shape))]
 
 
 def coordinates(space: Space, voxels: np.ndarray) -> dict[str, np.ndarray]:
