@@ -6,11 +6,13 @@ import re
 
 from huggingface_hub import ModelCard
 from transformers.utils import cached_file, logging
+from yaml import YAMLError
 
 logger = logging.get_logger(__name__)
 
 CARD = "README.md"
 NAMED = ('name, revision = "', 'model="', 'note = "Model ')  # what stands before the name where the card gives it
+SUBJECT = r'subject="([^"]+)"'  # in the examples
 RESULTS = r"(<!-- begin results[^>]*-->\r?\n)(.*?)(\r?\n<!-- end results -->)"
 NOT_EVALUATED = """
 Not evaluated yet. `visionflow evaluate RUN CORPUS REPORT`, with the folder of this model as RUN, adds results here."""
@@ -47,15 +49,24 @@ def card_of_origin(config, name: str, **options) -> str | None:
     if file is None:
         return None
     with open(file, encoding="utf-8") as opened:
-        card = ModelCard(opened.read(), ignore_metadata_errors=True)
+        try:
+            card = ModelCard(opened.read(), ignore_metadata_errors=True)
+        except (ValueError, YAMLError) as error:
+            logger.warning(f"the card of {origin} cannot be read ({error}): it is not continued")
+            return None
     training = card.data.to_dict().get("visionflow")
     if not isinstance(training, dict) or "model_id" not in training:
         return None
-    old = training["model_id"]
+    old, known = str(training["model_id"]), config.subjects
     text = re.sub(RESULTS, lambda found: found[1] + NOT_EVALUATED + found[3], card.text, flags=re.DOTALL)
     for before in NAMED:
         text = text.replace(f'{before}{old}"', f'{before}{name}"')
-    made = f"Made from `{old}`, by more training or by other fits. What follows is about that model.\n"
+    text = re.sub(SUBJECT, lambda found: found[0] if found[1] in known else f'subject="{known[0]}"', text)
+    subjects = ", ".join(f"{name} ({voxels} voxels)" for name, voxels in zip(known, config.num_voxels, strict=True))
+    made = (
+        f"Made from `{os.path.basename(old) if os.path.isabs(old) else old}`, by more training or by other fits; its "
+        f"subjects are {subjects}. What follows is about the model that it was made from.\n"
+    )
     if made not in text:
         text = text.replace(TRAINING, f"{TRAINING}\n{made}", 1)
     card.text = text

@@ -19,6 +19,7 @@ from .vision_encoder import PLAIN, layer_widths, layers_by_depth, native_image_s
 
 TAGS = ("visionflow", "fmri", "visual-cortex", "brain-decoding", "brain-encoding")  # on the Hub
 MOST_SIDE = 10_000  # px; the decoder of a damaged config could have a thousand layers
+MOST_DIMENSIONS = 2000  # of the latent: what one ridge is judged by
 MOST_LAYERS = 1000  # of the encoder, which are built one by one before any weight is read
 PIPELINES = {
     "image-to-fmri": {"impl": "pipeline_visionflow.ImageToFmriPipeline", "pt": ["AutoModel"]},
@@ -168,6 +169,10 @@ class VisionFlowConfig(PreTrainedConfig):
         if self.latent_dim < 1 or self.linear_dim < 0:
             raise ValueError(
                 f"latent_dim is {self.latent_dim}, linear_dim {self.linear_dim}: at least 1 and at least 0 are expected"
+            )
+        if max(self.latent_dim, self.linear_dim) > MOST_DIMENSIONS:
+            raise ValueError(
+                f"latent_dim is {self.latent_dim}, linear_dim {self.linear_dim}: at most {MOST_DIMENSIONS} are expected"
             )
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels is {self.num_channels}: 1 (grey) or 3 (RGB) is expected")

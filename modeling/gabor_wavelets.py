@@ -45,8 +45,8 @@ def wavelet_maps(pixel_values: torch.Tensor) -> torch.Tensor:
         size = (max(1, round(height * share)), max(1, round(width * share)))
         pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
     grey = pixels.mean(1)
-    angles = torch.arange(ORIENTATIONS, device=pixels.device) * (math.pi / ORIENTATIONS)
-    cycles = 2 * math.pi * torch.tensor(CYCLES, device=pixels.device)[:, None]
+    angles = torch.arange(ORIENTATIONS, device=pixels.device, dtype=pixels.dtype) * (math.pi / ORIENTATIONS)
+    cycles = 2 * math.pi * torch.tensor(CYCLES, device=pixels.device, dtype=pixels.dtype)[:, None]
     energies = []
     for size in SIZES:
         (rows, tall), (columns, wide) = (_envelopes(side, size, pixels.device) for side in grey.shape[-2:])
@@ -63,8 +63,8 @@ def wavelet_maps(pixel_values: torch.Tensor) -> torch.Tensor:
 
 def _envelopes(side: int, size: float, device) -> tuple[torch.Tensor, torch.Tensor]:
     """Gaussian envelope of each of the GRID places over the pixels of one side, and the distances, `(GRID, side)`."""
-    pixels = (torch.arange(side, device=device) + 0.5) / side
-    places = (torch.arange(GRID, device=device) + 0.5) / GRID
+    pixels = (torch.arange(side, device=device, dtype=torch.float32) + 0.5) / side
+    places = (torch.arange(GRID, device=device, dtype=torch.float32) + 0.5) / GRID
     distance = pixels - places[:, None]
     envelope = torch.exp(-distance.square() / (2 * size**2))
     return envelope / envelope.norm(dim=1, keepdim=True), distance

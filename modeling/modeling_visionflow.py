@@ -1,6 +1,7 @@
 # Copyright 2026 The VisionFlow authors. Licensed under the Apache License, Version 2.0.
 """VisionFlowModel: images and the fMRI responses that they evoke in one latent Gaussian, in both directions."""
 
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -216,19 +217,20 @@ class VisionFlowModel(PreTrainedModel):
         if kwargs.get("is_main_process", True):
             self._write_beside(save_directory)
 
-    def _write_beside(self, folder: str, name: str | None = None) -> None:
+    def _write_beside(self, folder: str, name: str | None = None, **options) -> None:
         """What a model folder has beside weights, config and code; the card under the name `name`."""
         from .handler import write_requirements  # handler.py, for Inference Endpoints, is saved beside this file
 
         write_requirements(folder, self.config)
-        write_card(self.config, folder, name, **self._hub_options)
+        write_card(self.config, folder, name, **self._hub_options, **options)
         if self.voxels is not None:
             self.voxels.write(folder)
         else:
             remove_table(folder)
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
-        self._write_beside(working_dir, repo_id)  # the card in place of the draft that `push_to_hub` has put there
+        token = kwargs.get("token")  # with which the model was perhaps loaded, too
+        self._write_beside(working_dir, repo_id, **({"token": token} if token else {}))  # the card in place of a draft
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def get_input_embeddings(self):
@@ -286,6 +288,8 @@ class VisionFlowModel(PreTrainedModel):
         if pixel_values is not None:
             if image_features is None:
                 kwargs = {name: value for name, value in kwargs.items() if name not in OF_THE_PROCESSOR}
+                if self.config.output_hidden_states:
+                    kwargs.setdefault("output_hidden_states", True)
                 image_features, encoded = self.extract_image_features(pixel_values, **kwargs)
             reads_linear = fmri is not None or not self.training or self.config.linear_share > 0
             image_posterior = self.encode_image(pixel_values, image_features, with_linear=reads_linear)
@@ -294,7 +298,7 @@ class VisionFlowModel(PreTrainedModel):
             subject_ids = self._subject_ids(subject_ids, given, least=-1)  # -1 for rows without fMRI
         if fmri is not None:
             ids = torch.where(has_fmri, subject_ids, -1)
-            fmri_posterior = self.fmri_to_latent(fmri.to(self._own_dtype()), ids)
+            fmri_posterior = self._latent_of(fmri, ids)
         if image_posterior is None or fmri_posterior is None:
             posterior = image_posterior or fmri_posterior
         else:
@@ -344,7 +348,7 @@ class VisionFlowModel(PreTrainedModel):
             image_latent_logvar=image_posterior and image_posterior.logvar,
             fmri_latent_mean=fmri_posterior and fmri_posterior.mean,
             fmri_latent_logvar=fmri_posterior and fmri_posterior.logvar,
-            hidden_states=getattr(encoded, "hidden_states", None),
+            hidden_states=getattr(encoded, "hidden_states", None) if kwargs.get("output_hidden_states") else None,
             attentions=getattr(encoded, "attentions", None),
         )
 
@@ -511,6 +515,8 @@ class VisionFlowModel(PreTrainedModel):
             ValueError: a row without an image.
         """
         refuse_gaps(kwargs, "has_image", "image")
+        if pixel_values is None and image_features is None:
+            raise ValueError("pixel_values is None: images are needed, as the processor makes them")
         if image_features is None:
             image_features, _ = self.extract_image_features(pixel_values)
         widths = self.config.feature_widths
@@ -604,25 +610,34 @@ class VisionFlowModel(PreTrainedModel):
             )
         if stimulus_ids is None:
             stimulus_ids = [one.cpu().numpy().tobytes() for one in pixels]
-        stimulus_ids = list(stimulus_ids)
+        stimulus_ids = stimulus_ids.tolist() if hasattr(stimulus_ids, "tolist") else list(stimulus_ids)
         if len(stimulus_ids) != len(pixels):
             raise ValueError(
                 f"{len(stimulus_ids)} stimulus_ids for {len(pixels)} images: one to each image is expected"
             )
         enough(name, stimulus_ids)
-        with Undisturbed(self):
+        with torch.inference_mode(False), Undisturbed(self):
             known, latents = known_voxels(self, seed, [name]), latents_of(self, pixels)
             simulated = tuple(torch.cat(parts) for parts in zip(latents, latents_of_the_prior(self, seed), strict=True))
             before, table = list(self.config.subjects), self.voxels
             same = name in before and self.config.num_voxels[before.index(name)] == fmri.shape[1]
+            std, mean = torch.std_mean(fmri.cpu().double(), 0, correction=0)
+            mean, std = mean.numpy(), torch.where(std == 0, 1.0, std).numpy()
+            unfinished, scaled = f"{name}, being fitted", copy.deepcopy(processor)
+            scaled.add_subject(unfinished, mean, std)
+            standardised = scaled(fmri=fmri, subject=unfinished)["fmri"].to(self.device)
+            self.add_subject(unfinished, fmri.shape[1])
+            try:
+                fit_maps(self, unfinished, standardised, latents, stimulus_ids, simulated, known)
+            except BaseException:
+                self.remove_subject(unfinished)
+                self.voxels = table
+                raise
             if name in before:
                 self.remove_subject(name)
                 processor.remove_subject(name)
-            std, mean = torch.std_mean(fmri.cpu().double(), 0, correction=0)
-            processor.add_subject(name, mean.numpy(), torch.where(std == 0, 1.0, std).numpy())
-            self.add_subject(name, fmri.shape[1])
-            standardised = processor(fmri=fmri, subject=name)["fmri"].to(self.device)
-            fit_maps(self, name, standardised, latents, stimulus_ids, simulated, known)
+            self.config.subjects = [*self.config.subjects[:-1], name]
+            processor.add_subject(name, mean, std)
             if name in before:  # a processor that was loaded before still has the subjects in this order
                 self._order_subjects(before)
                 processor.subjects = list(before)
@@ -661,7 +676,8 @@ class VisionFlowModel(PreTrainedModel):
                 single stimulus, or the weights are not float32. The model is as before then.
         """
         self._check_precision()
-        refit(self, rows, processor or self._own_processor(), seed)
+        with torch.inference_mode(False):  # what is fitted shall take part in gradients later
+            refit(self, rows, processor or self._own_processor(), seed)
         return self
 
     def refit_callback(self) -> RefitCallback:
@@ -675,7 +691,13 @@ class VisionFlowModel(PreTrainedModel):
         if not self.config._name_or_path:
             raise ValueError("the model was not loaded from a folder or the Hub: give processor=..., its own")
         commit = getattr(self.config, "_commit_hash", None) or "main"  # the code and the statistics of one commit
-        return VisionFlowProcessor.from_pretrained(self.config._name_or_path, revision=commit, **self._hub_options)
+        try:
+            return VisionFlowProcessor.from_pretrained(self.config._name_or_path, revision=commit, **self._hub_options)
+        except OSError as error:
+            raise ValueError(
+                f"the processor of {self.config._name_or_path} cannot be read ({' '.join(str(error).split())[:200]}): "
+                "give processor=..., since no token is kept with a model"
+            ) from error
 
     @torch.no_grad()
     def set_noise(self, subject: str, variance: torch.Tensor) -> None:
@@ -732,8 +754,7 @@ class VisionFlowModel(PreTrainedModel):
         ids = torch.full((len(pixel_values),), place, device=pixel_values.device)
         predicted = self.predict_fmri(pixel_values, ids, image_features=image_features)
         voxels = self.config.num_voxels[place]
-        if fmri.shape[1] < voxels:
-            raise ValueError(f"fmri has {fmri.shape[1]} voxels, {self.config.subjects[place]} has {voxels}")
+        self._check_voxels_of(fmri, place)
         return self.latent_to_fmri.log_likelihood(fmri[:, :voxels], predicted[:, :voxels], place)
 
     def pipeline(self, task: str, processor):
@@ -765,8 +786,13 @@ class VisionFlowModel(PreTrainedModel):
             image_features: as in `forward`; without w those of `feature_layers` are enough.
             with_linear (`bool`): False leaves w out, which costs time; it has no dimensions then.
             kwargs: other parts of the processor's batch, which are not used.
+
+        Raises:
+            ValueError: no images, or a row without one.
         """
         refuse_gaps(kwargs, "has_image", "image")
+        if pixel_values is None and (image_features is None or (self.config.linear_dim and with_linear)):
+            raise ValueError("pixel_values is None: images are needed, as the processor makes them")
         if image_features is None:
             image_features, _ = self.extract_image_features(pixel_values)
         dtype, width = self.posterior_head.weight.dtype, self.posterior_head.in_features
@@ -796,11 +822,13 @@ class VisionFlowModel(PreTrainedModel):
         Parts of the processor's batch other than `pixel_values` are not used.
         """
         kwargs = {name: value for name, value in kwargs.items() if name not in OF_THE_PROCESSOR}
+        if self.config.output_hidden_states:
+            kwargs.setdefault("output_hidden_states", True)
         features, encoded = self.extract_image_features(pixel_values, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=encoded.last_hidden_state,
             pooler_output=self.encode_image(pixel_values, features, has_image=has_image).mean,
-            hidden_states=getattr(encoded, "hidden_states", None),
+            hidden_states=getattr(encoded, "hidden_states", None) if kwargs.get("output_hidden_states") else None,
             attentions=getattr(encoded, "attentions", None),
         )
 
@@ -811,16 +839,23 @@ class VisionFlowModel(PreTrainedModel):
     def encode_fmri(self, fmri: torch.Tensor, subject_ids: torch.Tensor | None = None, **kwargs) -> LatentGaussian:
         """q(z, w | fmri); other parts of the processor's batch are not used."""
         refuse_gaps(kwargs, "has_fmri", "fMRI")
-        ids = self._subject_ids(subject_ids, fmri)
+        return self._latent_of(fmri, self._subject_ids(subject_ids, fmri))
+
+    def _latent_of(self, fmri: torch.Tensor, ids: torch.Tensor) -> LatentGaussian:
+        """q(z, w | fmri), whose rows must have the voxels of their subjects; -1 in `ids` is a row without fMRI."""
         if not torch.compiler.is_compiling() and not (self.training and ids.device.type != "cpu"):
             for place in ids.unique().tolist():
-                voxels = self.config.num_voxels[place]
-                if fmri.shape[1] < voxels:
-                    raise ValueError(
-                        f"fmri has {fmri.shape[1]} voxels a row, {self.config.subjects[place]} has {voxels}: prepare "
-                        "it with the model's processor"
-                    )
+                if place >= 0:
+                    self._check_voxels_of(fmri[ids == place], place)
         return self.fmri_to_latent(fmri.to(self._own_dtype()), ids)
+
+    def _check_voxels_of(self, fmri: torch.Tensor, place: int) -> None:
+        """Raise `ValueError` where responses `(rows, max_voxels)` are not of a subject with as many voxels."""
+        voxels, name = self.config.num_voxels[place], self.config.subjects[place]
+        if fmri.shape[1] < voxels or (fmri.shape[1] > voxels and fmri[:, voxels:].any()):
+            raise ValueError(
+                f"fmri has {fmri.shape[1]} voxels a row, {name} has {voxels}: prepare it with the model's processor"
+            )
 
     def encode(
         self,
@@ -845,7 +880,7 @@ class VisionFlowModel(PreTrainedModel):
         every_row = torch.ones(fmri.shape[0], dtype=torch.bool, device=fmri.device)
         has_image, has_fmri = (every_row if has is None else has for has in (has_image, has_fmri))
         ids = torch.where(has_fmri, self._subject_ids(subject_ids, fmri, least=-1), -1)
-        image, response = self.encode_image(pixel_values), self.fmri_to_latent(fmri.to(self._own_dtype()), ids)
+        image, response = self.encode_image(pixel_values), self._latent_of(fmri, ids)
         return image.times(response).where(has_image & has_fmri, image.where(has_image, response))
 
     def decode(self, learned: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
@@ -924,7 +959,7 @@ class VisionFlowModel(PreTrainedModel):
         means = posterior.learned.mean, posterior.linear.mean
         if steps is None:
             steps = 0 if torch.compiler.is_compiling() else self.config.refine_steps
-        if not steps:
+        if not steps or not len(fmri):
             return means
         found = refined(self, posterior, fmri, subject_ids, steps)
         return tuple(mean + (latent - mean).detach() for mean, latent in zip(means, found, strict=True))

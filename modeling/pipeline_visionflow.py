@@ -112,6 +112,8 @@ class ImageToFmriPipeline(VisionFlowPipeline):
     def inputs_of(self, row, subject: str | None):
         """The model's inputs of one image, whose subject may be unknown."""
         image, subject = self.value_and_subject(row, subject)
+        if isinstance(image, (list, tuple)) and image and not isinstance(image[0], (int, float, list, tuple)):
+            raise ValueError(f"the image of a row is a {type(image).__name__} of {len(image)}: give a row for each")
         if isinstance(image, (str, os.PathLike)):
             image = open_image(os.fspath(image))
         return self.processor(images=[image], subject=subject)

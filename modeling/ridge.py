@@ -313,12 +313,18 @@ def likelihoods(errors: torch.Tensor, samples: int) -> torch.Tensor:
 def eigh(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues and eigenvectors of symmetric matrices, scaled by a power of two: LAPACK makes NaN of tiny ones.
 
-    On the CPU for MPS, which does not compute them.
+    In float64 where float32 fails, as it does for many rows of zeros. On the CPU for MPS, which does not compute them.
     """
     found = products.cpu() if products.device.type == "mps" else products
     total = found.abs().sum((-2, -1), keepdim=True)
     size = torch.where(total > 0, total, 1).log2().round().exp2()
-    values, vectors = torch.linalg.eigh(found / size)
+    try:
+        values, vectors = torch.linalg.eigh(found / size)
+        failed = not (values.isfinite().all() and vectors.isfinite().all())
+    except torch.linalg.LinAlgError:
+        failed = True
+    if failed:
+        values, vectors = (part.to(found.dtype) for part in torch.linalg.eigh((found / size).double()))
     return (values * size.squeeze(-1)).to(products.device), vectors.to(products.device)
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModel
 from transformers.modeling_outputs import ModelOutput
 
 MADE_HERE = ("pixel_values", "pixel_attention_mask", "spatial_shapes")  # inputs that `layer_maps` gives an encoder
+MOST_BEFORE = 16  # class tokens and registers before the patches, where nothing but the number of tokens tells them
 STAGED = ("depths", "hidden_sizes", "backbone_config")  # config fields of encoders whose stages have different grids
 PLAIN = (  # families whose layers all have `hidden_size` channels, for images of any size
     *("vit", "deit", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit_mae", "vit_msn"),
@@ -338,6 +339,7 @@ def token_grid(config, maps, count: int, height: int, width: int) -> tuple[int, 
         known = [one for one in maps if isinstance(one, torch.Tensor) and one.ndim == 4]
         known = [channels_first(one, height, width) for one in known]
         grids = [tuple(one.shape[2:]) for one in reversed(known) if one is not None]
+        most = max(most, MOST_BEFORE) if grids else most  # the maps have told the grid, all else stands before it
     if not grids:
         strides = range(1, max(height, width) + 1)
         grids = [(height // s, width // s) for s in strides if height % s == 0 and width % s == 0]

@@ -9,20 +9,24 @@
 # ///
 """Train on a corpus of the Hub, evaluate on its test split, and push the model with its card, as a job of the Hub.
 
-hf jobs uv run scripts/train_on_hub.py ORG/CORPUS ORG/MODEL [flags of `visionflow train`]
+hf jobs uv run scripts/train_on_hub.py ORG/CORPUS ORG/MODEL [--private] [flags of `visionflow train`]
 """
 
+import argparse
 import sys
 
 from visionflow_hf.cli import main
 
-if len(sys.argv) < 3:
-    sys.exit(f"usage: train_on_hub.py ORG/CORPUS ORG/MODEL [flags of `visionflow train`]\n{__doc__}")
-corpus, name, *flags = sys.argv[1:]
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("corpus", metavar="ORG/CORPUS")
+parser.add_argument("model", metavar="ORG/MODEL")
+parser.add_argument("--private", action="store_true", help="make a new repository private")
+given, flags = parser.parse_known_args()
+corpus, name = given.corpus, given.model
 for command in (
     ["train", corpus, "model", *flags],
     ["evaluate", "model", corpus, "report"],
-    ["push", "model", name],
+    ["push", "model", name, *(["--private"] if given.private else [])],
 ):
     status = main(command)
     if status:

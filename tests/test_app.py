@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from datasets import load_from_disk
 from huggingface_hub import RepoCard
-from loopback_hub import LoopbackHub, environment
+from loopback_hub import LoopbackHub, Repository, environment
 from packaging.requirements import Requirement
 
 from visionflow_hf import app
@@ -146,6 +146,8 @@ def spaces(run, tmp_path_factory):
     code += "for run, name in (('lab/model', 'lab/hub'), (sys.argv[1], 'lab/own')):"
     code += "\n    assert main(['push-space', run, name, '--corpus', 'lab/corpus']) == 0"
     with LoopbackHub() as hub:
+        hub.repositories["models/lab/model"] = Repository(False)
+        hub.repositories["models/lab/model"].commit({"config.json": (run / "config.json").read_bytes()})
         env = environment(hub, folder / "home", PYTHONPATH=str(ROOT))
         done = subprocess.run([sys.executable, "-c", code, str(run)], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

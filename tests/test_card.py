@@ -304,7 +304,7 @@ def test_the_trainer_continues_the_card_with_its_edits_and_without_its_results(f
     assert "voxel_r_mean" in edited
     folder = tmp_path / "tuned"
     card = saved_by_trainer(*load_model(fresh), corpus, folder)
-    assert "Only for horses." in card.text and f"Made from `{fresh}`" in card.text
+    assert "Only for horses." in card.text and f"Made from `{fresh.name}`, by more" in card.text
     assert "voxel_r_mean" not in card.content and card.data.eval_results is None
     assert card.data.to_dict()["visionflow"]["model_id"] == str(folder) and f'model="{folder}"' in card.text
     metrics = evaluate(folder, corpus, tmp_path / "again")

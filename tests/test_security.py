@@ -33,7 +33,8 @@ READ_BY = {  # modules that open files or addresses, and the files that may impo
     "os": {"pipeline_visionflow.py", "processing_visionflow.py", "handler.py", "card.py", "voxel_table.py"},
     "urllib": {"pipeline_visionflow.py"},
     "safetensors": {"processing_visionflow.py"},
-    "huggingface_hub": {"card.py"},
+    "huggingface_hub": {"card.py", "voxel_table.py"},
+    "yaml": {"card.py"},
 }
 OPTIONAL = {"diffusers", "pyarrow"}  # only inside a function, in a `try` that catches ImportError
 FORBIDDEN = {
@@ -60,7 +61,7 @@ ALLOWED = {
     ("card.py", "card_of_origin", "open"),
     ("card.py", "write_card", "open"),  # README.md in the folder of `save_pretrained`
     ("card.py", "write_card", "opened.write"),
-    ("voxel_table.py", "of_model", "cached_file"),  # voxels.parquet beside the weights
+    ("voxel_table.py", "optional_file", "cached_file"),  # voxels.parquet beside the weights
     ("voxel_table.py", "volume", "json.loads"),  # of that file's metadata
     ("modeling_visionflow.py", "_write_beside", "self.voxels.write"),  # voxels.parquet in the folder to save in
     ("modeling_visionflow.py", "from_pretrained", "cached_file"),  # config.json beside the weights, for its commit

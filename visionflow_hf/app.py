@@ -126,11 +126,9 @@ class Demo:
             average, _ = responses_of(self.test, subject).averaged()
             images = self.images(self.test, average.stimulus_ids)
             _, latents = encode_images(self.model, self.processor, list(map(Image.fromarray, images)), subject)
-            seen = responses_of(self.train, subject)
-            seen_ids = list(dict.fromkeys(seen.stimulus_ids))
-            place = {stimulus: row for row, stimulus in enumerate(seen_ids)}
-            pixels = torch.from_numpy(self.images(self.train, seen_ids).reshape(len(seen_ids), -1)).float()
-            pixels = pixels[[place[stimulus] for stimulus in seen.stimulus_ids]]
+            seen, _ = responses_of(self.train, subject).averaged()
+            pixels = self.images(self.train, seen.stimulus_ids)
+            pixels = torch.from_numpy(pixels.reshape(len(pixels), -1)).float()
             ridge = fit_ridge(self.processor(fmri=seen.fmri, subject=subject)["fmri"], pixels, seen.stimulus_ids)
             latents = torch.from_numpy(latents)
             self.held_out[subject] = HeldOut(average.stimulus_ids, average.fmri, images, latents, ridge)
@@ -211,7 +209,8 @@ class Demo:
         batch = self.processor(images=[first, second], subject=self.subjects[0]).to(self.model.device)
         posterior = self.model.encode_image(batch["pixel_values"])
         along = torch.linspace(0, 1, STEPS, device=self.model.device)[:, None]
-        latents = [torch.lerp(part.mean[:1], part.mean[1:], along) for part in (posterior.learned, posterior.linear)]
+        means = posterior.learned.mean, posterior.linear.mean
+        latents = [torch.lerp(mean[:1], mean[1:], along.to(mean)) for mean in means]
         return to_array(self.processor.post_process_images(self.model.decode(*latents)), self.processor, self.size)
 
 

@@ -456,7 +456,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one.add_argument("corpus", metavar="CORPUS", help="folder of the corpus")
     add_repository(one)
     one.add_argument(
-        "--license", default="unknown", help="identifier of the license, such as cc-by-4.0 (default: %(default)s)"
+        "--license", help="identifier of the license, such as cc-by-4.0 (default: that of the corpus, or unknown)"
     )
     one.add_argument("--source", metavar="SENTENCE", help="where the data come from, for the dataset card")
     one.add_argument("--citation", metavar="FILE", help="file that says how to cite the data, such as a .bib file")

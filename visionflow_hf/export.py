@@ -1,7 +1,7 @@
 """ONNX files of both directions: they run in onnxruntime, without torch, transformers or this package.
 
     encode.onnx   pixel_values (batch, channels, height, width) in 0..1, subject (batch,) int64 -> fmri (batch, voxels)
-    decode.onnx   fmri (batch, voxels), subject (batch,) int64 -> pixel_values in 0..1
+    decode.onnx   fmri (batch, voxels), subject (batch,) int64 -> pixel_values in 0..1, not refined
 
 fMRI is in the data's own unit and as wide as the subject with the most voxels needs; a subject is its place in the list
 that the files carry as metadata, with `num_voxels` beside it.
@@ -50,7 +50,8 @@ class Decode(Direction):
     """FMRI in the data's own unit to images on a 0..1 scale."""
 
     def forward(self, fmri: torch.Tensor, subject: torch.Tensor) -> torch.Tensor:
-        return self.model.reconstruct_image((fmri - self.fmri_mean[subject]) / self.fmri_std[subject], subject)
+        fmri = (fmri - self.fmri_mean[subject]) / self.fmri_std[subject]
+        return self.model.reconstruct_image(fmri, subject, refine=0)  # gradient steps are no part of a graph
 
 
 def export(run: str | os.PathLike, out: str | os.PathLike, overwrite: bool = False) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Model folders, local and on the Hub: config, weights, processor, remote code and model card."""
 
+import json
 import logging
 import os
 import re
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 MODEL_ERRORS = (  # what transformers and the model raise on a damaged config, processor or weights
     *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError),
-    *(SafetensorError, StrictDataclassError),
+    *(SafetensorError, StrictDataclassError, ImportError),
 )
 TEMPLATE = card_template("model_card.md")
 RESULTS = ".eval_results"  # a file for each benchmark of the Hub
@@ -276,10 +277,21 @@ def model_files(run: str | os.PathLike) -> dict[str, Path]:
     """
     run = Path(run)
     needed = ("config.json", "processor_config.json", "fmri_statistics.safetensors", "README.md")
-    missing = [file for file in needed if not (run / file).is_file()]
+    missing = [file for file in (*needed, *shards_in(run)) if not (run / file).is_file()]
     if missing or not any(run.glob("model*.safetensors")):
         raise UserError(f"{run} is no model folder ({', '.join(missing) or 'no weights'} missing): give a finished RUN")
     return {file.relative_to(run).as_posix(): file for pattern in PUSHED for file in sorted(run.glob(pattern))}
+
+
+def shards_in(run: Path) -> list[str]:
+    """The files of weights that are divided, as their index names them; none where there is a single file."""
+    index = run / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is damaged ({error}): train or save the model again") from error
 
 
 def left_over(there: Iterable[str], files: Collection[str]) -> list[str]:
@@ -305,7 +317,7 @@ def push(run: str | os.PathLike, name: str, private: bool = False, tag: str | No
 
     Raises:
         UserError: no whole model folder, a name that is none, a tag that is there already, no right to write there, or
-            no connection.
+            no connection; or it is public and shall be private.
     """
     run = Path(run)
     card = run / "README.md"
@@ -317,13 +329,29 @@ def push(run: str | os.PathLike, name: str, private: bool = False, tag: str | No
         )
     api = HfApi()
     with hub_errors(name):
-        name = api.create_repo(name, private=private or None, exist_ok=True).repo_id
+        name = make_repository(api, name, private)
         if tag is not None and tag in {one.name for one in api.list_repo_refs(name).tags}:
             raise UserError(f"{name} has a tag {tag} already: give another")
         operations = [CommitOperationAdd(file, source) for file, source in files.items()]
         operations.append(CommitOperationAdd("README.md", named(card.read_bytes().decode(), name, training).encode()))
         operations += [CommitOperationDelete(file) for file in left_over(api.list_repo_files(name), files)]
         commit = api.create_commit(name, operations, commit_message=f"VisionFlow model {name}")
-        if tag is not None:
+    if tag is not None:
+        with hub_errors(name, f"{name} was pushed ({commit.commit_url}), but not tagged {tag}: "):
             api.create_tag(name, tag=tag, revision=commit.oid)
-        return commit.commit_url
+    return commit.commit_url
+
+
+def make_repository(api: HfApi, name: str, private: bool, **kind) -> str:
+    """Make a repository where there is none; returns its whole name.
+
+    Args:
+        kind: `repo_type` and so on, as `HfApi.create_repo` takes them.
+
+    Raises:
+        UserError: it shall be private, and is there already in public.
+    """
+    name = api.create_repo(name, private=private or None, exist_ok=True, **kind).repo_id
+    if private and api.repo_info(name, repo_type=kind.get("repo_type")).private is False:
+        raise UserError(f"{name} is there already, in public: make it private on the Hub, or give another name")
+    return name

@@ -24,12 +24,18 @@ LOG_IN = "log in with `hf auth login`"
 
 
 @contextmanager
-def hub_errors(name: str) -> Iterator[None]:
-    """Raise `UserError` where the block fails to write to the repository `name` on the Hub."""
+def hub_errors(name: str, before: str = "") -> Iterator[None]:
+    """Raise `UserError` where the block fails to write to the repository `name` on the Hub.
+
+    Args:
+        before: how its line begins.
+    """
     try:
         yield
-    except (*HUB_ERRORS, RuntimeError) as error:
+    except (*HUB_ERRORS, RuntimeError, ValueError) as error:
         told = error
+        if str(error).startswith("Invalid metadata in README.md"):  # how huggingface_hub says that the Hub refuses it
+            raise UserError(f"{before}the Hub refuses the card of {name}: {message_of(error)}") from error
         if isinstance(error, RuntimeError):  # of an upload, which wraps what went wrong
             error = error.__cause__
         if not isinstance(error, HUB_ERRORS):
@@ -42,7 +48,7 @@ def hub_errors(name: str) -> Iterator[None]:
             line = f"the Hub has no {name} (404): check the name, and that your account belongs to the organisation"
         else:
             line = cause_of(name, error)
-        raise UserError(line) from told
+        raise UserError(before + line) from told
 
 
 @contextmanager

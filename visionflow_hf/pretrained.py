@@ -1,17 +1,21 @@
 """Pretrained networks by name: image encoders of any vision family of transformers, and autoencoders of diffusers."""
 
+import json
 from pathlib import Path
 
+from huggingface_hub.errors import HTTPError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
-from transformers.utils import logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, logging
 
 from visionflow_hf.errors import UserError, count
+from visionflow_hf.hub import MODEL_ERRORS
 from visionflow_hf.modeling.vision_encoder import (
     check_encoder,
     layers_by_depth,
     native_image_size,
     prepare_encoder,
 )
+from visionflow_hf.modeling.voxel_table import optional_file
 from visionflow_hf.training.arguments import SCRATCH
 
 logger = logging.get_logger("visionflow_hf")
@@ -32,17 +36,25 @@ def load_encoder(name: str):
         given = getattr(encoder.config, "pretrained_cfg", None) or {}
         return encoder, {f"image_{key}": list(given[key]) for key in ("mean", "std") if key in given}
     try:
-        images = AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError):
-        logger.warning(f"encoder {name} has no image processor: its pixels are normalised with mean 0.5 and std 0.5")
-        return encoder, {}
-    except ImportError as error:
+        images = AutoImageProcessor.from_pretrained(name) if has_image_processor(name) else None
+    except (*MODEL_ERRORS, HTTPError) as error:
         raise UserError(
             f"the image processor of encoder {name} cannot be loaded: {' '.join(str(error).split())[:200]}"
         ) from error
+    if images is None:
+        logger.warning(f"encoder {name} has no image processor: its pixels are normalised with mean 0.5 and std 0.5")
+        return encoder, {}
     if getattr(images, "do_flip_channel_order", None):
         raise UserError(f"encoder {name} reads blue before red (do_flip_channel_order): choose one that reads RGB")
     return encoder, encoder_input(images, encoder.config)
+
+
+def has_image_processor(name: str) -> bool:
+    """Whether an image processor lies beside an encoder, in a file of its own or within that of a processor."""
+    if optional_file(name, IMAGE_PROCESSOR_NAME) is not None:
+        return True
+    file = optional_file(name, PROCESSOR_NAME)
+    return file is not None and "image_processor" in json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def encoder_input(images, config) -> dict[str, list]:
@@ -99,7 +111,7 @@ def load_vision_model(name: str):
         encoder, report = AutoModel.from_pretrained(
             name, config=config, dtype="float32", use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (*MODEL_ERRORS, HTTPError) as error:
         raise UserError(
             f"no encoder {name} ({' '.join(str(error).split())[:200]}): give a folder or a name on the Hub; `train` "
             f"also takes --encoder {SCRATCH}"
@@ -130,7 +142,7 @@ def load_autoencoder(name: str):
     for subfolder in (None, "vae"):
         try:
             return AutoencoderKL.from_pretrained(name, subfolder=subfolder, use_safetensors=True)
-        except (OSError, ValueError) as error:
+        except (*MODEL_ERRORS, HTTPError) as error:
             reason = error
     raise UserError(
         f"no autoencoder {name} ({' '.join(str(reason).split())[:200]}): give a folder or a name on the Hub that "

@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Sp
 from visionflow_hf import modeling
 from visionflow_hf.app import MODEL_FOLDER
 from visionflow_hf.errors import UserError
-from visionflow_hf.hub import hub_name, model_files
+from visionflow_hf.hub import hub_name, make_repository, model_files
 from visionflow_hf.hub_errors import hub_errors
 
 PACKAGE = Path(__file__).parent
@@ -52,10 +52,11 @@ def push_space(run: str | os.PathLike, name: str, private: bool = False, corpus:
     )
     texts = {"README.md": card, "requirements.txt": "\n".join(requirements()) + "\n"}
     api = HfApi()
+    if model:
+        with hub_errors(model):
+            api.model_info(model)  # else the Space would show an error
     with hub_errors(name):
-        name = api.create_repo(
-            name, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True
-        ).repo_id
+        name = make_repository(api, name, private, repo_type="space", space_sdk="gradio")
         operations = [CommitOperationAdd(place, file) for place, file in files.items()]
         operations += [CommitOperationAdd(place, text.encode()) for place, text in texts.items()]
         before = {file for file in api.list_repo_files(name, repo_type="space") if file.startswith(f"{MODEL_FOLDER}/")}

@@ -144,6 +144,9 @@ def prepare_arrays(
     subjects, pictures, trials = [], [], []
     for name in named_subjects(file, keys, about_voxels, subject):
         parts = read_trials(file, of_subject(keys, name), image_shape, column_major, report)
+        for part, first in zip(parts, trials, strict=False):
+            if np.array_equal(part.images, first.images):  # subjects who saw the same: one array in memory
+                part.images = first.images
         if test_images and test_fraction is None:
             refuse_shared_stimuli(*parts)
         responses = np.concatenate([part.fmri for part in parts])

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import yaml
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset
 from huggingface_hub import DatasetCard, HfApi, snapshot_download
 from tqdm import tqdm
@@ -56,7 +57,7 @@ def stream_corpus(name: str, features: Features, optional: Sequence[str]) -> tup
             addresses = [f"hf://datasets/{name}@{revision}/{file}" for file in files]
             try:
                 corpus[split] = Dataset(read_stream(addresses, split, features, optional))
-            except (KeyError, pa.ArrowInvalid) as error:
+            except (KeyError, pa.ArrowException) as error:
                 raise UserError(
                     f"corpus {name} cannot be read ({' '.join(str(error).split())[:100]}): whole Parquet files are "
                     f"expected, with the columns {', '.join(features)}"
@@ -115,7 +116,10 @@ def load_parquet(folder: Path) -> DatasetDict:
 def about_corpus(folder: Path) -> dict:
     """The metadata of the card in a folder."""
     card = folder / "README.md"
-    return DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
+    try:
+        return DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"the metadata of {card} cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
 def describe(corpus: DatasetDict, folder: Path) -> None:

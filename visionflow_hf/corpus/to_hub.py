@@ -16,6 +16,8 @@ from visionflow_hf.cards import card_template
 from visionflow_hf.corpus.inspect import split_summary
 from visionflow_hf.corpus.schema import Corpus, read_corpus
 from visionflow_hf.errors import UserError
+from visionflow_hf.folders import writing
+from visionflow_hf.hub import make_repository
 from visionflow_hf.hub_errors import hub_errors
 from visionflow_hf.results import BENCHMARK
 
@@ -26,7 +28,7 @@ def push_corpus(
     path: str | os.PathLike,
     name: str,
     private: bool = False,
-    license: str = "unknown",
+    license: str | None = None,
     source: str | None = None,
     citation: str | os.PathLike | None = None,
     benchmark: bool = False,
@@ -38,14 +40,14 @@ def push_corpus(
     Args:
         name: ORG/NAME; the repository is made where there is none, and shards of an older corpus go.
         private: make a new repository private.
-        license: an identifier that the Hub knows, such as cc-by-4.0.
+        license: an identifier that the Hub knows, such as cc-by-4.0; that of the corpus without.
         source: where the data come from, in a sentence.
         citation: a file whose text says how to cite them.
         benchmark: add eval.yaml, by which the Hub takes the data set for a benchmark with a leaderboard.
 
     Raises:
         UserError: a benchmark without a test split, a corpus that cannot be read or has a stimulus in two splits, a
-            name that is none, no right to write there, or no connection.
+            name that is none, no right to write there, or no connection; or it is public and shall be private.
     """
     corpus = read_corpus(path)
     if benchmark and "test" not in corpus.splits:
@@ -57,11 +59,12 @@ def push_corpus(
     api = HfApi()
     with tempfile.TemporaryDirectory(prefix="visionflow-push-") as made:
         folder = Path(made)
-        write_shards(corpus, folder)
-        corpus.voxels.to_parquet(folder / "voxels.parquet", index=False)
+        with writing(f"{folder} (the environment variable TMPDIR names another place)"):
+            write_shards(corpus, folder)
+            corpus.voxels.to_parquet(folder / "voxels.parquet", index=False)
         with hub_errors(name):
-            name = api.create_repo(name, private=private or None, exist_ok=True, repo_type="dataset").repo_id
-            corpus_card(corpus, name, license, source, cite).save(folder / "README.md")
+            name = make_repository(api, name, private, repo_type="dataset")
+            corpus_card(corpus, name, license or corpus.license or "unknown", source, cite).save(folder / "README.md")
             if benchmark:
                 about = benchmark_of(name, source)
                 (folder / "eval.yaml").write_text(

@@ -100,12 +100,14 @@ def draw_voxels(voxels: VoxelScores) -> Figure:
         color = COLORS.get(method, GREY)
         lowest = min(lowest, values.min())
         axis.hist(values, bins, histtype="stepfilled", alpha=0.2, color=color)
-        label = f"{in_words(method)}, mean {values.mean():.3f}"
+        label = f"{in_words(method)}, mean over voxels {values.mean():.3f}"
         axis.hist(values, bins, histtype="step", color=color, linewidth=1.5, label=label)
     reachable = np.sqrt(voxels.all_ceilings)
     if np.isfinite(reachable).any():
         best = np.nanmean(reachable)
-        axis.axvline(best, color=GREY, linestyle="--", linewidth=1.2, label=f"noise ceiling, mean {best:.3f}")
+        axis.axvline(
+            best, color=GREY, linestyle="--", linewidth=1.2, label=f"noise ceiling, mean over voxels {best:.3f}"
+        )
     axis.set(xlim=(max(-1, lowest - 0.05), 1), xlabel="voxel r over stimuli, image to fMRI", ylabel="voxels")
     axis.margins(y=0.25)  # room for the legend
     axis.legend(loc="upper left")

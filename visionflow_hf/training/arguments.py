@@ -9,6 +9,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from visionflow_hf.errors import UserError
 from visionflow_hf.modeling import VisionFlowConfig
+from visionflow_hf.modeling.configuration_visionflow import MOST_DIMENSIONS
 
 SCRATCH = "scratch"
 PRETRAINED = "google/vit-base-patch16-224-in21k"
@@ -241,6 +242,9 @@ class VisionFlowTrainingArguments(TrainingArguments):
             raise UserError(
                 f"--torch_compile_mode is {self.torch_compile_mode}: one of {', '.join(COMPILE_MODES[1:])} is expected"
             )
+        of_push = [f"--{name}" for name in ("hub_model_id", "hub_private_repo") if getattr(self, name)]
+        if of_push and not self.push_to_hub:
+            raise UserError(f"{' and '.join(of_push)} without --push_to_hub: give that too, or leave it out")
         self.not_given = {name for name in IN_STEP if getattr(self, name) is None}
         steps = [one for one in (self.save_steps, self.eval_steps, 0.1) if one is not None]
         self.save_steps = steps[0] if self.save_steps is None else self.save_steps
@@ -292,7 +296,7 @@ LEAST = {"max_steps": -1, "feature_layers": -1, "local_rank": -1} | dict.fromkey
 JUDGES = (None, *(f"{prefix}{name}" for prefix in ("", "eval_") for name in ("loss", "loss_image", "loss_kl")))
 COMPILE_MODES = (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 BELOW_ONE = ("bridge_dropout", "voxel_dropout", "validation_fraction", "adam_beta1", "adam_beta2")
-MOST = {"seed": 2**32 - 1, "latent_dim": 2000, "linear_dim": 2000}  # what numpy takes; what one ridge is judged by
+MOST = {"seed": 2**32 - 1, "latent_dim": MOST_DIMENSIONS, "linear_dim": MOST_DIMENSIONS}  # what numpy takes
 
 
 def check_numbers(args) -> None:
