@@ -5,6 +5,7 @@ A command imports what it needs when it runs, so that help and importers need no
 
 import argparse
 import ctypes
+import errno
 import logging
 import os
 import signal
@@ -19,6 +20,11 @@ from threading import current_thread, main_thread
 from visionflow_hf import __version__
 from visionflow_hf.errors import UserError
 
+OF_PATHS = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "ENAMETOOLONG", "ENOSPC", "EROFS", "EDQUOT")
+    if hasattr(errno, name)
+}
 COLUMNS = ("image", "subject", "session", "run", "repeat", "split", "category")  # of `prepare table`, by their flags
 
 
@@ -80,10 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except MemoryError as error:
-        if debug:
+    except (MemoryError, RuntimeError) as error:
+        if debug or not is_memory_full(error):
             raise
-        print(f"error: memory is full: {error or 'take less data at once'}", file=sys.stderr)
+        reason = " ".join(str(error).split())[:200] or "take less data at once"
+        print(f"error: memory is full: {reason}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if debug or error.errno not in OF_PATHS:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
     except Terminated:
         print("error: terminated", file=sys.stderr)
@@ -92,6 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def is_memory_full(error: Exception) -> bool:
+    """Whether there is no room in memory; torch says so by a RuntimeError, of its own class on a GPU."""
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "t allocate mem" in str(error)
+    )
 
 
 def keep_freed_memory() -> None:

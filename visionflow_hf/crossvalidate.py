@@ -3,6 +3,7 @@
 Stimuli are held out by themselves, or with their whole category or session.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from tqdm import tqdm
 
 from visionflow_hf.corpus.categories import SIDE, clusters, small_copies
-from visionflow_hf.corpus.leakage import renamed, second_names, together
+from visionflow_hf.corpus.leakage import renamed, second_names, seen_in_training, together
 from visionflow_hf.corpus.responses import each_image_of, images_of, pairs_of, unpaired_of, without
 from visionflow_hf.corpus.schema import SPLIT_BY, Corpus, open_corpus
 from visionflow_hf.corpus.splits import category_folds, session_folds, stimulus_folds
@@ -40,6 +41,8 @@ from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training.arguments import SCRATCH, ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor, encoder_name
 from visionflow_hf.training.train import train_on
+
+logger = logging.getLogger(__name__)
 
 FOLDS = 10
 BLOCK = 256  # rows that are standardised at once
@@ -114,6 +117,11 @@ def crossvalidate(
             parts.append(part | {"fold": np.full(len(part["stimulus_id"]), len(parts))})
             histories.append(history)
         header = {"split": f"{len(chosen)} folds by {split_by}", "n_folds": len(chosen), "split_by": told}
+        if model_args.from_model is not None:
+            leaked = seen_in_training(model_args.from_model, together(list(opened.pictures.values())), "the folds")
+            if leaked:
+                logger.warning(f"{leaked}: the figures say how well it fits them, not how well it predicts new ones")
+                header["leakage"] = leaked
         header |= {"seed": seed, "unit": opened.unit, "about": {"corpus": Path(corpus).resolve().name}}
         device = training_args.device if perceptual else None
         metrics = write_report(folder, concatenate(in_colour(parts)), histories, header, device)

@@ -88,6 +88,7 @@ HELP = {  # of what TrainingArguments says at length
 }
 
 
+STRATEGIES = ("save_strategy", "eval_strategy", "logging_strategy")
 OF_THIS_RUN = ("overwrite", "resume_from_checkpoint")  # what a repeated run is to be asked again
 
 
@@ -180,11 +181,20 @@ def config_words(file: Path) -> list[str]:
         raise UserError(f"--config {file} has unknown flags {', '.join(unknown)}: see `visionflow train --help-all`")
     words = []
     for name, value in values.items():
+        if value is False and name in STRATEGIES:
+            value = "no"  # which YAML takes for false
         if isinstance(value, list):
             words += [f"--{name}", *map(str, value)]
         elif value is not None:
             words += [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
     return words
+
+
+def plain_value(value):
+    """A value, or a list of them, without enums."""
+    if isinstance(value, list):
+        return [plain_value(one) for one in value]
+    return value.value if isinstance(value, Enum) else value
 
 
 def told(model_args: ModelArguments, training_args: VisionFlowTrainingArguments) -> dict:
@@ -196,7 +206,7 @@ def told(model_args: ModelArguments, training_args: VisionFlowTrainingArguments)
     }
     if not training_args.precision_told:  # where the run is repeated, the device may be another
         del changed["bf16"], changed["fp16"]
-    changed = {name: value.value if isinstance(value, Enum) else value for name, value in changed.items()}
+    changed = {name: plain_value(value) for name, value in changed.items()}
     for name in (*OF_THIS_RUN, *training_args.not_given):
         changed.pop(name, None)
     plain = {name: value for name, value in changed.items() if isinstance(value, (bool, int, float, str, dict, list))}

@@ -238,6 +238,18 @@ class VisionFlowTrainingArguments(TrainingArguments):
             raise UserError(
                 f"--metric_for_best_model is {self.metric_for_best_model}: loss, loss_image or loss_kl is expected"
             )
+        of_workers = (
+            "dataloader_persistent_workers",
+            "dataloader_prefetch_factor",
+            "dataloader_multiprocessing_context",
+        )
+        of_workers = [name for name in of_workers if getattr(self, name, None)]
+        if of_workers and not self.dataloader_num_workers:
+            raise UserError(f"--{of_workers[0]} is for workers: give --dataloader_num_workers, too")
+        there_is_a_gpu = torch.cuda.is_available() or torch.accelerator.is_available()
+        if self.fp16 and (self.use_cpu or not there_is_a_gpu):
+            raise UserError("--fp16 true needs a GPU, and the CPU is used: give --bf16 true, or neither")
+        self.use_cpu = self.use_cpu or (bool(self.bf16) and not there_is_a_gpu)
         if self.torch_compile_mode not in COMPILE_MODES:
             raise UserError(
                 f"--torch_compile_mode is {self.torch_compile_mode}: one of {', '.join(COMPILE_MODES[1:])} is expected"
@@ -246,6 +258,12 @@ class VisionFlowTrainingArguments(TrainingArguments):
         if of_push and not self.push_to_hub:
             raise UserError(f"{' and '.join(of_push)} without --push_to_hub: give that too, or leave it out")
         self.not_given = {name for name in IN_STEP if getattr(self, name) is None}
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            self.greater_is_better = False  # transformers takes what does not end in "loss" for a score
+            self.not_given.add("greater_is_better")
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = True  # such as an encoder's pooler; Trainer's default depends
+            self.not_given.add("ddp_find_unused_parameters")
         steps = [one for one in (self.save_steps, self.eval_steps, 0.1) if one is not None]
         self.save_steps = steps[0] if self.save_steps is None else self.save_steps
         self.eval_steps = steps[0] if self.eval_steps is None else self.eval_steps
@@ -255,6 +273,10 @@ class VisionFlowTrainingArguments(TrainingArguments):
         if "no" in (self.save_strategy, self.eval_strategy):
             self.load_best_model_at_end = False
             self.not_given.add("load_best_model_at_end")
+        if self.save_strategy == "best" and (self.eval_strategy == "no" or not self.load_best_model_at_end):
+            raise UserError(
+                "--save_strategy best needs validation, and --load_best_model_at_end true: give other flags"
+            )
         refuse_missing_loggers(self.report_to)
         bf16, fp16 = default_precision(self.use_cpu)
         undecided = not self.bf16 and not self.fp16

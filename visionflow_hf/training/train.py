@@ -6,8 +6,9 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,10 +16,10 @@ import yaml
 from accelerate import PartialState
 from datasets import DatasetDict
 from transformers import set_seed
-from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
+from transformers.trainer_utils import SaveStrategy, SchedulerType, get_last_checkpoint
 
 from visionflow_hf.checkpoints import find_checkpoint
-from visionflow_hf.corpus.leakage import seen_by, to_be_seen
+from visionflow_hf.corpus.leakage import SEEN, seen_by, to_be_seen
 from visionflow_hf.corpus.responses import images_alone, pairs_of
 from visionflow_hf.corpus.schema import Corpus, join_tables, open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
@@ -41,6 +42,11 @@ from visionflow_hf.training_flags import told
 logger = logging.getLogger(__name__)
 
 MARKER = "arguments.yaml"  # written first: the flags of the run, in the form that --config reads
+OF_WEIGHTS = (  # training flags on which the weights of a step depend
+    *("seed", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "validation_fraction"),
+)
+WATCHING = (SchedulerType.REDUCE_ON_PLATEAU, *(one for one in SchedulerType if one.value == "greedy"))
 STEPS, MOST_STEPS, EPOCHS = 750, 30_000, 10
 MANY_STIMULI = 300  # train stimuli of which a tenth can be held out for good
 FEWEST_TO_CHOOSE, ENOUGH_TO_CHOOSE = 4, 8  # train stimuli; held-out stimuli by which the shares are chosen
@@ -82,16 +88,25 @@ def train(
     put_back(run)
     folder = in_progress(run) if (run / "config.json").exists() else run
     seen = to_be_seen(opened.pictures) | (seen_by(model_args.from_model) if model_args.from_model else set())
-    folders = [folder, run] if folder == run or trained_alike(run, seen, training_args.seed) else [folder]
+    folders, auto = list(dict.fromkeys([folder, run])), training_args.resume_from_checkpoint == "auto"
+    if auto:
+        other = {one: given_otherwise(one, seen, model_args, training_args) for one in folders}
+        unfinished = next((one for one in folders if other[one] and is_unfinished(one)), None)
+        if unfinished is not None and not training_args.overwrite:
+            raise UserError(
+                f"{unfinished} has an unfinished run with {', '.join(other[unfinished])}: repeat its command to go on, "
+                "or add --overwrite to begin anew"
+            )
+        folders = [one for one in folders if not other[one]]
     checkpoint = find_checkpoint(folders, training_args.resume_from_checkpoint)
-    begun = training_args.resume_from_checkpoint == "auto" and is_unfinished(run)
-    if not begun and (checkpoint is None or not Path(checkpoint).absolute().is_relative_to(run.parent)):
+    own = checkpoint is not None and Path(checkpoint).absolute().parent in (run, in_progress(run))
+    if not (own and (Path(checkpoint).parent / MARKER).is_file()) and not (auto and is_unfinished(run)):
         refuse_existing(run, training_args.overwrite, MARKER)
     first = training_args.process_index == 0
     PartialState().wait_for_everyone()  # until all have seen what is there
     with alone(run) if first else nullcontext():
         try:
-            trained = train_on(opened.splits, folder, model_args, training_args, checkpoint)
+            trained = train_on(opened.splits, folder, model_args, training_args, checkpoint, seen)
             PartialState().destroy_process_group()  # the first process goes on alone
             if not first:
                 return trained
@@ -116,6 +131,7 @@ def train_on(
     model_args: ModelArguments,
     training_args: VisionFlowTrainingArguments,
     checkpoint: str | None = None,
+    seen: Collection[str] = (),
 ) -> Trained:
     """The training itself, on rows at hand; `run` takes checkpoints and the Trainer's state, but no model folder.
 
@@ -129,6 +145,9 @@ def train_on(
 
     Several processes share the subjects' maps of the fMRI side. The first one alone does the rest of it; the others
     return models without that.
+
+    Args:
+        seen: hashes of the images, which a run that goes on later is compared with.
     """
     run = Path(run)
     refuse_contradictions(model_args)
@@ -140,7 +159,7 @@ def train_on(
         model.float().to(training_args.device)  # it may have been saved in another precision
         fit_new_subjects(model, processor, splits["train"], training_args.seed, training_args.stimulus_cache)
         if first:
-            begin(run, model_args, training_args)
+            begin(run, model_args, training_args, seen=seen)
         return Trained(model, processor, [], 0)
     pairs, images = pairs_of(splits["train"]), images_alone(splits["train"])
     if model_args.from_model is None:
@@ -159,7 +178,7 @@ def train_on(
         fitted = trials.without(held_out_stimuli)
     args = complete(training_args, run, len(fitted.stimuli), validated)
     if first and (checkpoint is None or not (run / MARKER).is_file()):
-        begin(run, model_args, training_args, empty=checkpoint is None)
+        begin(run, model_args, training_args, checkpoint is None, seen)
 
     frozen = not any(parameter.requires_grad for parameter in model.encoder.parameters())
     stimuli = Stimuli(processor, [pairs, images, held_out.rows], model if frozen else None, args.stimulus_cache)
@@ -307,6 +326,16 @@ def complete(
         steps = math.ceil(args.num_train_epochs * a_pass)
         args.max_steps = steps or min(max(STEPS, EPOCHS * a_pass), MOST_STEPS)
     if not validated:
+        if args.lr_scheduler_type in WATCHING:
+            raise UserError(
+                f"--lr_scheduler_type {args.lr_scheduler_type.value} follows the validation loss, and no stimuli are "
+                "held out: give --validation_fraction 0.1, or another schedule"
+            )
+        if args.save_strategy == SaveStrategy.BEST:
+            raise UserError(
+                "--save_strategy best goes by the validation loss, and no stimuli are held out: give "
+                "--validation_fraction 0.1, or another strategy"
+            )
         args.eval_strategy, args.load_best_model_at_end, args.eval_on_start = "no", False, False
     return args
 
@@ -349,15 +378,25 @@ def voxels_known(model: VisionFlowModel, opened: Corpus) -> VoxelTable:
     return VoxelTable.read(io.BytesIO(join_tables(tables).to_parquet(index=False)))
 
 
-def trained_alike(run: Path, seen: set[str], seed: int) -> bool:
-    """Whether the model in `run` was trained on these images with this seed; else `auto` passes its checkpoints over.
+def given_otherwise(
+    folder: Path, seen: set[str], model_args: ModelArguments, training_args: VisionFlowTrainingArguments
+) -> list[str]:
+    """What the run in a folder was given otherwise, of that on which its weights depend; none where there is no run.
 
     Args:
-        seen: hashes of the images, as `seen_by` gives those of a model.
+        seen: hashes of the images, as `seen_by` gives those of a run.
     """
-    file = run / MARKER
-    before = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return seen_by(run) in (set(), seen) and (before or {}).get("seed", seed) == seed
+    file = folder / MARKER
+    if not file.is_file():
+        return []
+    try:
+        before = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        given = [name for name in asdict(model_args) if name in before]
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        return [f"a damaged {MARKER} ({' '.join(str(error).split())[:100]})"]
+    now = told(model_args, training_args)
+    others = [f"another --{name}" for name in (*given, *OF_WEIGHTS) if before.get(name) != now.get(name)]
+    return others if seen_by(folder) in (set(), seen) else ["other train images", *others]
 
 
 def in_progress(run: Path) -> Path:
@@ -371,7 +410,11 @@ def is_unfinished(run: Path) -> bool:
 
 
 def begin(
-    run: Path, model_args: ModelArguments, training_args: VisionFlowTrainingArguments, empty: bool = True
+    run: Path,
+    model_args: ModelArguments,
+    training_args: VisionFlowTrainingArguments,
+    empty: bool = True,
+    seen: Collection[str] = (),
 ) -> None:
     """The folder of the run, with its flags in it; emptied, but where a checkpoint in it is resumed from."""
     run.mkdir(parents=True, exist_ok=True)
@@ -381,3 +424,5 @@ def begin(
         elif path.name != MARKER:  # by which an interrupted run is known
             path.unlink()
     (run / MARKER).write_text(yaml.safe_dump(told(model_args, training_args), sort_keys=False))
+    if seen:
+        (run / SEEN).write_text("".join(f"{pixels}\n" for pixels in sorted(seen)))

@@ -51,7 +51,8 @@ class ImageBatches(torch.utils.data.Dataset):
         """`pixel_values`, `image_features` where the encoder is frozen, and the names of the stimuli."""
         names = [self.stimulus_ids[row % len(self.stimulus_ids)] for row in rows]
         if self.unpaired:
-            drawn = torch.randint(len(self.unpaired), (len(rows) // 2,)).tolist()
+            own = torch.Generator().manual_seed(hash(tuple(rows)) % 2**63)  # where a run goes on, too
+            drawn = torch.randint(len(self.unpaired), (len(rows) // 2,), generator=own).tolist()
             names[len(rows) - len(drawn) :] = [self.unpaired[row] for row in drawn]
         batch = {"pixel_values": self.stimuli.pixel_values(names), "stimulus_ids": names}
         features = self.stimuli.image_features(names, self.with_linear)
