@@ -68,6 +68,12 @@ def test_a_damaged_record_of_a_run(corpus, interrupted, refused):
     assert train(corpus, interrupted, *AUTO, "--overwrite") == 0
 
 
+def test_a_run_that_was_killed_as_it_began(corpus, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "arguments.yaml").write_text("")
+    assert train(corpus, tmp_path / "run", *AUTO) == 0
+
+
 def test_folds_on_what_a_model_has_seen_say_so(run, corpus, tmp_path, caplog):
     words = ["crossvalidate", corpus, tmp_path / "out", "--from_model", run, "--freeze_shared", "--folds", 2]
     assert main([*map(str, words), "--num-proc", "1", "--disable_tqdm", "true"]) == 0

@@ -394,6 +394,8 @@ def given_otherwise(
         given = [name for name in asdict(model_args) if name in before]
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         return [f"a damaged {MARKER} ({' '.join(str(error).split())[:100]})"]
+    if not before:  # it was killed as it began
+        return []
     now = told(model_args, training_args)
     others = [f"another --{name}" for name in (*given, *OF_WEIGHTS) if before.get(name) != now.get(name)]
     return others if seen_by(folder) in (set(), seen) else ["other train images", *others]
