@@ -289,7 +289,7 @@ def shards_in(run: Path) -> list[str]:
     if not index.is_file():
         return []
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise UserError(f"{index} is damaged ({error}): train or save the model again") from error
 
