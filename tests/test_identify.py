@@ -77,7 +77,7 @@ def test_errors_of_the_caller(loaded, rows):
         model.log_likelihood(fmri, pixels, subject="carl")
     with pytest.raises(ValueError, match=r"fmri has shape \(30,\)"):
         model.log_likelihood(fmri[0], pixels, subject="subj01")
-    with pytest.raises(ValueError, match="fmri has 7 voxels, subj01 has 30"):
+    with pytest.raises(ValueError, match="fmri has 7 voxels a row, subj01 has 30"):
         model.log_likelihood(fmri[:, :7], pixels, subject="subj01")
     gaps = torch.tensor([False, True])
     with pytest.raises(ValueError, match="row 0 of the batch has no image"):

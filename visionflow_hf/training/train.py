@@ -91,7 +91,8 @@ def train(
     folders, auto = list(dict.fromkeys([folder, run])), training_args.resume_from_checkpoint == "auto"
     if auto:
         other = {one: given_otherwise(one, seen, model_args, training_args) for one in folders}
-        unfinished = next((one for one in folders if other[one] and is_unfinished(one)), None)
+        unfinished = [one for one in folders if other[one] and is_unfinished(one)]
+        unfinished = next((one for one in unfinished if find_checkpoint([one], "auto")), None)
         if unfinished is not None and not training_args.overwrite:
             raise UserError(
                 f"{unfinished} has an unfinished run with {', '.join(other[unfinished])}: repeat its command to go on, "
