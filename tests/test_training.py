@@ -128,7 +128,7 @@ def test_auto_begins_a_run_anew_that_was_killed_before_its_first_checkpoint(corp
     (killed / "arguments.yaml").write_text("max_steps: 2\n")
     (killed / "checkpoint-1").mkdir()
 
-    def begun(splits, run, model_args, training_args, checkpoint):
+    def begun(splits, run, model_args, training_args, checkpoint, seen):
         assert checkpoint is None
         train_module.begin(run, model_args, training_args)
         assert {path.name for path in run.iterdir()} == {"arguments.yaml"}
