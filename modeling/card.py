@@ -5,8 +5,10 @@ import os
 import re
 
 from huggingface_hub import ModelCard
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 from yaml import YAMLError
+
+from .optional_files import optional_file
 
 logger = logging.get_logger(__name__)
 
@@ -30,7 +32,7 @@ def card_of_origin(config, name: str, **options) -> str | None:
     old model, where it was loaded from the Hub.
 
     Args:
-        options: of `cached_file`, with which the model was loaded.
+        options: of `optional_file`, with which the model was loaded.
 
     Returns:
         None where no weights were loaded, or where the card there is not one of VisionFlow.
@@ -40,9 +42,7 @@ def card_of_origin(config, name: str, **options) -> str | None:
     if not local and origin.count("/") != 1:  # neither a folder nor a name on the Hub
         return None
     try:
-        file = cached_file(
-            origin, CARD, revision=commit or "main", _raise_exceptions_for_missing_entries=False, **options
-        )
+        file = optional_file(origin, CARD, revision=commit or "main", **options)
     except OSError as error:
         logger.warning(f"the card of {origin} cannot be read ({error}): it is not continued")
         return None

@@ -5,9 +5,9 @@ import json
 import os
 
 import numpy as np
-from huggingface_hub.errors import LocalEntryNotFoundError
-from transformers.utils import cached_file, logging
-from transformers.utils.hub import is_offline_mode
+from transformers.utils import logging
+
+from .optional_files import optional_file
 
 logger = logging.get_logger(__name__)
 logger.addFilter(lambda record: record.levelno >= logging.get_verbosity())  # of transformers, under any name
@@ -159,24 +159,6 @@ class VoxelTable:
         """The table of the other subjects."""
         kept = [rows for name, rows in self.rows.items() if name != subject]
         return VoxelTable(self.table.take(np.sort(np.concatenate([*kept, np.zeros(0, dtype=np.int64)]))))
-
-
-def optional_file(name: str | os.PathLike, file: str, **options) -> str | None:
-    """The path of a file beside a model, in a folder or on the Hub; None where there is none.
-
-    Args:
-        options: `revision`, `token` and so on, as `cached_file` takes them.
-
-    Raises:
-        OSError: the Hub does not answer, or refuses the file. Offline, what is not in the cache counts as absent.
-    """
-    try:
-        return cached_file(name, file, **options)
-    except OSError as error:
-        offline = is_offline_mode() or options.get("local_files_only")
-        if error.__cause__ is None or (offline and isinstance(error.__cause__, LocalEntryNotFoundError)):
-            return None
-        raise
 
 
 def remove_table(folder: str | os.PathLike) -> None:

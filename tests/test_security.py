@@ -30,10 +30,17 @@ STANDARD = {
 }
 READ_BY = {  # modules that open files or addresses, and the files that may import them
     "io": {"pipeline_visionflow.py", "processing_visionflow.py", "handler.py", "card.py"},
-    "os": {"pipeline_visionflow.py", "processing_visionflow.py", "handler.py", "card.py", "voxel_table.py"},
+    "os": {
+        "pipeline_visionflow.py",
+        "processing_visionflow.py",
+        "handler.py",
+        "card.py",
+        "voxel_table.py",
+        "optional_files.py",
+    },
     "urllib": {"pipeline_visionflow.py"},
     "safetensors": {"processing_visionflow.py"},
-    "huggingface_hub": {"card.py", "voxel_table.py"},
+    "huggingface_hub": {"card.py", "optional_files.py"},
     "yaml": {"card.py"},
 }
 OPTIONAL = {"diffusers", "pyarrow"}  # only inside a function, in a `try` that catches ImportError
@@ -57,11 +64,10 @@ ALLOWED = {
     ("handler.py", "write_requirements", "file.write"),
     ("handler.py", "image_of", "Image.open"),  # of bytes in a request
     ("handler.py", "png", "image.save"),  # to bytes
-    ("card.py", "card_of_origin", "cached_file"),  # README.md beside the weights that were loaded
     ("card.py", "card_of_origin", "open"),
     ("card.py", "write_card", "open"),  # README.md in the folder of `save_pretrained`
     ("card.py", "write_card", "opened.write"),
-    ("voxel_table.py", "optional_file", "cached_file"),  # voxels.parquet beside the weights
+    ("optional_files.py", "optional_file", "cached_file"),  # README.md and voxels.parquet beside the weights
     ("voxel_table.py", "volume", "json.loads"),  # of that file's metadata
     ("modeling_visionflow.py", "_write_beside", "self.voxels.write"),  # voxels.parquet in the folder to save in
     ("modeling_visionflow.py", "from_pretrained", "cached_file"),  # config.json beside the weights, for its commit

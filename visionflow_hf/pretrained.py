@@ -9,13 +9,13 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, logging
 
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.hub import MODEL_ERRORS
+from visionflow_hf.modeling.optional_files import optional_file
 from visionflow_hf.modeling.vision_encoder import (
     check_encoder,
     layers_by_depth,
     native_image_size,
     prepare_encoder,
 )
-from visionflow_hf.modeling.voxel_table import optional_file
 from visionflow_hf.training.arguments import SCRATCH
 
 logger = logging.get_logger("visionflow_hf")
