@@ -754,7 +754,11 @@ class VisionFlowModel(PreTrainedModel):
         ids = torch.full((len(pixel_values),), place, device=pixel_values.device)
         predicted = self.predict_fmri(pixel_values, ids, image_features=image_features)
         voxels = self.config.num_voxels[place]
-        self._check_voxels_of(fmri, place)
+        self._check_width(fmri, place)
+        if fmri[:, voxels:].any():
+            raise ValueError(
+                f"fmri is not zero beyond the {voxels} voxels of {self.config.subjects[place]}: is it theirs?"
+            )
         return self.latent_to_fmri.log_likelihood(fmri[:, :voxels], predicted[:, :voxels], place)
 
     def pipeline(self, task: str, processor):
@@ -846,13 +850,13 @@ class VisionFlowModel(PreTrainedModel):
         if not torch.compiler.is_compiling() and not (self.training and ids.device.type != "cpu"):
             for place in ids.unique().tolist():
                 if place >= 0:
-                    self._check_voxels_of(fmri[:0], place)  # what is beyond a subject's voxels is not read
+                    self._check_width(fmri, place)
         return self.fmri_to_latent(fmri.to(self._own_dtype()), ids)
 
-    def _check_voxels_of(self, fmri: torch.Tensor, place: int) -> None:
-        """Raise `ValueError` where responses `(rows, max_voxels)` are not of a subject with as many voxels."""
+    def _check_width(self, fmri: torch.Tensor, place: int) -> None:
+        """Raise `ValueError` where responses `(rows, max_voxels)` lack voxels of a subject; more are not read."""
         voxels, name = self.config.num_voxels[place], self.config.subjects[place]
-        if fmri.shape[1] < voxels or (fmri.shape[1] > voxels and fmri[:, voxels:].any()):
+        if fmri.shape[1] < voxels:
             raise ValueError(
                 f"fmri has {fmri.shape[1]} voxels a row, {name} has {voxels}: prepare it with the model's processor"
             )

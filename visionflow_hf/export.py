@@ -83,8 +83,7 @@ def export(run: str | os.PathLike, out: str | os.PathLike, overwrite: bool = Fal
     encode, decode = Encode(model, processor), Decode(model, processor)
     pixels = torch.rand(3, model.config.num_channels, *model.config.image_size, generator=generator)
     spread = encode.fmri_std[subject]
-    own = torch.arange(spread.shape[1]) < torch.tensor(model.config.num_voxels)[subject, None]  # zeros are beyond
-    fmri = (encode.fmri_mean[subject] + spread * torch.randn(spread.shape, generator=generator)) * own
+    fmri = encode.fmri_mean[subject] + spread * torch.randn(spread.shape, generator=generator)
     differences = {}
     with new_folder(out, overwrite, marker=ENCODE) as folder:
         for name, direction, given, unit in ((ENCODE, encode, pixels, spread), (DECODE, decode, fmri, torch.ones(()))):
