@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug or error.errno not in OF_PATHS:
             raise
-        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        what = f"{error.filename or 'a file'}: {error.strerror}"
+        print(f"error: {what}; check the name, the permissions and the room on its disk", file=sys.stderr)
         return 2
     except Terminated:
         print("error: terminated", file=sys.stderr)

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from visionflow_hf import __version__
 from visionflow_hf.cards import card_template, results_of, with_metadata, with_results
-from visionflow_hf.corpus.leakage import SEEN
+from visionflow_hf.corpus.leakage import write_seen
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import writing
 from visionflow_hf.hub_cache import whole_files
@@ -86,7 +86,7 @@ def save_model(
             model.save_pretrained(partial)
             processor.save_pretrained(partial)
             if seen:
-                (partial / SEEN).write_text("".join(f"{pixels}\n" for pixels in sorted(seen)))
+                write_seen(partial, seen)
             make_card(str(model_id or folder), model.config, training).save(partial / "README.md")
             (folder / "config.json").unlink(missing_ok=True)
             for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):

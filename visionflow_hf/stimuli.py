@@ -78,7 +78,7 @@ class KeptArrays:
                         raise ValueError(f"it holds {records.dtype}, not {self.record}")
                 except FileNotFoundError:  # another process has made room
                     continue
-                except (ValueError, EOFError, IndexError) as error:
+                except (ValueError, EOFError) as error:
                     logger.warning("%s is damaged (%s): its stimuli are read anew", file, error)
                     file.unlink(missing_ok=True)
                     continue

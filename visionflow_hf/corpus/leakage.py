@@ -6,6 +6,7 @@ of 224 px take about 18 s, a pass of reading them. An image that was scaled or c
 """
 
 import hashlib
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -166,6 +167,11 @@ def together(parts: list[dict[str, Picture]]) -> dict[str, Picture]:
             f"{count(several, 'stimulus')} with two images: a name must belong to one image, so rename one of them"
         )
     return pictures
+
+
+def write_seen(folder: Path, seen: Collection[str]) -> None:
+    """Leave the hashes of the images that a model is trained on in its folder."""
+    (folder / SEEN).write_text("".join(f"{pixels}\n" for pixels in sorted(seen)), encoding="utf-8")
 
 
 def seen_by(run: str | Path) -> set[str]:

@@ -16,10 +16,10 @@ import yaml
 from accelerate import PartialState
 from datasets import DatasetDict
 from transformers import set_seed
-from transformers.trainer_utils import SaveStrategy, SchedulerType, get_last_checkpoint
+from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
 from visionflow_hf.checkpoints import find_checkpoint
-from visionflow_hf.corpus.leakage import SEEN, seen_by, to_be_seen
+from visionflow_hf.corpus.leakage import seen_by, to_be_seen, write_seen
 from visionflow_hf.corpus.responses import images_alone, pairs_of
 from visionflow_hf.corpus.schema import Corpus, join_tables, open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
@@ -46,7 +46,7 @@ OF_WEIGHTS = (  # training flags on which the weights of a step depend
     *("seed", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "validation_fraction"),
 )
-WATCHING = (SchedulerType.REDUCE_ON_PLATEAU, *(one for one in SchedulerType if one.value == "greedy"))
+WATCHING = ("reduce_lr_on_plateau", "greedy")  # schedules that follow the validation loss
 STEPS, MOST_STEPS, EPOCHS = 750, 30_000, 10
 MANY_STIMULI = 300  # train stimuli of which a tenth can be held out for good
 FEWEST_TO_CHOOSE, ENOUGH_TO_CHOOSE = 4, 8  # train stimuli; held-out stimuli by which the shares are chosen
@@ -88,21 +88,7 @@ def train(
     put_back(run)
     folder = in_progress(run) if (run / "config.json").exists() else run
     seen = to_be_seen(opened.pictures) | (seen_by(model_args.from_model) if model_args.from_model else set())
-    folders, auto = list(dict.fromkeys([folder, run])), training_args.resume_from_checkpoint == "auto"
-    if auto:
-        other = {one: given_otherwise(one, seen, model_args, training_args) for one in folders}
-        unfinished = [one for one in folders if other[one] and is_unfinished(one)]
-        unfinished = next((one for one in unfinished if find_checkpoint([one], "auto")), None)
-        if unfinished is not None and not training_args.overwrite:
-            raise UserError(
-                f"{unfinished} has an unfinished run with {', '.join(other[unfinished])}: repeat its command to go on, "
-                "or add --overwrite to begin anew"
-            )
-        folders = [one for one in folders if not other[one]]
-    checkpoint = find_checkpoint(folders, training_args.resume_from_checkpoint)
-    own = checkpoint is not None and Path(checkpoint).absolute().parent in (run, in_progress(run))
-    if not (own and (Path(checkpoint).parent / MARKER).is_file()) and not (auto and is_unfinished(run)):
-        refuse_existing(run, training_args.overwrite, MARKER)
+    checkpoint = checkpoint_to_resume(folder, run, seen, model_args, training_args)
     first = training_args.process_index == 0
     PartialState().wait_for_everyone()  # until all have seen what is there
     with alone(run) if first else nullcontext():
@@ -327,7 +313,7 @@ def complete(
         steps = math.ceil(args.num_train_epochs * a_pass)
         args.max_steps = steps or min(max(STEPS, EPOCHS * a_pass), MOST_STEPS)
     if not validated:
-        if args.lr_scheduler_type in WATCHING:
+        if args.lr_scheduler_type.value in WATCHING:
             raise UserError(
                 f"--lr_scheduler_type {args.lr_scheduler_type.value} follows the validation loss, and no stimuli are "
                 "held out: give --validation_fraction 0.1, or another schedule"
@@ -379,6 +365,36 @@ def voxels_known(model: VisionFlowModel, opened: Corpus) -> VoxelTable:
     return VoxelTable.read(io.BytesIO(join_tables(tables).to_parquet(index=False)))
 
 
+def checkpoint_to_resume(
+    folder: Path, run: Path, seen: set[str], model_args: ModelArguments, training_args: VisionFlowTrainingArguments
+) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint` means; None to begin anew.
+
+    Args:
+        folder: where the model is trained; `run` itself, or `in_progress` beside a finished run.
+        seen: hashes of the images that are trained on.
+
+    Raises:
+        UserError: an unfinished run was given otherwise, or `run` holds something that is not to be replaced.
+    """
+    resume, folders = training_args.resume_from_checkpoint, list(dict.fromkeys([folder, run]))
+    if resume == "auto":
+        otherwise = {one: given_otherwise(one, seen, model_args, training_args) for one in folders}
+        for one in folders:
+            to_lose = otherwise[one] and is_unfinished(one) and find_checkpoint([one], resume)
+            if to_lose and not training_args.overwrite:
+                raise UserError(
+                    f"{one} has an unfinished run with {', '.join(otherwise[one])}: repeat its command to go on, or "
+                    "add --overwrite to begin anew"
+                )
+        folders = [one for one in folders if not otherwise[one]]
+    checkpoint = find_checkpoint(folders, resume)
+    of_run = checkpoint is not None and Path(checkpoint).absolute().parent in (run, in_progress(run))
+    if not (of_run and (Path(checkpoint).parent / MARKER).is_file()) and not (resume == "auto" and is_unfinished(run)):
+        refuse_existing(run, training_args.overwrite, MARKER)
+    return checkpoint
+
+
 def given_otherwise(
     folder: Path, seen: set[str], model_args: ModelArguments, training_args: VisionFlowTrainingArguments
 ) -> list[str]:
@@ -428,4 +444,4 @@ def begin(
             path.unlink()
     (run / MARKER).write_text(yaml.safe_dump(told(model_args, training_args), sort_keys=False))
     if seen:
-        (run / SEEN).write_text("".join(f"{pixels}\n" for pixels in sorted(seen)))
+        write_seen(run, seen)
