@@ -46,16 +46,16 @@ class VisionFlowConfig(PreTrainedConfig):
             token; 0 reads the class token alone.
         feature_layers (`list[int]`, *optional*, defaults to `[-1]`):
             The encoder's layers that are read so, by their place in its `hidden_states`; -1 is its final output.
-        feature_widths (`list[int]`, *optional*, defaults to the encoder's `hidden_size` for each layer):
+        feature_widths (`list[int]`, *optional*, defaults to the width of each layer):
             The number of channels of each of these layers.
         latent_dim (`int`, *optional*, defaults to 256):
             Dimensions of the latent Gaussian that the image encoder's head makes and the image decoder reads.
         linear_dim (`int`, *optional*, defaults to 256):
             Further dimensions of the latent, linear in the image's Gabor energies and colours and in the maps of
-            `linear_layers`; 0 for none. The decoder does not read them.
+            `linear_layers`; 0 for none. The image decoder does not read them, the linear path to pixels does.
         linear_layers (`list[int]`, *optional*, defaults to `[]`):
             The encoder's layers that they read, averaged over 7 x 7 cells, by their place in its `hidden_states`.
-        linear_widths (`list[int]`, *optional*, defaults to the encoder's `hidden_size` for each layer):
+        linear_widths (`list[int]`, *optional*, defaults to the width of each layer):
             The number of channels of each of these layers.
         subjects (`list[str]`, *optional*, defaults to `[]`):
             Names of the subjects; a row's `subject_ids` is the place in this list.
@@ -86,7 +86,7 @@ class VisionFlowConfig(PreTrainedConfig):
             does. `visionflow train` chooses it.
         brightness (`float`, *optional*, defaults to 1.0):
             By which every decoded image is multiplied, above 0 and at most 1. `visionflow train` chooses it.
-        image_weight, kl_weight, alignment_weight, fmri_weight (`float`, *optional*):
+        image_weight, kl_weight, alignment_weight, fmri_weight (`float`, *optional*, defaults to 0.3, 0.03, 0.1, 1.0):
             Weights of the four losses, each a mean per element (pixel, latent dimension, latent dimension, voxel).
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the linear layers.
@@ -209,14 +209,16 @@ class VisionFlowConfig(PreTrainedConfig):
 
     @classmethod
     def for_dataset(cls, rows, processor, **settings) -> "VisionFlowConfig":
-        """The config for a train split, with the sizes that `visionflow train` chooses.
+        """The config for a train split, with sizes as in `visionflow train`.
+
+        The encoder is a small ViT unless `vision_config` is given: `visionflow train` loads a pretrained one for larger
+        images.
 
         Args:
             rows (`datasets.Dataset`): the train split. Its number of distinct `stimulus_id`, or of rows where it has no
                 such column, bounds `linear_dim`.
             processor (`VisionFlowProcessor`): that of these rows, `VisionFlowProcessor.from_dataset(rows)`.
-            settings: arguments of `VisionFlowConfig` that are not to be chosen. Without `vision_config` the encoder is
-                a small ViT.
+            settings: arguments of `VisionFlowConfig` that are not to be chosen.
 
         Raises:
             ValueError: settings that contradict one another, or an encoder whose layers give no feature maps.

@@ -172,7 +172,7 @@ class VisionFlowProcessor(ProcessorMixin):
         if fmri is not None:
             fmri = _split_fmri(fmri)
         if images is not None and fmri is not None and len(images) != len(fmri):
-            raise ValueError(f"{len(images)} images and {len(fmri)} responses: one response an image is expected")
+            raise ValueError(f"{len(images)} images and {len(fmri)} responses: one response per image is expected")
         size = len(images if images is not None else fmri)
         if size == 0:
             raise ValueError("an empty batch was given: give at least one image or response")
@@ -394,7 +394,7 @@ class VisionFlowProcessor(ProcessorMixin):
             subject = self.subjects[0]
         names = [subject] * size if isinstance(subject, str) else list(subject)
         if len(names) != size:
-            raise ValueError(f"{len(names)} subjects for {size} rows: give one name, or one a row")
+            raise ValueError(f"{len(names)} subjects for {size} rows: give one name, or one per row")
         for name in names:
             if name not in self.subjects:
                 raise ValueError(f"unknown subject {name}: {known}")

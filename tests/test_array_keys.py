@@ -178,7 +178,7 @@ def test_names_of_one_subject_that_mean_other_images_of_another(tmp_path, refuse
     message = "--subject names the only subject: leave it out"
     refused(lambda: prepare(tmp_path / "d.h5", tmp_path / "no", *flags, "--subject", "s1"), message)
     flags[3] = "s1/y"
-    refused(lambda: prepare(tmp_path / "d.h5", tmp_path / "no", *flags), "needs it in that of --fmri, too: s1/y came")
+    refused(lambda: prepare(tmp_path / "d.h5", tmp_path / "no", *flags), "only if --fmri has it, too: --fmri is s1/y")
 
 
 @pytest.mark.parametrize("write", [five, seven])

@@ -395,6 +395,18 @@ HOSTILE = {
         ["--test-images", "ti", "--test-fmri", "tf", "--stimulus-ids", "n", "--test-stimulus-ids", "tn"],
         r"7 = 20 \(same pixels\)",
     ),
+    "leak of grey images in colour": (
+        {
+            "images": IMAGES[:8],
+            "fmri": FMRI[:8],
+            "ti": np.repeat(IMAGES[7:, ..., None], 3, axis=-1),
+            "tf": FMRI[7:],
+            "n": np.arange(8),
+            "tn": np.arange(20, 25),
+        },
+        ["--test-images", "ti", "--test-fmri", "tf", "--stimulus-ids", "n", "--test-stimulus-ids", "tn"],
+        r"7 = 20 \(same pixels\)",
+    ),
 }
 
 

@@ -46,8 +46,9 @@ def by_pixels(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def by_name(corpus, tmp_path_factory):
-    name = load_from_disk(str(corpus))["train"][7]["stimulus_id"]
-    return with_row(corpus, tmp_path_factory.mktemp("leaking") / "name", "test", stimulus_id=name, repeat=1), name
+    seen = load_from_disk(str(corpus))["train"].cast_column("image", Image(decode=False))[7]
+    same = {name: seen[name] for name in ("image", "stimulus_id")}
+    return with_row(corpus, tmp_path_factory.mktemp("leaking") / "name", "test", **same, repeat=1), seen["stimulus_id"]
 
 
 @pytest.mark.parametrize("kind", ["by_pixels", "by_name"])
@@ -100,6 +101,17 @@ def test_test_stimuli_of_another_corpus_that_the_model_was_trained_on_are_told(r
     stimuli = len(set(splits["train"]["stimulus_id"]))
     assert metrics["leakage"].startswith(f"{stimuli} stimuli (") and "the model was trained on" in metrics["leakage"]
     assert "how well it fits them" in caplog.text
+
+
+def test_one_name_for_two_images_is_refused_although_leakage_is_allowed(corpus, run, tmp_path, refused):
+    name = load_from_disk(str(corpus))["train"][7]["stimulus_id"]
+    path = with_row(corpus, tmp_path / "corpus", "test", stimulus_id=name, repeat=1)
+    line = rf"1 stimulus \({name}\) with two images"
+    for words in (
+        ["train", str(path), str(tmp_path / "run"), *SHORT],
+        ["evaluate", str(run), str(path), str(tmp_path / "out")],
+    ):
+        refused(lambda words=words: main([*words, "--allow-leakage"]), line)
 
 
 def test_nothing_is_said_where_there_is_none(run, report):

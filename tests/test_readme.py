@@ -68,9 +68,8 @@ def test_the_python_lines_of_the_readme_run(reader, run, corpus, tmp_path):
 
 def test_the_python_lines_of_the_docs_on_the_hub_run(reader):
     page = (ROOT / "docs" / "hub.md").read_text()
-    opened = 'from datasets import load_from_disk\ncorpus = load_from_disk("corpus")\n'
     driven = "grey = torch.full_like(pixels, 0.5)\nassert response > model.predict_fmri(grey, subject)[0, voxel] + 0.1"
-    reader(opened + python_blocks(page) + f"\nassert raw.shape == (1, 30) and len(images) == 4\n{driven}")
+    reader(python_blocks(page) + f"\nassert raw.shape == (1, 30) and len(images) == 4\n{driven}")
 
 
 @pytest.mark.nightly  # 100 steps and two refits

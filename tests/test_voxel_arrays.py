@@ -150,7 +150,7 @@ WRONG = {
         "short",
     ): "short has 5 entries for 6 voxels: a name for each voxel is expected, or a mask for each region",
     ("--rois", "masks", "short"): r"masks has shape \(3, 6\) for 5 names",
-    ("--rois", "a", "b", "c"): "takes one key, or two of masks and their names: 3 came",
+    ("--rois", "a", "b", "c"): "takes one key, or two of masks and their names: 3 were given",
     ("--rois", "absent"): "has no absent: its keys are",
     ("--rois", "volumes", "names"): "marks 4 voxels, the responses have 6: give the mask .* as --mask-volume",
     ("--mask-volume", "masks"): r"has shape \(3, 6\) and type int64: numbers \(x, y, z\)",

@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or error.errno not in OF_PATHS:
             raise
         what = f"{error.filename or 'a file'}: {error.strerror}"
-        print(f"error: {what}; check the name, the permissions and the room on its disk", file=sys.stderr)
+        print(f"error: {what}; check the name, the permissions and the free space on its disk", file=sys.stderr)
         return 2
     except Terminated:
         print("error: terminated", file=sys.stderr)
@@ -297,7 +297,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one.add_argument(
         "source",
         metavar="TRIALS",
-        help=".tsv, .csv or .parquet table with one row a trial, or a folder of BIDS derivatives with "
+        help=".tsv, .csv or .parquet table with one row per trial, or a folder of BIDS derivatives with "
         "*_desc-SingletrialBetas_statmap.nii.gz beside *_trials.tsv",
     )
     add_out(one)
@@ -322,7 +322,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
         nargs="+",
         default=(),
         metavar="FILE",
-        help="NIfTI file of labels and .tsv file of their index and name, or one mask a region; files or patterns",
+        help="NIfTI file of labels and .tsv file of their index and name, or one mask per region; files or patterns",
     )
     one.add_argument(
         "--noise-ceiling",
@@ -408,7 +408,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
         "--num-proc",
         type=int,
         metavar="N",
-        help="number of folds trained at the same time (default: one per core for a small encoder, else 1)",
+        help="number of folds trained at the same time (default: one per core for a small encoder on CPUs, else 1)",
     )
     add_perceptual_flag(one)
 
@@ -421,7 +421,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
         required=True,
         metavar="FILE",
         help=".npz file for the responses (images, voxels), .nii.gz for a brain image (x, y, z, images), or .gii for "
-        "the surface fsaverage, one file a hemisphere",
+        "the surface fsaverage, one file per hemisphere",
     )
     one.add_argument("--rois", nargs="+", metavar="NAME", help="regions whose voxels are predicted (default: all)")
     add_device(one)
@@ -512,7 +512,7 @@ def add_training_flags(one: Parser) -> None:
 
 
 def add_responses(one: Parser) -> None:
-    one.add_argument("file", metavar="FILE.npz", help="file with the array fmri (rows, voxels)")
+    one.add_argument("file", metavar="FILE", help=".npz file with the array fmri (rows, voxels), or .npy file")
     one.add_argument("--subject", required=True, metavar="NAME", help="subject whose responses these are")
 
 
@@ -528,7 +528,7 @@ def add_number(one: Parser, name: str, default: int | float, help: str) -> None:
 def seed(word: str) -> int:
     """A seed that numpy and torch take."""
     if not 0 <= int(word) < 2**32:
-        raise argparse.ArgumentTypeError(f"{word} is given: 0 to {2**32 - 1} is expected")
+        raise argparse.ArgumentTypeError(f"{word} is out of range: a seed from 0 to {2**32 - 1} is expected")
     return int(word)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from visionflow_hf.corpus.array_files import names_in, read_arrays, vector
 from visionflow_hf.corpus.array_kinds import array_kinds
@@ -15,11 +16,12 @@ from visionflow_hf.corpus.array_proposal import listed, proposed
 from visionflow_hf.corpus.assemble import write_source
 from visionflow_hf.corpus.repeats import ncsnr_of_ceiling, number_repeats
 from visionflow_hf.corpus.responses import check_responses
-from visionflow_hf.corpus.schema import MARKER, SPLIT_BY, pixel_hash, voxel_table, write_corpus
+from visionflow_hf.corpus.schema import MARKER, SPLIT_BY, name_by_pixels, voxel_table, write_corpus
 from visionflow_hf.corpus.source import Block, Source, Subject
 from visionflow_hf.corpus.voxel_arrays import VoxelKeys, plain_text, voxel_columns
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import refuse_existing
+from visionflow_hf.images import pixel_hash
 
 SUBJECT = "subj01"  # name of a subject without one
 PLACEHOLDER = "{subject}"  # in keys, for the names of several
@@ -202,7 +204,7 @@ def named_subjects(file: str | os.PathLike, keys: TrialKeys, about_voxels: Voxel
                 )
         return names
     if PLACEHOLDER in str((keys, about_voxels)):
-        raise UserError(f"{PLACEHOLDER} in a key needs it in that of --fmri, too: {keys.fmri} came")
+        raise UserError(f"{PLACEHOLDER} may be used in other keys only if --fmri has it, too: --fmri is {keys.fmri}")
     return [name or SUBJECT]
 
 
@@ -249,7 +251,7 @@ def read_trials(
                 f"{images_key} has {len(images)} images, {fmri_key} has {len(responses)} responses: "
                 "the first axis of both counts trials, one image a response"
             )
-        shown = [pixel_hash(image) for image in images]
+        shown = [name_by_pixels(image) for image in images]
         own = names[place]
         ids_key = keys.stimulus_ids or keys.test_stimulus_ids
         named = refuse_missing(plain_names(own, len(images), ids_key), ids_key) if own is not None else shown
@@ -453,10 +455,11 @@ def refuse_shared_stimuli(train: Trials, test: Trials) -> None:
     """No stimulus in both splits, neither by name nor by pixels."""
     shared = sorted(set(train.stimulus_ids) & set(test.stimulus_ids))
     if not shared:
-        by_pixels = {pixel_hash(image): name for image, name in zip(train.images, train.stimulus_ids, strict=True)}
-        for image, name in zip(test.images, test.stimulus_ids, strict=True):
-            if pixel_hash(image) in by_pixels:
-                shared.append(f"{by_pixels[pixel_hash(image)]} = {name} (same pixels)")
+        hashes = [[pixel_hash(Image.fromarray(image)) for image in split.images] for split in (train, test)]
+        by_pixels = dict(zip(hashes[0], train.stimulus_ids, strict=True))
+        for pixels, name in zip(hashes[1], test.stimulus_ids, strict=True):
+            if pixels in by_pixels:
+                shared.append(f"{by_pixels[pixels]} = {name} (same pixels)")
     if shared:
         raise UserError(
             f"{count(shared, 'stimulus')} in both train and test: a stimulus belongs to one split only, so draw the "

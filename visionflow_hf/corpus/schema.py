@@ -17,7 +17,17 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_fr
 from visionflow_hf.corpus.checks import check_rows, check_trainable, check_voxels
 from visionflow_hf.corpus.files import FORMAT_ERRORS
 from visionflow_hf.corpus.from_hub import about_corpus, fetch_corpus, is_parquet, load_parquet, stream_corpus
-from visionflow_hf.corpus.leakage import Pictures, in_words, leakage, look, refusal, renamed, replaced, second_names
+from visionflow_hf.corpus.leakage import (
+    Pictures,
+    in_words,
+    leakage,
+    look,
+    refusal,
+    renamed,
+    replaced,
+    second_names,
+    together,
+)
 from visionflow_hf.corpus.shards import write_split
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import new_folder
@@ -87,7 +97,7 @@ class Corpus:
         return self.voxels[self.voxels["subject"] == subject].sort_values("voxel")
 
 
-def pixel_hash(image: np.ndarray) -> str:
+def name_by_pixels(image: np.ndarray) -> str:
     """The name of a stimulus that has none: a hash of its uint8 pixels, array of shape (height, width[, channels])."""
     return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
 
@@ -225,6 +235,7 @@ def read_corpus(path: str | os.PathLike, allow_leakage: bool = False, streaming:
     shared = leakage(splits, pictures)
     if shared and not allow_leakage:
         refuse(path, [refusal(shared)])
+    together(list(pictures.values()))  # one name for two images would pair responses with the wrong one
     for name, split in splits.items():
         twins = second_names(pictures[name])
         if twins:

@@ -265,7 +265,9 @@ def with_images(
     """The trials that have an image, and the name of their stimulus in `stimulus_id`: one name for one image."""
     there = trials["image"].isin(list(images))
     if not there.any():
-        raise UserError(f"{folder} has none of the {trials['image'].nunique()} images of {source}: is it the folder?")
+        raise UserError(
+            f"{folder} has none of the {trials['image'].nunique()} images of {source}: is this the right folder?"
+        )
     if not there.all():
         missing = sorted(set(trials["image"]) - {"", *images})
         blank = int((trials["image"] == "").sum())

@@ -49,10 +49,6 @@ def texts_of(table: pd.DataFrame, column: str, file: Path) -> list[str]:
     return values
 
 
-def is_pattern(name: str) -> bool:
-    return "{" in name
-
-
 def fill(pattern: str, table: pd.DataFrame, file: Path) -> list[str]:
     """The name that a pattern such as `{subject}_{session:02d}.npy` makes of each row of the table in `file`.
 

@@ -84,7 +84,7 @@ def order_of(file: str | os.PathLike) -> str:
 def read_rois(file: str | os.PathLike, keys: list[str], num_voxels: int) -> tuple[list[str], np.ndarray | None]:
     """The name of each voxel and no masks, or the name of each region and masks (regions, voxels or x, y, z)."""
     if len(keys) > 2:
-        raise UserError(f"--rois takes one key, or two of masks and their names: {len(keys)} came")
+        raise UserError(f"--rois takes one key, or two of masks and their names: {len(keys)} were given")
     masks_key = keys[0]
     if len(keys) == 1 and (fields := field_keys(file, masks_key)):
         arrays = read_arrays(file, fields)

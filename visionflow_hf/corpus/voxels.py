@@ -64,7 +64,7 @@ def read_mask(file: Path, space: Space) -> np.ndarray:
     """The places of the voxels above 0 in the flattened grid, array of shape (voxels,); some masks are -1 outside."""
     inside = np.flatnonzero(np.nan_to_num(space.read(file)) > 0)
     if not len(inside):
-        raise UserError(f"{file} has no voxel above 0: is it the mask?")
+        raise UserError(f"{file} has no voxel above 0: is this the right mask?")
     return inside
 
 
