@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .latent_gaussian import Gaussian, LatentGaussian
+from .precision import without_autocast
 from .ridge import Ridge, eigh, fit_ridges
 
 LEAST_NOISE = 1e-3  # of a voxel's variance
@@ -196,20 +197,21 @@ class LatentToFmri(nn.Module):
             fmri (`torch.Tensor` of shape `(responses, voxels)`): standardised.
             predicted (`torch.Tensor` of shape `(images, voxels)`): standardised.
         """
-        factors = at_hand(self.voxel_maps[place], "noise_factors").float()
-        variance = at_hand(self, "noise_logvar")[place, : factors.shape[1]].float().exp()
-        own = (variance - factors.square().sum(0)).clamp(min=(1 - SHARED_NOISE) * variance)
-        level = predicted.float().mean(0)  # the smaller the numbers, the more exact their squares
-        fmri, predicted = ((values.float() - level) / own.sqrt() for values in (fmri, predicted))
-        factors = factors / own.sqrt()
-        rank = torch.eye(len(factors), device=factors.device)
-        root = torch.linalg.cholesky(rank + factors @ factors.T)  # of the matrix in Woodbury's identity
-        fmri_shared, predicted_shared = (
-            torch.linalg.solve_triangular(root, factors @ values.T, upper=False).T for values in (fmri, predicted)
-        )
-        distance = squared_distances(fmri, predicted) - squared_distances(fmri_shared, predicted_shared)
-        log_volume = own.log().sum() + 2 * root.diagonal().log().sum() + len(own) * math.log(2 * math.pi)
-        return -(distance + log_volume) / 2
+        with without_autocast(fmri):
+            factors = at_hand(self.voxel_maps[place], "noise_factors").float()
+            variance = at_hand(self, "noise_logvar")[place, : factors.shape[1]].float().exp()
+            own = (variance - factors.square().sum(0)).clamp(min=(1 - SHARED_NOISE) * variance)
+            level = predicted.float().mean(0)  # the smaller the numbers, the more exact their squares
+            fmri, predicted = ((values.float() - level) / own.sqrt() for values in (fmri, predicted))
+            factors = factors / own.sqrt()
+            rank = torch.eye(len(factors), device=factors.device)
+            root = torch.linalg.cholesky(rank + factors @ factors.T)  # of the matrix in Woodbury's identity
+            fmri_shared, predicted_shared = (
+                torch.linalg.solve_triangular(root, factors @ values.T, upper=False).T for values in (fmri, predicted)
+            )
+            distance = squared_distances(fmri, predicted) - squared_distances(fmri_shared, predicted_shared)
+            log_volume = own.log().sum() + 2 * root.diagonal().log().sum() + len(own) * math.log(2 * math.pi)
+            return -(distance + log_volume) / 2
 
     def read(self, learned: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
         """[z, MLP(z), w], which the voxel maps read, `(batch, latent_dim + bridge_hidden_size + linear_dim)`."""

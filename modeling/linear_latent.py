@@ -190,8 +190,10 @@ class Components:
         self.scores, turn = (one.to(self.scores.device) for one in found)
         turn = turn.split([part.shape[1] for part in parts], dim=1)[processes.rank]
         self._turn(turn)
-        for head in (*self.heads, *self.score_heads):
-            processes.add_up(head)
+        for place, space in enumerate(self.spaces):  # the bases of the scores may differ between processes
+            self.heads[place] = self.heads[place] + space.of_scores(self.score_heads[place]).flatten(0, 1)
+            self.score_heads[place] = torch.zeros_like(self.score_heads[place])
+            processes.add_up(self.heads[place])
 
     def put_head(self, model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Put the components, each of variance 1 over the stimuli, into the model's linear head; unused ones are zero.

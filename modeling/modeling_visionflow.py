@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.hub import extract_commit_hash
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .card import write_card
 from .configuration_visionflow import TAGS, VisionFlowConfig
@@ -31,6 +32,7 @@ from .image_decoder import (
 )
 from .latent_gaussian import Gaussian, LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
+from .precision import without_autocast
 from .processing_visionflow import VisionFlowProcessor
 from .refinement import refined
 from .refit import RefitCallback, Undisturbed, refit
@@ -40,6 +42,7 @@ from .voxel_table import VOXELS, VoxelTable, remove_table
 
 NARROW = -3.0  # logarithm of the variance with which posteriors begin
 LINEAR_CELLS = 7  # cells a side over which the maps of `linear_layers` are averaged
+BALANCED = ("auto", "balanced", "balanced_low_0")  # divide a model among GPUs where one would do
 OF_THE_HUB = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
 TO_LOAD_AGAIN = ("cache_dir", "proxies", "local_files_only", "subfolder")  # more files of the model; no token is kept
 OF_THE_PROCESSOR = ("fmri_mean", "fmri_std")  # in its batches for `predict_fmri`; no other method needs them
@@ -111,6 +114,8 @@ class VisionFlowModel(PreTrainedModel):
     after the other. `forward` does both at once and computes the four losses. Sampling happens only in training, or
     where `noise` or `num_samples` is given: everything else uses the posterior's mean, and is deterministic. Gradients
     flow from both directions to images and responses that require them; those of weights come from `forward`.
+    `predict_fmri`, `reconstruct_image`, `reconstruct_embedding`, `embed_image` and `log_likelihood` record no graph for
+    weights alone; use `torch.no_grad()` around the others where no gradients are needed.
 
     The batch of a `VisionFlowProcessor` can be passed to every method, as in `model.predict_fmri(**batch)`: each uses
     what it needs.
@@ -187,6 +192,8 @@ class VisionFlowModel(PreTrainedModel):
         """
         if use_safetensors is False:
             raise ValueError("use_safetensors is off: VisionFlow reads safetensors only, since a pickle can run code")
+        if str(kwargs.get("device_map")) in BALANCED:  # a GPU after the other: methods read weights of several parts
+            kwargs["device_map"] = "sequential"
         name, commit = pretrained_model_name_or_path, None
         options = {option: kwargs[option] for option in OF_THE_HUB if kwargs.get(option) is not None}
         if name is not None:
@@ -655,11 +662,12 @@ class VisionFlowModel(PreTrainedModel):
     def refit(self, rows, processor=None, seed: int = 0) -> "VisionFlowModel":
         """Fit all maps between the latent and fMRI anew, after gradient descent has changed the image side.
 
-        That is the head of w, the maps of all subjects in both directions, their noise, and the linear decoder, each by
-        ridge regression; and the MLP from fMRI to latent, by 500 steps on simulated trials. Encoder, head of z and
-        image decoder stay as they are, and so do the shares of the MLP and of the linear decoder. It takes as long as
-        the last part of `visionflow train`, a minute or so for some hundred stimuli on one core. Voxels are predicted
-        from w alone: z, from which `visionflow train` predicts them as well, may now know the noise of these responses.
+        That is the head of w, the maps of all subjects in both directions, their noise, the linear decoder, and the map
+        to the encoder's embedding, each by ridge regression; and the MLP from fMRI to latent, by 500 steps on simulated
+        trials. Encoder, head of z and image decoder stay as they are, and so do the shares of the MLP and of the linear
+        decoder. It takes as long as the last part of `visionflow train`, a minute or so for some hundred stimuli on one
+        core. Voxels are predicted from w alone: z, from which `visionflow train` predicts them as well, may now know
+        the noise of these responses.
 
         Args:
             rows (`datasets.Dataset`): the columns `image`, `fmri` (in the raw unit), `subject` and `stimulus_id`, such
@@ -681,9 +689,10 @@ class VisionFlowModel(PreTrainedModel):
         return self
 
     def refit_callback(self) -> RefitCallback:
-        """For `Trainer(..., callbacks=[model.refit_callback()])`: `refit` before each evaluation and at the end.
+        """For `Trainer(..., callbacks=[model.refit_callback()])`: `refit` while training.
 
-        Without it gradient descent alone would change the maps to fMRI, which makes them worse where trials are few.
+        It refits before each evaluation and each checkpoint, and at the end. Without it gradient descent alone would
+        change the maps to fMRI, which makes them worse where trials are few.
         """
         return RefitCallback()
 
@@ -774,7 +783,8 @@ class VisionFlowModel(PreTrainedModel):
         pipelines["image-feature-extraction"] = ImageFeaturesPipeline
         if task not in pipelines:
             raise ValueError(f"unknown task {task}: {' or '.join(pipelines)} is expected")
-        return pipelines[task](model=self, processor=processor)
+        device = None if getattr(self, "hf_device_map", None) else self.device  # None alone is the first GPU
+        return pipelines[task](model=self, processor=processor, device=device)
 
     def encode_image(
         self,
@@ -802,7 +812,8 @@ class VisionFlowModel(PreTrainedModel):
         dtype, width = self.posterior_head.weight.dtype, self.posterior_head.in_features
         learned = Gaussian.from_head(self.posterior_head(image_features[:, :width].to(dtype)))
         if self.config.linear_dim and with_linear:
-            energies = wavelet_maps(pixel_values.float()).flatten(1)
+            with without_autocast(pixel_values):
+                energies = wavelet_maps(pixel_values.float()).flatten(1)
             read = torch.cat([energies.to(dtype), image_features[:, width:].to(dtype)], dim=1)
             mean = self.linear_head(read).to(learned.mean.dtype)
         else:
@@ -934,6 +945,14 @@ class VisionFlowModel(PreTrainedModel):
             rows = voxels if self.voxels is None else len(self.voxels.rows.get(name, range(voxels)))
             if rows != voxels:
                 raise OSError(f"{VOXELS} has {rows} voxels of {name}, the model has {voxels}: copy both from one place")
+
+    def _replicate_for_data_parallel(self):
+        """As in `nn.Module`. The hooks that give the layers of the encoder are set before: a replica would add its own
+        in each step, to those that all share."""
+        for module in self.encoder.modules():
+            if isinstance(module, PreTrainedModel):
+                maybe_install_capturing_hooks(module)
+        return super()._replicate_for_data_parallel()
 
     def train(self, mode: bool = True) -> "VisionFlowModel":
         """As in `nn.Module`; layers of the encoder that are frozen keep their running means and variances."""

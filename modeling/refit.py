@@ -19,6 +19,7 @@ from transformers.utils import logging
 from .alignment import STEPS, align, image_latents
 from .linear_decoder import fit_linear_decoders
 from .linear_latent import fit_encoding
+from .precision import without_tf32
 from .processing_visionflow import VisionFlowProcessor
 from .shared_fit import Processes
 from .trials import Trials
@@ -107,6 +108,7 @@ class Undisturbed:
 
 
 @torch.no_grad()
+@without_tf32()
 def fit_fmri_side(
     model,
     trials: Trials,

@@ -20,6 +20,7 @@ import torch
 
 from .feature_spaces import BATCH
 from .fmri_bridges import LEAST_NOISE, put
+from .precision import without_tf32
 from .ridge import BLOCK, FOLDS, Groups, Ridge, RidgePath, fit_ridge, group_folds, likely_mean, stack
 
 FEWEST_STIMULI = 4  # the least from which folds within folds within folds can be made
@@ -30,6 +31,7 @@ Latents = tuple[torch.Tensor, torch.Tensor]  # means of z `(rows, latent_dim)` a
 
 
 @torch.no_grad()
+@without_tf32()
 def fit_maps(
     model,
     name: str,

@@ -10,10 +10,8 @@ import torch
 from .processing_visionflow import VisionFlowProcessor
 from .ridge import BLOCK
 
-ROWS = 1000  # standardised at once
+ROWS = 1000  # read, and standardised, at once
 MOST_KEPT = 4 * 2**30  # bytes of responses that stay in memory; those of a larger corpus are read again when needed
-
-ROWS = 1000  # read at once
 
 
 class Trials:

@@ -103,7 +103,7 @@ else:
 """
 
 
-def test_remote_code_loads_without_diffusers(run, tmp_path_factory, request):
+def test_remote_code_loads_without_diffusers(run, corpus, tmp_path_factory):
     """The default decoder does not miss it; the one that does, says so."""
 
     def load(folder) -> str:
@@ -111,9 +111,10 @@ def test_remote_code_loads_without_diffusers(run, tmp_path_factory, request):
         result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path_factory.mktemp("cwd"))
         return result.stdout.strip()
 
-    assert load(request.getfixturevalue("run")) == (
-        "needs decoder_type autoencoder_kl needs diffusers: pip install diffusers"
-    )
+    assert load(run) == "needs decoder_type autoencoder_kl needs diffusers: pip install diffusers"
+    plain = tmp_path_factory.mktemp("plain") / "model"
+    assert train(corpus, plain) == 0
+    assert load(plain) == "loaded conv_transpose"
 
 
 def test_what_is_no_autoencoder_is_refused(colour_corpus, autoencoder, tmp_path, refused, monkeypatch):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 
 from visionflow_hf import __version__, cli
 from visionflow_hf.cli import main, parser
@@ -67,13 +68,13 @@ def test_the_version(capsys):
         "prepare nsd --help",
         "simulate corpus --stimuli 6 --voxels 3 --image-size 8",
         "prepare images pictures corpus",
-        "inspect absent",
     ],
 )
 def test_what_needs_no_model_does_not_wait_for_torch(words, tmp_path):
     (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "a.png")
     code = "import sys; from visionflow_hf.cli import main\n"
-    code += "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "try: ended = main(sys.argv[1:])\nexcept SystemExit as end: ended = end.code\nassert not ended, ended\n"
     code += "print([name for name in ('torch', 'transformers', 'accelerate') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr

@@ -16,8 +16,9 @@ from visionflow_hf.cli import main
 from visionflow_hf.corpus.responses import images_of, responses_of
 from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.corpus.splits import stimulus_folds
-from visionflow_hf.crossvalidate import check_folds, in_colour
+from visionflow_hf.crossvalidate import check_folds, in_colour, without_groups
 from visionflow_hf.errors import UserError
+from visionflow_hf.evaluation.evaluate import losses_of, warn_of_units
 from visionflow_hf.evaluation.predictions import (
     concatenate,
     decode_fmri,
@@ -27,7 +28,7 @@ from visionflow_hf.evaluation.predictions import (
 )
 from visionflow_hf.evaluation.report import write_report
 from visionflow_hf.evaluation.scores import _mean, score
-from visionflow_hf.hub import load_model
+from visionflow_hf.hub import load_model, training_of
 
 
 def read(folder):
@@ -192,10 +193,42 @@ def test_means_are_over_the_subjects_who_have_a_figure():
 
 def test_a_fold_that_leaves_a_subject_nothing_is_refused_before_training():
     rows = Dataset.from_dict({"subject": ["ann"] * 4 + ["bob"] * 2, "stimulus_id": list("abcdab")})
-    held_out = np.array([4])
     with pytest.raises(UserError, match="fold 1 of 1 leaves 1 of the stimuli of bob to train on"):
-        check_folds(rows, [(np.array([0, 1, 2, 3, 5]), held_out)])
-    check_folds(rows, [(np.array([0, 1, 2, 3]), np.array([], dtype=int))])
+        check_folds(rows, [(np.array([0, 1, 2, 3, 5]), np.array([4, 0]))], "stimulus")
+
+
+def test_rows_that_no_session_holds_out_are_told_and_a_subject_without_any_is_refused(caplog):
+    rows = Dataset.from_dict({"subject": ["ann"] * 4 + ["bob"] * 4, "stimulus_id": list("abcdabcd")})
+    train = np.array([2, 3, 6, 7])
+    check_folds(rows, [(train, np.array([0, 4]))], "session")
+    assert "6 of 8 rows are held out in no fold" in caplog.text
+    with pytest.raises(UserError, match="no fold by session holds out rows of bob"):
+        check_folds(rows, [(train, np.array([0, 1]))], "session")
+
+
+def test_images_without_fmri_of_a_held_out_category_are_left_out():
+    own = {"category": ["face", "house", None], "stimulus_id": list("abc")}
+    held_out = Dataset.from_dict({"category": ["face", "tool"]})
+    left = without_groups(Dataset.from_dict(own), held_out, "category")
+    assert left["stimulus_id"][:] == ["b", "c"]
+    assert len(without_groups(Dataset.from_dict(own), held_out, "session")) == 3
+
+
+def test_a_damaged_log_of_the_training_costs_the_loss_curves_alone(tmp_path, caplog):
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "trainer_state.json").write_text(text)
+        assert losses_of(tmp_path) == []
+    assert caplog.text.count("the report has no loss curves") == 3
+    (tmp_path / "trainer_state.json").write_text('{"log_history": [{"loss": 1}]}')
+    assert losses_of(tmp_path) == [[{"loss": 1}]]
+
+
+def test_another_unit_than_that_of_the_training_is_told(run, caplog):
+    unit = training_of(run / "README.md")["unit"]
+    warn_of_units(run, unit)
+    assert not caplog.text
+    warn_of_units(run, "z-scores of a session")
+    assert "'z-scores of a session'" in caplog.text and unit in caplog.text
 
 
 def test_single_trials_of_a_subject_are_in_all_folds_or_in_none():

@@ -214,7 +214,7 @@ def test_every_figure_follows_from_the_arrays(found):
             compare(metrics["subjects"][name]["single_trial"], without_rois, f"{name}.single_trial")
     for key in ("decoding", "encoding", "latent", "identification"):
         compare(metrics[key], mean([block[key] for block in blocks.values()]), key)
-        if trials and key != "identification":
+        if trials:
             compare(metrics["single_trial"][key], mean([block[key] for block in trials.values()]), f"trials.{key}")
     assert bool(trials) == (metrics["single_trial"] is not None)
 

@@ -111,6 +111,22 @@ def test_what_follows_the_validation_loss_needs_one(tmp_path, flags):
         complete(arguments(tmp_path, **flags), tmp_path, 100, validated=False)
 
 
+@pytest.mark.parametrize(
+    ("flags", "stimuli", "steps"),
+    [
+        ({}, 100, 750),
+        ({}, 32 * 80, 800),
+        ({}, 10**6, 30_000),
+        ({"per_device_train_batch_size": 8}, 800, 1000),
+        ({"gradient_accumulation_steps": 2}, 32 * 200, 1000),
+        ({"num_train_epochs": 3}, 100, 12),
+        ({"max_steps": 7}, 10**6, 7),
+    ],
+)
+def test_the_number_of_steps_follows_the_stimuli(tmp_path, flags, stimuli, steps):
+    assert complete(arguments(tmp_path, **flags), tmp_path, stimuli, validated=True).max_steps == steps
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
 def test_bfloat16_alone_computes_on_the_cpu(tmp_path):
     assert arguments(tmp_path, bf16=True).use_cpu

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from visionflow_hf import metrics
 from visionflow_hf.evaluation.rows import Rows, of_rows, one_above_the_other, save_arrays, write_rows
 
 
@@ -35,3 +36,16 @@ def test_the_file_is_what_numpy_reads(tmp_path, monkeypatch):
         assert set(found) == set(arrays)
         for name, array in arrays.items():
             assert np.array_equal(found[name], np.asarray(array)) and found[name].dtype == array.dtype
+
+
+def test_rows_that_come_again_are_correlated_once(tmp_path, monkeypatch):
+    values = np.random.default_rng(0).random((4, 6, 5)).astype(np.float32)
+    kept = write_rows(tmp_path / "a.npy", [values], 4)
+    again = np.array([2, 0, 2, 1, 0])
+    read = []
+    monkeypatch.setattr(
+        metrics, "_unit_rows", lambda some, unit=metrics._unit_rows: read.append(len(some)) or unit(some)
+    )
+    found = metrics.cross_correlation(kept, kept.of(again))
+    assert sum(read) == 4 + 3
+    np.testing.assert_allclose(found, np.corrcoef(values.reshape(4, -1))[:, again], atol=1e-6)

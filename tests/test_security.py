@@ -18,6 +18,7 @@ LIBRARIES = {"torch", "numpy", "PIL", "transformers"}
 STANDARD = {
     "base64",
     "collections",
+    "contextlib",
     "copy",
     "dataclasses",
     "functools",

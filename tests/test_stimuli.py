@@ -189,15 +189,17 @@ def test_files_of_the_cache_can_be_read_by_whom_the_umask_allows(parts, tmp_path
 def test_a_large_cache_loses_what_was_not_used_for_longest(parts, tmp_path, computed, monkeypatch):
     train, processor, _ = parts
     cache = tmp_path / "cache"
-    for name, day in ("pixels-old", 1), ("latents-middle", 2), ("features-new", 3), ("of somebody else", 0):
+    old, middle, new = f"pixels-{'0' * 32}", f"latents-{'1' * 32}", f"features-{'2' * 32}"
+    for name, day in (old, 1), (middle, 2), (new, 3), ("features-of-somebody-else", 0):
         (cache / name).mkdir(parents=True)
         (cache / name / "x.npy").write_bytes(bytes(10**6))
         os.utime(cache / name, (day, day))
+    (cache / "pixels-of-somebody-else.h5").write_bytes(b"")
     used = sum(file.stat().st_size for file in Stimuli(processor, [train], None, cache).pixels.folder.iterdir())
     monkeypatch.setattr(module, "LARGEST_CACHE", 10**6 + used)
     again = Stimuli(processor, [train], None, cache)
     left = {folder.name for folder in cache.iterdir()}
-    assert left == {"features-new", "of somebody else", again.pixels.folder.name}
+    assert left == {new, "features-of-somebody-else", "pixels-of-somebody-else.h5", again.pixels.folder.name}
     assert computed["read"] == len(set(train["stimulus_id"]))  # its own folder stays
 
 

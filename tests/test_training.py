@@ -24,6 +24,7 @@ from visionflow_hf.modeling.sizes import bridge_width, small_vit
 from visionflow_hf.training import train as train_module
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import build_model, build_processor
+from visionflow_hf.training.trainer import ImageTrainer
 from visionflow_hf.training_flags import dataclasses_of, told
 
 SHORT = ["--max_steps", "20", "--warmup_steps", "1", "--disable_tqdm", "true", "--linear_dim", "0"]
@@ -98,15 +99,19 @@ def test_a_share_of_the_steps_warms_up_for_ten_or_nearly_a_third(tmp_path, asked
 
 
 @pytest.mark.parametrize("step", [6, 16])
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(corpus, run, tmp_path, step):
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(corpus, run, tmp_path, step, monkeypatch):
     interrupted = tmp_path / "run"
     assert train(corpus, interrupted, "--save_total_limit", 20) == 0
     for checkpoint in interrupted.glob("checkpoint-*"):
         if int(checkpoint.name.split("-")[1]) > step:
             shutil.rmtree(checkpoint)
     (interrupted / "model.safetensors").unlink()
+    kept = max(int(checkpoint.name.split("-")[1]) for checkpoint in interrupted.glob("checkpoint-*"))
+    taken, step_of = [], ImageTrainer.training_step
+    monkeypatch.setattr(ImageTrainer, "training_step", lambda *given: taken.append(1) or step_of(*given))
     assert train(corpus, interrupted, "--save_total_limit", 20, "--resume_from_checkpoint", "auto") == 0
     assert_equal_weights(run, interrupted)
+    assert 0 < kept <= step and len(taken) == 20 - kept
 
 
 @pytest.mark.parametrize("validated", [[], ["--validation_fraction", "0"]])

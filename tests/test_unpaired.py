@@ -10,6 +10,7 @@ from PIL import Image as PILImage
 from transformers import ViTConfig, ViTModel
 
 from visionflow_hf import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf import crossvalidate as crossvalidation
 from visionflow_hf.cli import main
 from visionflow_hf.corpus.responses import images_alone, pairs_of, responses_of, unpaired_of
 from visionflow_hf.corpus.schema import FEATURES, open_corpus, read_corpus
@@ -303,6 +304,13 @@ def test_rows_that_cannot_be_used(corpus, pictures, tmp_path, refused):
 
 
 def test_folds_train_on_them(merged, tmp_path, monkeypatch):
+    trained_on = []
+
+    def watched(splits, *given, train_on=crossvalidation.train_on, **more):
+        trained_on.append(len(images_alone(splits["train"])))
+        return train_on(splits, *given, **more)
+
+    monkeypatch.setattr(crossvalidation, "train_on", watched)
     assert main(["crossvalidate", str(merged), str(tmp_path / "out"), "--folds", "2", "--num-proc", "1", *SHORT]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["n_stimuli"] == 40 and metrics["n_trials"] == 96
+    assert metrics["n_stimuli"] == 40 and metrics["n_trials"] == 96 and trained_on == [12, 12]

@@ -46,7 +46,9 @@ def fetch(home: Path) -> None:
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
             if re.search(OFFLINE, result.stderr):
-                pytest.skip("the package registry, which holds transformers' tests, cannot be reached")
+                pytest.skip(
+                    "the package registry, which holds transformers' tests, cannot be reached", allow_module_level=True
+                )
             raise RuntimeError(result.stderr)
         shutil.unpack_archive(next(Path(folder).glob("*.tar.gz")), folder)
         package = Path(folder) / "home" / PACKAGE

@@ -18,12 +18,19 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from visionflow_hf import inference
-from visionflow_hf.corpus.responses import images_of, pairs_of, responses_of
+from visionflow_hf.corpus.responses import each_image_of, pairs_of, responses_of
 from visionflow_hf.corpus.schema import Corpus, open_corpus
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation import brain, pictures
 from visionflow_hf.evaluation.page import picture, png
-from visionflow_hf.evaluation.predictions import check_subjects, decode_fmri, encode_images, to_array
+from visionflow_hf.evaluation.predictions import (
+    batches_of,
+    check_subjects,
+    decode_fmri,
+    encode_images,
+    in_standard_units,
+    to_array,
+)
 from visionflow_hf.evaluation.quality import VoxelScores
 from visionflow_hf.hub import load_model
 from visionflow_hf.metrics import cross_correlation
@@ -31,7 +38,7 @@ from visionflow_hf.modeling.ridge import Ridge, fit_ridge
 
 MODEL_FOLDER = "model"  # in a Space that brings its model
 SAMPLES, CANDIDATES, STEPS = 4, 5, 9
-BATCH = 64
+RIDGE_SIDE = 64  # px of the longer side of what ridge makes: it has a weight for each voxel and each pixel
 MOST_UPLOADED = "200mb"
 RESPONSE = "predicted response, standard deviations"
 CSS = """
@@ -108,6 +115,8 @@ class Demo:
         self.subjects, self.stimuli = list(self.processor.subjects), {}
         height, width = self.processor.image_size
         self.size = (width, height)
+        small = min(1, RIDGE_SIDE / max(self.size))
+        self.ridge_size = (max(1, round(width * small)), max(1, round(height * small)))
         if corpus is not None:
             self.corpus = open_corpus(corpus)
             self.train, self.test = (pairs_of(self.corpus.splits[name]) for name in ("train", "test"))
@@ -124,20 +133,21 @@ class Demo:
         """The test stimuli of a subject and its ridge, which are made when they are first asked for."""
         if subject not in self.held_out:
             average, _ = responses_of(self.test, subject).averaged()
-            images = self.images(self.test, average.stimulus_ids)
+            images = self.images(self.test, average.stimulus_ids, self.size)
             _, latents = encode_images(self.model, self.processor, list(map(Image.fromarray, images)), subject)
             seen, _ = responses_of(self.train, subject).averaged()
-            pixels = self.images(self.train, seen.stimulus_ids)
+            pixels = self.images(self.train, seen.stimulus_ids, self.ridge_size)
             pixels = torch.from_numpy(pixels.reshape(len(pixels), -1)).float()
-            ridge = fit_ridge(self.processor(fmri=seen.fmri, subject=subject)["fmri"], pixels, seen.stimulus_ids)
+            fmri = in_standard_units(self.model, self.processor, subject, seen.fmri).cpu()
+            ridge = fit_ridge(fmri, pixels, seen.stimulus_ids)
             latents = torch.from_numpy(latents)
             self.held_out[subject] = HeldOut(average.stimulus_ids, average.fmri, images, latents, ridge)
         return self.held_out[subject]
 
-    def images(self, split: Dataset, stimulus_ids: list[str]) -> np.ndarray:
-        """uint8 array of shape (stimuli, height, width[, 3]), of the model's size."""
-        parts = [stimulus_ids[start : start + BATCH] for start in range(0, len(stimulus_ids), BATCH)]
-        return np.concatenate([to_array(images_of(split, part), self.processor, self.size) for part in parts])
+    def images(self, split: Dataset, stimulus_ids: list[str], size: tuple[int, int]) -> np.ndarray:
+        """uint8 array of shape (stimuli, height, width[, 3]); `size` is (width, height) in px."""
+        batches = batches_of(each_image_of(split, stimulus_ids))
+        return np.concatenate([to_array(some, self.processor, size) for some in batches])
 
     def encode(self, image: Image.Image, subject: str) -> tuple[np.ndarray, np.ndarray]:
         """The predicted response (voxels,), in standard deviations from train's mean, and the image decoded back."""
@@ -149,9 +159,11 @@ class Demo:
         """The places of the voxels of each region; all voxels, and where the corpus knows regions, those."""
         found = {"all voxels": np.arange(len(self.processor.fmri_mean[subject]))}
         if self.corpus is not None:
-            rois = self.corpus.voxels_of(subject)["roi"]
-            names = sorted({name for voxel in rois for name in voxel})
-            found |= {name: np.flatnonzero([name in voxel for voxel in rois]) for name in names}
+            regions: dict[str, list[int]] = {}
+            for voxel, names in enumerate(self.corpus.voxels_of(subject)["roi"]):
+                for name in names:
+                    regions.setdefault(name, []).append(voxel)
+            found |= {name: np.array(regions[name]) for name in sorted(regions)}
         return found
 
     def decode(self, fmri: np.ndarray, subject: str, stimulus: str | None = None, seed: int = 0) -> Decoded:
@@ -171,8 +183,9 @@ class Demo:
         if subject not in self.stimuli:
             return Decoded(reconstruction, samples, None, None, [], [])
         held_out = self.held_out_of(subject)
-        pixels = held_out.ridge.predict(batch["fmri"].cpu()).clamp(0, 255).round().byte()
-        ridge = pixels.numpy().reshape(held_out.images.shape[1:])
+        pixels = held_out.ridge.predict(batch["fmri"].cpu()).clamp(0, 255).round().byte().numpy()
+        small = Image.fromarray(pixels.reshape(*self.ridge_size[::-1], *held_out.images.shape[3:]))
+        (ridge,) = to_array([small], self.processor, self.size)
         likelihood = inference.likelihoods(self.model, self.processor, fmri[None], subject, held_out.latents)[0]
         order = np.argsort(-likelihood, kind="stable")
         candidates = [
@@ -236,12 +249,14 @@ def scores_of(
 
 
 def draw_regions(response: np.ndarray, regions: dict[str, np.ndarray]) -> plt.Figure:
-    """The response of each region: median, quartiles, and 5th to 95th percentile of its voxels.
+    """The response of each region, or the 40 largest: median, quartiles, and 5th to 95th percentile of its voxels.
 
     Args:
         response: array of shape (voxels,), standardised.
         regions: the places of each region's voxels.
     """
+    largest = sorted(regions, key=lambda name: -len(regions[name]))[: pictures.REGIONS]
+    regions = {name: voxels for name, voxels in regions.items() if name in largest}
     figure, axis = plt.subplots(figsize=(4.2, 0.8 + 0.32 * len(regions)), layout="constrained")
     line = {"color": pictures.MODEL}
     axis.boxplot(
@@ -354,7 +369,7 @@ def page(demo: Demo, title: str):
 
     subject, *_ = demo.subjects
     names = demo.stimuli_of(subject)
-    examples = [Image.fromarray(one) for one in demo.images(demo.test, names[:2])] if names else []
+    examples = [Image.fromarray(one) for one in demo.images(demo.test, names[:2], demo.size)] if names else []
     first, second = [*examples, None, None][:2]
     image_input = {"type": "pil", "sources": ["upload", "clipboard"], "height": 260, "elem_classes": "upload"}
     with gr.Blocks(title=f"VisionFlow: {title}", analytics_enabled=False) as made:

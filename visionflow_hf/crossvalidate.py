@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from visionflow_hf.corpus.categories import SIDE, clusters, small_copies
 from visionflow_hf.corpus.leakage import renamed, second_names, seen_in_training, together
-from visionflow_hf.corpus.responses import each_image_of, images_of, pairs_of, unpaired_of, without
+from visionflow_hf.corpus.responses import chosen, each_image_of, images_of, pairs_of, unpaired_of, without
 from visionflow_hf.corpus.schema import SPLIT_BY, Corpus, open_corpus
 from visionflow_hf.corpus.splits import category_folds, session_folds, stimulus_folds
 from visionflow_hf.errors import UserError
@@ -33,7 +33,7 @@ from visionflow_hf.evaluation.predictions import (
     predict,
     subjects_with_repeats,
 )
-from visionflow_hf.evaluation.report import MARKER, write_report
+from visionflow_hf.evaluation.report import MARKER, print_table, write_report
 from visionflow_hf.evaluation.rows import Rows, write_rows
 from visionflow_hf.folders import new_folder, refuse_existing
 from visionflow_hf.processes import cores, run
@@ -100,23 +100,24 @@ def crossvalidate(
     seed = training_args.seed
     size = common_size(each_image_of(rows, list(dict.fromkeys(rows["stimulus_id"]))))  # the same in all folds
     size = size or tuple(build_processor(rows, model_args.image_size).image_size[::-1])
-    chosen, told = split_folds(rows, split_by, folds, seed, model_args, training_args)
-    check_folds(rows, chosen)
+    parted, told = split_folds(rows, split_by, folds, seed, model_args, training_args)
+    check_folds(rows, parted, split_by)
     repeated = subjects_with_repeats(rows)
-    names = [f"fold {fold + 1} of {len(chosen)}" for fold in range(len(chosen))]
+    names = [f"fold {fold + 1} of {len(parted)}" for fold in range(len(parted))]
     with new_folder(out, overwrite, marker=MARKER) as folder:
         scratch = folder / "scratch"
         scratch.mkdir()
+        given = opened, rows, unpaired
         tasks = [
-            partial(run_fold, opened, rows, unpaired, *parts, size, repeated, name, scratch, model_args, training_args)
-            for parts, name in zip(chosen, names, strict=True)
+            partial(run_fold, *given, *parts, size, repeated, split_by, name, scratch, model_args, training_args)
+            for parts, name in zip(parted, names, strict=True)
         ]
         parts, histories = [], []
-        bar = tqdm(run(tasks, num_proc), total=len(chosen), desc="folds", disable=num_proc == 1 or None)
+        bar = tqdm(run(tasks, num_proc), total=len(parted), desc="folds", disable=num_proc == 1 or None)
         for part, history in bar:
             parts.append(part | {"fold": np.full(len(part["stimulus_id"]), len(parts))})
             histories.append(history)
-        header = {"split": f"{len(chosen)} folds by {split_by}", "n_folds": len(chosen), "split_by": told}
+        header = {"split": f"{len(parted)} folds by {split_by}", "n_folds": len(parted), "split_by": told}
         if model_args.from_model is not None:
             leaked = seen_in_training(model_args.from_model, together(list(opened.pictures.values())), "the folds")
             if leaked:
@@ -126,12 +127,28 @@ def crossvalidate(
         device = training_args.device if perceptual else None
         metrics = write_report(folder, concatenate(in_colour(parts)), histories, header, device)
         shutil.rmtree(scratch)
+    print_table(metrics)
     return metrics
 
 
-def check_folds(rows: Dataset, folds: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Raise `UserError` if a subject of a fold has fewer than two stimuli to train on, before any fold is trained."""
+def check_folds(rows: Dataset, folds: list[tuple[np.ndarray, np.ndarray]], split_by: str) -> None:
+    """Raise `UserError`, before any fold is trained, if a subject is held out in no fold, or has fewer than two stimuli
+    to train on in one."""
     subjects, stimuli = np.array(rows["subject"][:]), np.array(rows["stimulus_id"][:])
+    tested = np.zeros(len(rows), dtype=bool)
+    for _, held_out in folds:
+        tested[held_out] = True
+    never = sorted(set(subjects) - set(subjects[tested]))
+    if never:
+        raise UserError(
+            f"no fold by {split_by} holds out rows of {', '.join(never)}: a stimulus counts to the {split_by} of its "
+            "first row, which is another subject's; make a corpus of each subject"
+        )
+    if not tested.all():
+        logger.warning(
+            f"{np.sum(~tested)} of {len(rows)} rows are held out in no fold: a stimulus counts to the {split_by} "
+            "of its first row"
+        )
     for number, (train, held_out) in enumerate(folds, start=1):
         for subject in np.unique(subjects[held_out]):
             left = len(set(stimuli[train][subjects[train] == subject]))
@@ -168,8 +185,8 @@ def split_folds(
         sessions = column_of(rows, "session")
         if sessions is None:
             raise UserError(
-                "the rows have no session, which --split-by session needs: import them with `prepare table` or "
-                "`prepare nsd`, which write the column session"
+                "the rows have no session, which --split-by session needs: import them with `prepare table`, `nsd`, "
+                "`laion-fmri` or `things`, which write the column session"
             )
         several = next((one for one in sessions if ", " in one), None)
         if several is not None:
@@ -220,6 +237,7 @@ def run_fold(
     held_out: np.ndarray,
     size: tuple[int, int],
     repeated: Collection[str],
+    split_by: str,
     name: str,
     scratch: str | os.PathLike,
     model_args: ModelArguments,
@@ -233,14 +251,24 @@ def run_fold(
     """
     print(f"{name}: {len(train_rows)} rows to train on, {len(held_out)} held out", flush=True)
     train, test = rows.select(train_rows), rows.select(held_out)
-    more = [] if unpaired is None else [without(unpaired, test)]
+    more = [] if unpaired is None else [without_groups(without(unpaired, test), test, split_by)]
     quiet = redirect_stdout(None) if parent_process() else nullcontext()  # the logs of parallel folds would mix
     with quiet, tempfile.TemporaryDirectory(dir=scratch) as run_folder:
         splits = DatasetDict(train=concatenate_datasets([train, *more]))
         trained = train_on(splits, run_folder, model_args, training_args)
         cache, own = training_args.stimulus_cache, Path(scratch, name.replace(" ", "-"))
+        if not trained.encoder_is_frozen and trained.model.config.linear_layers:  # no other run can use its features
+            cache = run_folder
         part = predict(trained.model, trained.processor, opened, train, test, own, cache, size, repeated)
     return standardised(part, trained.processor, own), trained.history
+
+
+def without_groups(unpaired: Dataset, held_out: Dataset, split_by: str) -> Dataset:
+    """The rows of no category or session that is held out, as far as the rows know theirs."""
+    if split_by not in unpaired.column_names:
+        return unpaired
+    groups = set(held_out[split_by]) - {None}
+    return chosen(unpaired, np.array([group not in groups for group in unpaired[split_by]], dtype=bool))
 
 
 def standardised(part: dict[str, np.ndarray | Rows], processor, folder: Path) -> dict[str, np.ndarray | Rows]:

@@ -18,7 +18,7 @@ from visionflow_hf.corpus.gifti import file_of_hemisphere, is_gifti, write_hemis
 from visionflow_hf.corpus.nifti import import_nibabel, is_nifti, write_volumes
 from visionflow_hf.corpus.responses import check_responses
 from visionflow_hf.errors import UserError
-from visionflow_hf.evaluation.predictions import decode_fmri, encode_images, in_standard_units, to_array
+from visionflow_hf.evaluation.predictions import decoded, encode_images, in_standard_units, to_array
 from visionflow_hf.folders import new_folder, refuse_existing, writing
 from visionflow_hf.hub import load_model
 from visionflow_hf.images import open_image
@@ -130,7 +130,8 @@ def decode(
     if bank:
         images = mean_of_likeliest(model, processor, fmri, subject, bank)
     else:
-        images, _ = decode_fmri(model, processor, fmri, subject, (width, height), refine)
+        batches = decoded(model, processor, fmri, subject, (width, height), refine)
+        images = (image for some, _ in batches for image in some)  # all at once can fill memory
     with new_folder(output, overwrite, marker=MARKER) as folder:
         for index, image in enumerate(images):
             Image.fromarray(image).save(folder / f"{index:04d}.png")

@@ -61,12 +61,13 @@ def mean_squared_error(images: np.ndarray, reconstructions: np.ndarray) -> np.nd
 
 def cross_correlation(real: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """r_ij = Pearson r of real item i (rows) and predicted item j (columns), each flattened."""
+    (real, of_row), (predicted, of_column) = map(_distinct, (real, predicted))
     correlation = np.empty((len(real), len(predicted)))
     for rows in _blocks(real, 16 * BLOCK):
         unit = _unit_rows(real[rows])
         for columns in _blocks(predicted, 16 * BLOCK):  # few columns would read all of `unit` for little work
             correlation[rows, columns] = unit @ _unit_rows(predicted[columns]).T
-    return correlation
+    return correlation[np.ix_(of_row, of_column)]
 
 
 def two_way(
@@ -232,6 +233,11 @@ def nan_reduce(reduce, values: np.ndarray) -> np.ndarray:
         return reduce(values, axis=1)
     kept = [row[np.isfinite(row)] for row in values]
     return np.array([reduce(row) if len(row) else np.nan for row in kept])
+
+
+def _distinct(values) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct rows, as far as an array on disk tells them, and the place of each row among them."""
+    return values.distinct() if hasattr(values, "distinct") else (values, np.arange(len(values)))
 
 
 def _unit_rows(values: np.ndarray) -> np.ndarray:

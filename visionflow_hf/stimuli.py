@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,7 +41,7 @@ from visionflow_hf.processes import cores, place_on_machine
 
 FILE = 4096  # stimuli a file: what is lost at most where a run is interrupted
 LARGEST_CACHE = 100 * 10**9  # bytes
-KINDS = ("pixels", "features", "latents")  # begin the names of the folders of a cache
+OF_CACHE = re.compile("(pixels|features|latents)-[0-9a-f]{32}")  # names of its folders; what else lies there stays
 
 logger = logging.get_logger(__name__)
 
@@ -230,8 +231,8 @@ def make_room(cache: Path, used: Sequence[Path]) -> None:
     if place_on_machine()[0] != 0:
         return
     sizes, last_used = {}, {}
-    for folder in (folder for kind in KINDS for folder in cache.glob(f"{kind}-*")):
-        with suppress(FileNotFoundError):  # another process works there
+    for folder in (path for path in cache.glob("*-*") if OF_CACHE.fullmatch(path.name)):
+        with suppress(OSError):  # another process works there, or it is another user's
             sizes[folder] = sum(file.stat().st_size for file in folder.iterdir())
             last_used[folder] = folder.stat().st_mtime
     for folder in sorted(last_used.keys() - set(used), key=last_used.get):

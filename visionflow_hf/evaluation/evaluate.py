@@ -14,7 +14,7 @@ from visionflow_hf.corpus.schema import open_corpus
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.perceptual import require_networks
 from visionflow_hf.evaluation.predictions import predict
-from visionflow_hf.evaluation.report import MARKER, write_report
+from visionflow_hf.evaluation.report import MARKER, print_table, write_report
 from visionflow_hf.folders import new_folder, refuse_existing
 from visionflow_hf.hub import add_result, load_model, training_of
 from visionflow_hf.results import result_of
@@ -60,8 +60,8 @@ def evaluate(
     if perceptual:
         require_networks()
     train, asked = (pairs_of(opened.splits[name]) for name in ("train", split))
-    state = Path(run) / "trainer_state.json"
-    histories = [json.loads(state.read_text(encoding="utf-8"))["log_history"]] if state.is_file() else []
+    warn_of_units(run, opened.unit)
+    histories = losses_of(run)
     header = {"split": split, "split_by": opened.split_by, "unit": opened.unit, "about": about_model(run, corpus)}
     known = []
     if opened.leakage and split != "train":
@@ -77,7 +77,28 @@ def evaluate(
         metrics = write_report(folder, predictions, histories, header, model.device if perceptual else None)
         shutil.rmtree(folder / "scratch")
     add_result(run, result_of(metrics, corpus, opened.license))
+    print_table(metrics)
     return metrics
+
+
+def losses_of(run: str | os.PathLike) -> list[list[dict]]:
+    """The Trainer's log history of the model in a folder; without one, the report has no loss curves."""
+    state = Path(run) / "trainer_state.json"
+    try:
+        return [json.loads(state.read_text(encoding="utf-8"))["log_history"]] if state.is_file() else []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning(f"{state} cannot be read ({type(error).__name__}): the report has no loss curves")
+        return []
+
+
+def warn_of_units(run: str | os.PathLike, unit: str) -> None:
+    """Say so where the corpus is in another unit than the responses that the model was trained on."""
+    trained = (training_of(Path(run) / "README.md") or {}).get("unit")
+    if trained and unit and trained != unit:
+        logger.warning(
+            f"the model was trained on fMRI in the unit {trained!r}, the corpus is in {unit!r}: decoding is "
+            "wrong unless they mean the same, since the means and deviations of the model standardise the responses"
+        )
 
 
 def about_model(run: str | os.PathLike, corpus: str | os.PathLike) -> dict[str, str | int]:

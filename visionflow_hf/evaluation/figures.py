@@ -57,6 +57,7 @@ WORDS = {
     "top1": "own stimulus first",
     "top5": "own stimulus among five",
     "top1_of_300": "own stimulus first among 300",
+    "n_candidates": "number of stimuli that are ranked",
     "voxel_r_mean": "voxel correlation, mean",
     "voxel_r_median": "voxel correlation, median",
     "r2_median": "explained variance R², median",
@@ -99,7 +100,6 @@ def rows_of(metrics: dict) -> list[Row]:
         block = metrics.get(direction) or {}
         if direction == "identification":  # one line for each way and figure
             block = {f"{way} {name}": value for way, part in block.items() for name, value in part.items()}
-            block = {name: value for name, value in block.items() if not name.endswith("n_candidates")}
         of_model_alone = direction in ("latent", "identification")
         methods = {"model": block} if of_model_alone else {name: part or {} for name, part in block.items()}
         for name, value in methods.get("model", {}).items():
@@ -136,6 +136,8 @@ def in_words(name: str) -> str:
 
 
 def figure(value: float | None) -> str:
+    if value is not None and value > 1 and value == int(value):  # a count
+        return str(int(value))
     return "-" if value is None else f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3f}"
 
 

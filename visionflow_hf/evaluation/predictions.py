@@ -54,6 +54,7 @@ from visionflow_hf.evaluation.baselines import (
 )
 from visionflow_hf.evaluation.rows import Rows, one_above_the_other, write_rows
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
+from visionflow_hf.modeling.precision import without_tf32
 from visionflow_hf.modeling.ridge import fit_ridge
 from visionflow_hf.stimuli import Stimuli
 
@@ -129,6 +130,7 @@ def check_subjects(processor: VisionFlowProcessor, corpus: Corpus, train: Datase
             )
 
 
+@without_tf32()
 def _predict_subject(
     model: VisionFlowModel,
     processor: VisionFlowProcessor,

@@ -28,7 +28,7 @@ def write_report(
     header: dict,
     perceptual: torch.device | None = None,
 ) -> dict:
-    """Score the predictions, write the report into a folder, print the table, and return the content of metrics.json.
+    """Score the predictions, write the report into a folder, and return the content of metrics.json.
 
     Args:
         histories: Trainer log histories for the loss curves; without any, the picture is left out.
@@ -55,7 +55,6 @@ def write_report(
             save(draw_losses(histories), folder / "losses.png")
         (folder / "report.html").write_text(page(predictions, metrics, histories, quality, voxels), encoding="utf-8")
         (folder / MARKER).write_text(json.dumps(metrics, indent=2) + "\n")
-    print_table(metrics)
     return metrics
 
 

@@ -49,6 +49,11 @@ class Rows:
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self[:].astype(dtype or self.dtype, copy=False)
 
+    def distinct(self) -> tuple["Rows", np.ndarray]:
+        """The rows without those that come again, and the place of each row among them."""
+        places, of_row = np.unique(self.place, axis=0, return_inverse=True)
+        return Rows(self.files, places), of_row.reshape(-1)
+
     def of(self, rows: np.ndarray) -> "Rows":
         """Some of the rows, still on disk."""
         return Rows(self.files, self.place[rows])

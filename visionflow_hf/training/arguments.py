@@ -1,15 +1,21 @@
 """The arguments of training: ModelArguments and VisionFlowTrainingArguments."""
 
+import logging
 import math
+import os
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 
 import torch
+from torch import distributed
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from visionflow_hf.errors import UserError
 from visionflow_hf.modeling import VisionFlowConfig
 from visionflow_hf.modeling.configuration_visionflow import MOST_DIMENSIONS
+
+logger = logging.getLogger(__name__)
 
 SCRATCH = "scratch"
 PRETRAINED = "google/vit-base-patch16-224-in21k"
@@ -90,7 +96,10 @@ class ModelArguments:
     )
     bridge_hidden_size: int | None = field(
         default=None,
-        metadata={"help": "Width of the MLPs between latent and fMRI. Default: 128 to 1,024, fewer with more voxels."},
+        metadata={
+            "help": "Width of the MLPs between latent and fMRI. Default: between 128 and 1,024, smaller the more "
+            "voxels there are."
+        },
     )
     bridge_dropout: float | None = field(
         default=None,
@@ -217,7 +226,7 @@ class VisionFlowTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Share of the train stimuli used for validation where the corpus has no validation split. "
-            "Default: 0.1 of 300 stimuli or more, 0 of fewer."
+            "Default: 0.1 if there are 300 train stimuli or more, otherwise 0."
         },
     )
     stimulus_cache: str | None = field(
@@ -283,7 +292,16 @@ class VisionFlowTrainingArguments(TrainingArguments):
         self.precision_told = self.bf16 is not None or self.fp16 is not None
         self.bf16 = bf16 and undecided if self.bf16 is None else self.bf16
         self.fp16 = fp16 and undecided if self.fp16 is None else self.fp16
+        several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not distributed.is_initialized()
+        if self.use_cpu and several:  # transformers heeds --ddp_timeout on GPUs alone, and gloo waits for 30 minutes
+            waits = timedelta(seconds=self.ddp_timeout)
+            distributed.init_process_group(self.ddp_backend or "gloo", timeout=waits)
         super().__post_init__()
+        if self.n_gpu > 1:  # Trainer would divide each batch among them by nn.DataParallel, in float32
+            logger.warning(
+                f"one of {self.n_gpu} GPUs is used; for all: `accelerate launch --multi_gpu -m visionflow_hf.cli train`"
+            )
+            self._n_gpu = 1
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Number of warm-up steps; a share gives at least 10, or 30 % of a run of fewer than 34 steps.

@@ -9,6 +9,7 @@ stimuli; of fewer than 50 the MLP gets half at most.
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from visionflow_hf.modeling import VisionFlowModel
 from visionflow_hf.modeling.image_decoder import blend
 from visionflow_hf.modeling.refinement import refined
 from visionflow_hf.modeling.trials import Trials
-from visionflow_hf.stimuli import Stimuli
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +32,25 @@ BRIGHTNESS = (1.0, 0.95, 0.9)
 AT_ONCE = 32  # images
 
 
+class Decoding(NamedTuple):
+    """How a model decodes; by default without all of it."""
+
+    mlp_share: float = 0.0
+    linear_share: float = 0.0
+    refine_steps: int = 0
+    brightness: float = 1.0
+
+    def set_in(self, model: VisionFlowModel) -> None:
+        """Let the model decode so, for all of its subjects."""
+        model.fmri_to_latent.mlp_share.data.fill_(self.mlp_share)
+        config = model.config
+        config.linear_share, config.refine_steps, config.brightness = self[1:]
+
+
 @torch.no_grad()
 def choose_decoding(
-    model: VisionFlowModel,
-    held_out: Trials,
-    stimuli: Stimuli,
-    seed: int,
-    mlp_shares: Sequence[float] = MLP_SHARES,
-) -> tuple[float, float, int, float]:
+    model: VisionFlowModel, held_out: Trials, stimuli, seed: int, mlp_shares: Sequence[float] = MLP_SHARES
+) -> Decoding:
     """The shares of the MLP and of the linear decoder with the highest quality on held-out stimuli, repeats averaged;
     the number of gradient steps: none where the quality would fall by more than its standard error; then the brightness
     with the highest quality.
@@ -49,6 +60,7 @@ def choose_decoding(
 
     Args:
         model: fitted without these stimuli.
+        stimuli: as in `modeling.refit.RowImages`.
         mlp_shares: among which is chosen.
     """
     learned, linear, images, responses, places = [], [], [], [], []
@@ -100,7 +112,7 @@ def choose_decoding(
     found = {brightness: quality(images, brightness * made).mean() for brightness in BRIGHTNESS}
     brightness = max(found, key=found.get)
     logger.info(f"brightness: {brightness:.0%} (quality {found[brightness]:.3f}; {found[1.0]:.3f} with 100%)")
-    return mlp, share, steps, brightness
+    return Decoding(mlp, share, steps, brightness)
 
 
 def quality(images: np.ndarray, made: np.ndarray) -> np.ndarray:

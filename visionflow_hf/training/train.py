@@ -29,12 +29,13 @@ from visionflow_hf.hub import hub_name, load_model, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.augmentation import FEW_STIMULI
 from visionflow_hf.modeling.refit import fit_fmri_side
+from visionflow_hf.modeling.shared_fit import Processes
 from visionflow_hf.modeling.trials import Trials
 from visionflow_hf.modeling.voxel_table import VoxelTable
 from visionflow_hf.stimuli import Stimuli
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
 from visionflow_hf.training.build import OF_TRAINING, build_model, build_processor, continue_model, merge_adapters
-from visionflow_hf.training.decoding import MLP_SHARES, MLP_SHARES_OF_FEW, choose_decoding
+from visionflow_hf.training.decoding import MLP_SHARES, MLP_SHARES_OF_FEW, Decoding, choose_decoding
 from visionflow_hf.training.new_subjects import fit_new_subjects
 from visionflow_hf.training.trainer import ImageBatches, ImageTrainer
 from visionflow_hf.training_flags import told
@@ -54,12 +55,14 @@ FEWEST_TO_CHOOSE, ENOUGH_TO_CHOOSE = 4, 8  # train stimuli; held-out stimuli by 
 
 @dataclass
 class Trained:
-    """A trained model, its processor, the log history of the last image stage, and the number of all steps."""
+    """A trained model, its processor, the log history of the last image stage, the number of all steps, and whether the
+    encoder is the one from which the training began."""
 
     model: VisionFlowModel
     processor: VisionFlowProcessor
     history: list[dict]
     steps: int
+    encoder_is_frozen: bool = True
 
 
 def train(
@@ -168,6 +171,9 @@ def train_on(
         begin(run, model_args, training_args, checkpoint is None, seen)
 
     frozen = not any(parameter.requires_grad for parameter in model.encoder.parameters())
+    PartialState().wait_for_everyone()
+    if not (run / MARKER).is_file():
+        raise UserError(f"{run} of the first machine is not seen here: name a folder on a disk that all machines share")
     stimuli = Stimuli(processor, [pairs, images, held_out.rows], model if frozen else None, args.stimulus_cache)
     paired = {stimuli.keys[name] for name in (*trials.stimuli, *held_out.stimuli)}  # also under another name
     unpaired = sorted(name for name in set(images["stimulus_id"]) if stimuli.keys[name] not in paired)
@@ -180,7 +186,7 @@ def train_on(
     stages = [fitted] if validated or not held_out.stimuli else [fitted, trials]
     few = len(trials.stimuli) < FEW_STIMULI
     begun = copy.deepcopy(model.state_dict()) if few and len(stages) == 2 else None
-    history, steps, chosen = [], 0, (0.0, 0.0, 0, 1.0)  # where nothing is held out to choose them
+    history, steps, decoding = [], 0, Decoding()  # where nothing is held out to choose it
     for number, own in enumerate(stages, start=1):
         which = f"image stage {number} of {len(stages)}"
         logger.info(f"{which}: {args.max_steps} steps on {len(own.stimuli)} of {len(trials.stimuli)} stimuli")
@@ -190,25 +196,27 @@ def train_on(
         batches = ImageBatches(stimuli, own.stimuli, unpaired, size, with_linear=False)
         settings, resumed = (args, checkpoint) if own is stages[-1] else (unsaved(args), None)
         trainer = run_trainer(model, processor, batches, validation, settings, resumed)
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        model = unprepared(trainer)
+        Processes(shared=True).take_over(model.state_dict().values(), 0)  # another machine may lack the best checkpoint
         history = trainer.state.log_history
         steps += trainer.state.global_step
         if own is fitted and held_out.stimuli:
             fit_fmri_side(model, fitted, stimuli, args.max_steps, args.seed, unpaired, shared=True, from_learned=blind)
             if first:
-                chosen = choose_decoding(model, held_out, stimuli, args.seed, MLP_SHARES_OF_FEW if few else MLP_SHARES)
+                decoding = choose_decoding(
+                    model, held_out, stimuli, args.seed, MLP_SHARES_OF_FEW if few else MLP_SHARES
+                )
     merge_adapters(model)
     if fitted is not trials or not held_out.stimuli:
         fit_fmri_side(model, trials, stimuli, args.max_steps, args.seed, unpaired, shared=True, from_learned=blind)
     if not first:
-        return Trained(model, processor, history, steps)
+        return Trained(model, processor, history, steps, frozen)
     trainer.save_state()
-    mlp_share, model.config.linear_share, model.config.refine_steps, model.config.brightness = chosen
-    model.fmri_to_latent.mlp_share.data.fill_(mlp_share)
+    decoding.set_in(model)
     for part in fmri_side:
         part.requires_grad_(True)
     model.linear_logvar.requires_grad_(True)
-    return Trained(model, processor, history, steps)
+    return Trained(model, processor, history, steps, frozen)
 
 
 def run_trainer(
@@ -231,6 +239,14 @@ def run_trainer(
     torch.manual_seed(args.seed + args.process_index)  # processes draw different noise and augmentations
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
+
+
+def unprepared(trainer: ImageTrainer) -> VisionFlowModel:
+    """The model as it was before the Trainer; what accelerate leaves in it would keep the next stage from autocast."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        vars(model).pop(name, None)
+    return model
 
 
 def choose_held_out(trials: Trials, args: VisionFlowTrainingArguments) -> tuple[set[str], bool]:
