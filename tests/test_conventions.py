@@ -1,7 +1,9 @@
 """What users of transformers expect of a model and its processor, besides what transformers' own tests ask."""
 
 import logging
+import re
 import runpy
+import shutil
 import sys
 
 import numpy as np
@@ -12,7 +14,7 @@ from datasets import load_from_disk
 from transformers import AutoConfig, AutoModel, AutoProcessor, Trainer, TrainingArguments, ViTConfig
 from transformers.utils import logging as transformers_logging
 
-from visionflow_hf import VisionFlowCollator, VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
+from visionflow_hf import ImageCollator, VisionFlowCollator, VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import refit
 
@@ -181,6 +183,29 @@ def test_compute_metrics_gets_one_array_of_images_and_one_of_fmri(loaded, corpus
     args = TrainingArguments(tmp_path, remove_unused_columns=False, use_cpu=True, disable_tqdm=True)
     plain = Trainer(model, args, VisionFlowCollator(processor), eval_dataset=rows).evaluate()
     assert plain["eval_loss"] == pytest.approx(metrics["eval_loss"])  # also where no labels are named
+
+
+def test_augmented_images_alone_are_what_a_model_is_trained_on_from_scratch(loaded, corpus):
+    some, processor = list(load_from_disk(corpus)["train"].select(range(3))), loaded[1]
+    torch.manual_seed(0)
+    batch = ImageCollator(processor, distinct=100)([*some, some[0] | {"image": None, "fmri": [0.0]}])
+    assert set(batch) == {"pixel_values"} and batch["pixel_values"].shape == (6, 1, 16, 16)
+    first, second = batch["pixel_values"].split(3)
+    own = processor(images=[row["image"] for row in some])["pixel_values"]
+    assert not torch.equal(first, second) and not torch.equal(first, own)
+    assert first.min() >= 0 and first.max() <= 1
+
+
+def test_the_lines_of_the_docs_train_a_model_with_a_card(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(refit, "STEPS", 5)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(corpus, tmp_path / "corpus")
+    text = (ROOT / "docs" / "training.md").read_text()
+    (lines,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "ImageCollator" in block]
+    exec(lines.replace("max_steps=1500", "max_steps=2, use_cpu=True, report_to=[]"), {})
+    model, _ = load_model(tmp_path / "model")
+    assert model.config.subjects == ["subj01", "subj02"]
+    assert "VisionFlow" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_the_example_trains_a_model_folder(corpus, tmp_path, monkeypatch):

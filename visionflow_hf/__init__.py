@@ -3,11 +3,12 @@
 import importlib
 
 __version__ = "0.1.0"
-__all__ = [
-    *("VisionFlowCollator", "VisionFlowConfig", "VisionFlowModel", "VisionFlowOutput", "VisionFlowProcessor"),
-    "VisionFlowTrainer",
-]
-OF_TRAINING = {"VisionFlowCollator": "visionflow_hf.collator", "VisionFlowTrainer": "visionflow_hf.trainer"}
+OF_TRAINING = {
+    "ImageCollator": "visionflow_hf.collator",
+    "VisionFlowCollator": "visionflow_hf.collator",
+    "VisionFlowTrainer": "visionflow_hf.trainer",
+}
+__all__ = [*OF_TRAINING, "VisionFlowConfig", "VisionFlowModel", "VisionFlowOutput", "VisionFlowProcessor"]
 
 
 def __getattr__(name: str):

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import pad
 
 from visionflow_hf.modeling import VisionFlowProcessor
+from visionflow_hf.modeling.augmentation import augment
 
 COLUMNS = ("image", "fmri", "subject")
 
@@ -49,3 +50,29 @@ class VisionFlowCollator:
         batch["fmri"] = pad(batch["fmri"], (0, widest - batch["fmri"].shape[1]))
         batch["subject_ids"][[place for place, name in enumerate(subjects) if name is None]] = -1
         return {name: values for name, values in batch.items() if name not in ("fmri_mean", "fmri_std")}
+
+
+@dataclass
+class ImageCollator:
+    """Augmented images alone, of rows with the column `image`: what the image side is trained on from scratch.
+
+    With responses in the loss, the latent of a train image comes to hold the noise of its responses. So gradient
+    descent sees images alone, two augmented copies of each, and `model.refit` then fits the fMRI side to all rows.
+    For training, not for evaluation.
+
+    Args:
+        processor (`VisionFlowProcessor`): that of the model.
+        distinct (`int`): how many distinct stimuli there are; of fewer than 50, half of the copies are composed of two.
+    """
+
+    processor: VisionFlowProcessor
+    distinct: int
+
+    def __call__(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
+        """
+        Returns:
+            `pixel_values` of shape `(2 * images, num_channels, height, width)`; a row may lack its image.
+        """
+        images = [row["image"] for row in rows if row["image"] is not None]
+        pixels = self.processor(images=images)["pixel_values"]
+        return {"pixel_values": torch.cat([augment(pixels, self.distinct), augment(pixels, self.distinct)])}
