@@ -4,9 +4,8 @@
 import math
 
 import torch
-from torch import nn
 
-from .vision_encoder import average_pool
+from .vision_encoder import average_pool, resized
 
 GRID = 16  # places a side at which each wavelet is applied
 SIZES = (0.055, 0.075, 0.1, 0.135, 0.18)  # sigma of the Gaussian envelope, as a share of the image's side
@@ -43,7 +42,7 @@ def wavelet_maps(pixel_values: torch.Tensor) -> torch.Tensor:
     if max(height, width) > LONGEST_SIDE:
         share = LONGEST_SIDE / max(height, width)
         size = (max(1, round(height * share)), max(1, round(width * share)))
-        pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+        pixels = resized(pixels, size)
     grey = pixels.mean(1)
     angles = torch.arange(ORIENTATIONS, device=pixels.device, dtype=pixels.dtype) * (math.pi / ORIENTATIONS)
     cycles = 2 * math.pi * torch.tensor(CYCLES, device=pixels.device, dtype=pixels.dtype)[:, None]

@@ -37,7 +37,7 @@ from .processing_visionflow import VisionFlowProcessor
 from .refinement import refined
 from .refit import RefitCallback, Undisturbed, refit
 from .subject_fit import enough, fit_maps, known_voxels, latents_of, latents_of_the_prior
-from .vision_encoder import average_pool, layer_maps, pooled_features
+from .vision_encoder import average_pool, layer_maps, pooled_features, resized
 from .voxel_table import VOXELS, VoxelTable, remove_table
 
 NARROW = -3.0  # logarithm of the variance with which posteriors begin
@@ -926,7 +926,7 @@ class VisionFlowModel(PreTrainedModel):
         )
         size = self.config.encoder_image_size
         if list(pixels.shape[-2:]) != size:
-            pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+            pixels = resized(pixels, size)
         pixels = ((pixels - mean) / std).to(self._own_dtype())
         config, own = self.config, len(self.config.feature_layers)
         layers, encoded = layer_maps(self.encoder, pixels, [*config.feature_layers, *config.linear_layers], **kwargs)

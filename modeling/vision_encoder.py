@@ -114,6 +114,13 @@ def pooled_features(layer: LayerMap, cells: int) -> torch.Tensor:
     return torch.cat([layer.summary, average_pool(layer.grid, cells).flatten(1)], dim=1)
 
 
+def resized(pixels: torch.Tensor, size) -> torch.Tensor:
+    """Bilinear, antialiased, to `size` (height, width). MPS lacks its gradient, for which the CPU does it."""
+    if pixels.device.type == "mps" and pixels.requires_grad:
+        return resized(pixels.cpu(), size).to(pixels.device)
+    return nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+
+
 def average_pool(grid: torch.Tensor, cells: int) -> torch.Tensor:
     """`adaptive_avg_pool2d` to `cells` x `cells`; MPS lacks it for sizes that `cells` does not divide."""
     if grid.shape[-2] % cells == 0 and grid.shape[-1] % cells == 0:
