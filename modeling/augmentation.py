@@ -35,8 +35,9 @@ def move(images: torch.Tensor, amount: float = 1.0) -> torch.Tensor:
 
     angle, shear = draw(ROTATION), draw(SHEAR)
     wide, tall = draw(SCALE).exp(), draw(SCALE).exp()
-    first = torch.stack([angle.cos() * wide, shear - angle.sin() * tall, 2 * draw(SHIFT)], dim=-1)
-    second = torch.stack([angle.sin() * wide, angle.cos() * tall, 2 * draw(SHIFT)], dim=-1)
+    aspect = images.shape[-1] / images.shape[-2]  # the grid counts in halves of each side
+    first = torch.stack([angle.cos() * wide, (shear - angle.sin() * tall) / aspect, 2 * draw(SHIFT)], dim=-1)
+    second = torch.stack([angle.sin() * wide * aspect, angle.cos() * tall, 2 * draw(SHIFT)], dim=-1)
     grid = F.affine_grid(torch.stack([first, second], dim=1), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
 

@@ -156,7 +156,8 @@ def fit_fmri_side(
     if processes.rank:
         return
     learned_error, linear_error = (torch.stack(parts).mean(0).to(model.device) for parts in zip(*errors, strict=True))
-    to_latent.linear_logvar.copy_(linear_error.clamp(min=1e-3).log())
+    used = model.linear_head.weight.any(dim=1)  # the others are 0 for all images and responses
+    to_latent.linear_logvar.copy_(torch.where(used, linear_error.clamp(min=1e-3).log(), model.linear_logvar))
     logger.info("training the MLP from fMRI to latent on simulated trials")
     align(model, trials, stimuli, max_steps, seed, unpaired)
     fit_linear_decoders(model, [*names, *unpaired], stimuli, torch.cat([learned_error, linear_error]))

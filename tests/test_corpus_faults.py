@@ -11,9 +11,11 @@ import pytest
 from datasets import load_from_disk
 from PIL import Image
 
+from visionflow_hf.cli import main
 from visionflow_hf.corpus.files import pictures_in
 from visionflow_hf.corpus.images import prepare_images
 from visionflow_hf.corpus.merge import merge
+from visionflow_hf.corpus.repeats import ceilings_of_test
 from visionflow_hf.corpus.schema import read_corpus, voxel_table, write_corpus
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import new_folder
@@ -109,3 +111,104 @@ def test_processes_that_still_work_are_ended_with_an_error():
     with pytest.raises(UserError, match="no"):
         list(run([failing, partial(time.sleep, 60)], 2))
     assert time.monotonic() - began < 50
+
+
+def test_merge_refuses_trials_that_are_in_both_corpora(tmp_path):
+    first, again = {"train": ("ann", range(6)), "test": ("ann", [6, 7])}, {"train": ("ann", [1, 2, 8])}
+    one = corpus_of(tmp_path / "one", first, voxel_table("ann", 3))
+    other = corpus_of(tmp_path / "other", again, voxel_table("ann", 3))
+    with pytest.raises(UserError, match="2 trials of ann are in both"):
+        merge(one, other, tmp_path / "both")
+    repeated = corpus_of(tmp_path / "repeated", again, voxel_table("ann", 3), seed=1)
+    merge(one, repeated, tmp_path / "both")
+    train = load_from_disk(str(tmp_path / "both"))["train"]
+    assert sorted(zip(train["stimulus_id"], train["repeat"], strict=True))[1:4] == [("s1", 0), ("s1", 1), ("s2", 0)]
+
+
+def test_merge_refuses_z_scores_beside_another_unit_of_one_subject(tmp_path):
+    one = corpus_of(tmp_path / "one", {"train": ("ann", range(6))}, voxel_table("ann", 3))
+    for subject in ("ann", "bob"):
+        path = corpus_of(tmp_path / subject, {"train": (subject, range(6, 12))}, voxel_table(subject, 3), seed=1)
+        splits = load_from_disk(str(path))
+        splits["train"].info.description = "standard deviation of the voxel within the session"
+        splits.save_to_disk(str(tmp_path / f"z {subject}"))
+        shutil.copy(path / "voxels.parquet", tmp_path / f"z {subject}")
+    with pytest.raises(UserError, match=r"ann is in both, once in the unit 'z' .* --zscore-sessions, or none"):
+        merge(one, tmp_path / "z ann", tmp_path / "both")
+    merge(one, tmp_path / "z bob", tmp_path / "both")
+
+
+@pytest.mark.parametrize(("licenses", "kept"), [(("cc0-1.0", "cc0-1.0"), "cc0-1.0"), (("cc0-1.0", ""), "")])
+def test_a_merged_corpus_has_the_licence_that_both_have(tmp_path, licenses, kept):
+    said = []
+    for subject, license in zip(("ann", "bob"), licenses, strict=True):
+        path = corpus_of(tmp_path / f"{subject} made", {"train": (subject, range(6))}, voxel_table(subject, 3))
+        splits = load_from_disk(str(path))
+        splits["train"].info.license = license
+        splits.save_to_disk(str(tmp_path / subject))
+        shutil.copy(path / "voxels.parquet", tmp_path / subject)
+    merge(tmp_path / "ann", tmp_path / "bob", tmp_path / "both", report=said.append)
+    assert read_corpus(tmp_path / "both").license == kept
+    assert any("licences differ" in line for line in said) == (not kept)
+
+
+def test_ceilings_of_averages_stay_those_of_test_in_a_merged_corpus(tmp_path):
+    tables = []
+    for share, test in ((1.0, 0.1), (0.5, 0.3)):
+        ratio = np.array([0.1, 0.5, 2.0])
+        tables.append(voxel_table("ann", 3, noise_ceiling=ratio / (ratio + share)))
+        tables[-1].attrs["repeats"] = {"ann": {"corpus": share, "test": test}}
+    tables[0].loc[2, "noise_ceiling"] = np.nan  # taken from the other one, as a ceiling of as many trials
+    one = corpus_of(tmp_path / "one", {"train": ("ann", range(4)), "test": ("ann", [4, 5, 6])}, tables[0])
+    other = corpus_of(tmp_path / "other", {"train": ("ann", range(7, 10)), "test": ("ann", [10])}, tables[1])
+    merge(one, other, tmp_path / "both")
+    voxels = read_corpus(tmp_path / "both").voxels
+    np.testing.assert_allclose(voxels["noise_ceiling"], ratio / (ratio + 1.0))
+    assert voxels.attrs["repeats"] == {"ann": {"corpus": 1.0, "test": pytest.approx(0.15)}}
+    np.testing.assert_allclose(ceilings_of_test(voxels)["noise_ceiling"], ratio / (ratio + 0.15))
+    merge(one, other, tmp_path / "drawn", test_fraction=0.3)
+    assert read_corpus(tmp_path / "drawn").voxels.attrs["repeats"] == {"ann": {"corpus": 1.0, "test": 1.0}}
+
+
+def test_copies_of_an_image_are_repeats_of_one_stimulus(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for stimulus in range(12):
+        picture = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        for trial in range(2):
+            picture.save(tmp_path / "images" / f"run{trial}_{stimulus:02d}.png")
+    names = [f"run{trial}_{stimulus:02d}.png" for trial in range(2) for stimulus in range(12)]
+    pd.DataFrame({"image": names, "subject": "ann"}).to_csv(tmp_path / "t.csv", index=False)
+    np.save(tmp_path / "b.npy", rng.normal(size=(24, 5)))
+    flags = ["--images-folder", tmp_path / "images", "--betas", tmp_path / "b.npy", "--average-repeats"]
+    assert main([str(word) for word in ("prepare", "table", tmp_path / "t.csv", tmp_path / "out", *flags)]) == 0
+    said = capsys.readouterr().out
+    assert "with the pixels of another one" in said and "noise ceiling from repeats of 12 stimuli" in said
+    corpus = read_corpus(tmp_path / "out")
+    assert sum(len(rows) for rows in corpus.splits.values()) == 12
+    assert np.isfinite(corpus.voxels["noise_ceiling"]).all()
+
+
+def test_a_subject_without_a_trial_in_train_is_refused_and_one_without_test_told(tmp_path, capsys, refused):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for stimulus in range(12):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{stimulus}.png")
+    kinds = ["face", "house", "tool"]
+    rows = [("ann", stimulus) for stimulus in range(12)] + [("bob", stimulus) for stimulus in range(0, 12, 3)]
+    table = {"image": [f"{s}.png" for _, s in rows], "subject": [subject for subject, _ in rows]}
+    pd.DataFrame(table | {"kind": [kinds[s % 3] for _, s in rows]}).to_csv(tmp_path / "t.csv", index=False)
+    for subject, trials in (("ann", 12), ("bob", 4)):
+        np.save(tmp_path / f"{subject}.npy", rng.normal(size=(trials, 5)))
+    flags = ["--images-folder", tmp_path / "images", "--betas", tmp_path / "{subject}.npy"]
+    flags += ["--split-by", "category", "--category-column", "kind", "--test-fraction", "0.3"]
+    ends = set()
+    for seed in range(6):
+        words = ["prepare", "table", tmp_path / "t.csv", tmp_path / f"out{seed}", *flags, "--seed", seed]
+        code, said = main(list(map(str, words))), capsys.readouterr()
+        ends.add(code)
+        if code:
+            assert "bob would have no trial in train" in said.err
+        else:
+            assert "bob has no trial in test" in said.out
+    assert ends == {0, 2}

@@ -103,6 +103,7 @@ def write_source(
         refuse_full_disk(source, folder, average, stimuli_once)
         pictures = gather_images(source, scratch, num_proc, report)
         responses = gather_responses(source, scratch, num_proc)
+        name_once(source, pictures, report)
         left_out: dict[str, set[int]] = {}
         fraction = TEST_FRACTION if test_fraction is None else test_fraction
         if split_by == "category":
@@ -116,9 +117,15 @@ def write_source(
             report(f"test holds out {held_out}")
         tables = []
         for subject, stored in zip(source.subjects, responses, strict=True):
-            parts = {splits[stimulus] for stimulus in subject.stimuli}
-            if "validation" in parts and "train" not in parts:
-                raise UserError(f"{subject.name} has rows in validation and none in train: a model learns from train")
+            absent = left_out.get(subject.name, set())
+            parts = {splits[name] for trial, name in enumerate(subject.stimuli) if trial not in absent}
+            if "train" not in parts:
+                raise UserError(
+                    f"{subject.name} would have no trial in train: give another --seed, a smaller --test-fraction, or "
+                    "--subjects without it"
+                )
+            if "test" not in parts:
+                report(f"{subject.name} has no trial in test: `evaluate` will say nothing of it")
             constant = constant_voxels(subject, stored, splits)
             if len(constant):
                 report(f"{subject.name}: {count(constant, 'voxel')} constant in train: kept, standardised to 0")
@@ -139,6 +146,19 @@ def write_source(
                 held_out,
             )
         shutil.rmtree(scratch)
+
+
+def name_once(source: Source, pictures: dict[str, Picture], report: Callable[[str], None]) -> None:
+    """Trials of the same pixels under several names get the first one, so that they are repeats of one stimulus."""
+    first: dict[str, str] = {}
+    once = {name: first.setdefault(picture.pixels, name) for name, picture in pictures.items()}
+    again = [name for name, kept in once.items() if name != kept]
+    if again:
+        report(f"{count(again, 'image')} with the pixels of another one: each such stimulus has one name, the first")
+        for subject in source.subjects:
+            subject.stimuli = [once[name] for name in subject.stimuli]
+        for name in again:
+            del pictures[name]
 
 
 def refuse_full_disk(source: Source, folder: Path, average: bool, stimuli_once: bool) -> None:
@@ -222,6 +242,7 @@ def splits_by_category(
 ) -> tuple[dict[str, str], str]:
     """The split of each stimulus, whole categories in test; and what test holds out, in words."""
     first = {picture.pixels: name for name, picture in reversed(pictures.items())}  # one name for the same pixels
+    first = dict(sorted(first.items()))  # so that clusters do not depend on the order of the rows
     if source.categories is not None:
         own = {pixels: source.categories[name] for pixels, name in first.items()}
         what = "categories of the source"
@@ -254,12 +275,6 @@ def splits_by_session(
             "--test-fraction, or --split-by stimulus"
         )
     splits = {name: "test" if picture.pixels in tested else "train" for name, picture in pictures.items()}
-    for subject in source.subjects:
-        if all(splits[name] == "test" for name in subject.stimuli):
-            raise UserError(
-                f"{subject.name} would have no trial in train: give another --seed, a smaller --test-fraction, or "
-                "--subjects without it"
-            )
     left_out = {
         subject.name: {
             trial
@@ -309,7 +324,8 @@ def table_of(
     groups = trials_of(subject)
     ratio = subject.ncsnr
     if ratio is None:
-        ratio = ncsnr_of_groups(stored.read(trials) for trials in groups.values() if len(trials) > 1)
+        repeated = [trials for trials in groups.values() if len(trials) > 1]
+        ratio = ncsnr_of_groups(stored.read(trials) for trials in repeated)
     columns, repeats = dict(subject.voxels), {}
     if ratio is not None:
         counts = [1]
@@ -320,7 +336,7 @@ def table_of(
             tested = [number for name, number in averaged.items() if splits[name] == "test"]
             repeats = {"corpus": mean_share(counts), "test": mean_share(tested or counts)}
         columns["noise_ceiling"] = ceiling_of_average(ratio, counts)
-        origin = "repeats" if subject.ncsnr is None else "the source"
+        origin = f"repeats of {len(repeated)} stimuli" if subject.ncsnr is None else "the source"
         median = np.nanmedian(columns["noise_ceiling"]) if np.isfinite(ratio).any() else np.nan
         report(f"{subject.name}: noise ceiling from {origin}: median {median:.3f} of a row's variance")
     table = voxel_table(subject.name, subject.num_voxels, **columns)

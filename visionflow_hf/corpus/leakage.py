@@ -164,7 +164,8 @@ def together(parts: list[dict[str, Picture]]) -> dict[str, Picture]:
     several = [name for part in parts for name, shown in part.items() if pictures.setdefault(name, shown) != shown]
     if several:
         raise UserError(
-            f"{count(several, 'stimulus')} with two images: a name must belong to one image, so rename one of them"
+            f"{count(several, 'stimulus')} with two images: a name must belong to one image, so rename one of them; of "
+            "one picture in two sizes, import the same files"
         )
     return pictures
 

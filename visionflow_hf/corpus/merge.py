@@ -1,5 +1,6 @@
 """`visionflow merge`: two corpora as one, split by split."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 
@@ -25,6 +26,9 @@ from visionflow_hf.corpus.schema import (
 from visionflow_hf.corpus.splits import draw_test
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import new_folder, refuse_existing
+
+ZSCORES = "standard deviation of the voxel within"  # begins the unit of responses that were scaled in each session
+BATCH = 1000  # rows read at once
 
 
 def merge(
@@ -67,6 +71,8 @@ def merge(
                 "a subject must have the same voxels in both, so import one of them under another name"
             )
         refuse_other_places(subject, first, second)
+        refuse_other_units(subject, first, second)
+        refuse_same_trials(subject, first, second)
         report(f"{subject} is in both: taken for one subject; if it is not, import one of them under another name")
     pictures = together([shown for corpus in (first, second) for shown in corpus.pictures.values()])
     held_out = SPLIT_BY[0]
@@ -100,10 +106,14 @@ def merge(
         own = voxels["subject"] == subject
         by_voxel = ceilings_of_both(subject, first, second, splits, report)
         voxels.loc[own, "noise_ceiling"] = by_voxel[voxels.loc[own, "voxel"].to_numpy()]
-    for subject in list(voxels.attrs.get("repeats", {})):  # those of test rows that are other ones now
-        if test_fraction is not None or subject in both:
-            del voxels.attrs["repeats"][subject]
+    for subject, mean in voxels.attrs.get("repeats", {}).items():  # the rows of test are other ones now
+        drawn = test_fraction is not None
+        mean["test"] = mean["corpus"] if drawn else share_of_test(subject, first, second)
     unit = one_unit(first, second, report)
+    for rows in splits.values():
+        rows.info.license = one_license(first, second)
+    if {first.license, second.license} - {one_license(first, second)}:
+        report("the licences differ: the merged corpus states none")
     with new_folder(out, overwrite, marker=MARKER) as folder:
         save_corpus(folder, splits, voxels, unit, held_out)
     report(", ".join(f"{name}: {len(rows)} rows" for name, rows in splits.items()))
@@ -142,6 +152,9 @@ def ceilings_of_both(
     if averaged[0] != averaged[1]:
         report(f"the rows of {subject} average repeats in one corpus alone: no noise ceiling holds for all of them")
         return np.full(len(here), np.nan)
+    if all(averaged):  # as ceilings of averages over as many trials as those of `first`
+        one, other = (corpus.voxels.attrs["repeats"][subject]["corpus"] for corpus in (first, second))
+        there = there / (there + one / other * (1 - there))
     known = np.where(np.isfinite(here), here, there)
     if np.isfinite(known).any() or any(averaged):
         return known
@@ -150,6 +163,53 @@ def ceilings_of_both(
         return known
     report(f"noise ceilings of {subject}: from the repeats in both")
     return ceiling_of_average(ratio, np.ones(1))
+
+
+def share_of_test(subject: str, first: Corpus, second: Corpus) -> float:
+    """The mean of 1 / trials over the test rows of a subject whose rows are averages."""
+    shares, rows = [], []
+    for corpus in (first, second):
+        if subject in corpus.voxels.attrs.get("repeats", {}):
+            shares.append(corpus.voxels.attrs["repeats"][subject]["test"])
+            rows.append(corpus.splits["test"]["subject"][:].count(subject) if "test" in corpus.splits else 0)
+    return float(np.average(shares, weights=rows if any(rows) else None))
+
+
+def one_license(first: Corpus, second: Corpus) -> str:
+    """The licence that both corpora state; none where they differ, or where one states none."""
+    return first.license if first.license == second.license else ""
+
+
+def refuse_other_units(subject: str, first: Corpus, second: Corpus) -> None:
+    """Raise `UserError` where a subject's responses are z-scores in one corpus alone."""
+    scored = [corpus.unit.startswith(ZSCORES) for corpus in (first, second)]
+    if scored[0] != scored[1]:
+        raise UserError(
+            f"{subject} is in both, once in the unit {first.unit!r} and once in {second.unit!r}: import both with "
+            "--zscore-sessions, or none"
+        )
+
+
+def refuse_same_trials(subject: str, first: Corpus, second: Corpus) -> None:
+    """Raise `UserError` where trials of a subject are in both corpora, which would count as repeats."""
+    known = set(trials_as_hashes(subject, first))
+    same = sum(one in known for one in trials_as_hashes(subject, second))
+    if same:
+        raise UserError(
+            f"{same} trials of {subject} are in both, with the same stimulus and response: they would count twice, so "
+            f"import one of them without {subject}, or without these trials"
+        )
+
+
+def trials_as_hashes(subject: str, corpus: Corpus) -> Iterator[bytes]:
+    """A hash of stimulus and response of each trial of a subject."""
+    for rows in corpus.splits.values():
+        mine = np.flatnonzero((np.asarray(rows["subject"][:], dtype=object) == subject) & presence(rows)[1])
+        some = rows.select(mine).select_columns(["stimulus_id", "fmri"]).with_format("arrow")
+        for batch in some.iter(BATCH):
+            fmri = batch["fmri"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+            for stimulus, response in zip(batch["stimulus_id"].to_pylist(), fmri.reshape(len(batch), -1), strict=True):
+                yield hashlib.sha256(repr(stimulus).encode() + response.tobytes()).digest()
 
 
 def repeated_trials(subject: str, splits: DatasetDict) -> Iterator[np.ndarray]:

@@ -254,7 +254,10 @@ def find_images(folder: Path, names: Sequence[str], source: Path) -> dict[str, P
             if not os.path.isfile(file):
                 continue
             if not file.resolve().is_relative_to(folder.resolve()):
-                raise UserError(f"{file} is a link to a file outside {folder}: put the image itself there")
+                raise UserError(
+                    f"{file} is a link to a file outside {folder}: put the image itself there (of a "
+                    "DataLad data set by `datalad unlock`)"
+                )
             images[name] = file
     return images
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from visionflow_hf.cards import card_template
 from visionflow_hf.corpus.inspect import split_summary
-from visionflow_hf.corpus.schema import Corpus, read_corpus
+from visionflow_hf.corpus.schema import SPLITS, Corpus, read_corpus
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import writing
 from visionflow_hf.hub import make_repository
@@ -72,7 +72,11 @@ def push_corpus(
                 )
             message = f"VisionFlow corpus {name}"
             return api.upload_folder(
-                repo_id=name, repo_type="dataset", folder_path=folder, delete_patterns="data/*", commit_message=message
+                repo_id=name,
+                repo_type="dataset",
+                folder_path=folder,
+                delete_patterns=[f"data/{split}-*" for split in SPLITS],
+                commit_message=message,
             ).commit_url
 
 

@@ -121,7 +121,7 @@ def quality(images: np.ndarray, made: np.ndarray) -> np.ndarray:
     ssim alone would choose what is sharp, the squared error alone what is soft.
     """
     missed = np.square(images - made).reshape(len(images), -1).mean(1)
-    variance = np.square(images - images.mean(0)).mean()
+    variance = np.square(images - images.mean(0)).mean() or images.var()  # where all show the same stimulus
     return ssim(images, made) + (pixel_correlation(images, made) + 1 - missed / max(variance, 1e-12)) / 2
 
 
