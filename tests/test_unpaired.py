@@ -95,10 +95,13 @@ def test_what_is_merged(corpus, pictures, merged):
 
 def test_repeats_count_on_and_subjects_are_joined(corpus, colour_corpus, tmp_path, refused):
     rows = load_from_disk(str(corpus))["train"]
-    alone = write(tmp_path / "more", corpus, train=rows.select([0, 1, 1]))
+    again = rows.select([0, 1, 1]).map(
+        lambda row: row | {"fmri": [value + 1 for value in row["fmri"]]}, features=FEATURES
+    )
+    alone = write(tmp_path / "more", corpus, train=again)
     assert main(["merge", str(corpus), str(alone), str(tmp_path / "out")]) == 0
     merged = load_from_disk(str(tmp_path / "out"))["train"]
-    assert merged["repeat"][-3:] == [1, 1, 1] and merged[-1]["fmri"] == rows[1]["fmri"]
+    assert merged["repeat"][-3:] == [1, 1, 1] and merged[-1]["fmri"] == again[2]["fmri"]
     assert main(["merge", str(corpus), str(colour_corpus), str(tmp_path / "joined")]) == 0
     joined = read_corpus(tmp_path / "joined")
     assert joined.subjects == {"ann": 12, "bob": 7, "subj01": 30, "subj02": 30}

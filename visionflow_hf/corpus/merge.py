@@ -72,9 +72,10 @@ def merge(
             )
         refuse_other_places(subject, first, second)
         refuse_other_units(subject, first, second)
-        refuse_same_trials(subject, first, second)
         report(f"{subject} is in both: taken for one subject; if it is not, import one of them under another name")
     pictures = together([shown for corpus in (first, second) for shown in corpus.pictures.values()])
+    for subject in both:
+        refuse_same_trials(subject, first, second)
     held_out = SPLIT_BY[0]
     if test_fraction is None:
         splits = {

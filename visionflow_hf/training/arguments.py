@@ -1,6 +1,5 @@
 """The arguments of training: ModelArguments and VisionFlowTrainingArguments."""
 
-import logging
 import math
 import os
 from dataclasses import dataclass, field, fields
@@ -14,8 +13,6 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from visionflow_hf.errors import UserError
 from visionflow_hf.modeling import VisionFlowConfig
 from visionflow_hf.modeling.configuration_visionflow import MOST_DIMENSIONS
-
-logger = logging.getLogger(__name__)
 
 SCRATCH = "scratch"
 PRETRAINED = "google/vit-base-patch16-224-in21k"
@@ -297,11 +294,11 @@ class VisionFlowTrainingArguments(TrainingArguments):
             waits = timedelta(seconds=self.ddp_timeout)
             distributed.init_process_group(self.ddp_backend or "gloo", timeout=waits)
         super().__post_init__()
-        if self.n_gpu > 1:  # Trainer would divide each batch among them by nn.DataParallel, in float32
-            logger.warning(
-                f"one of {self.n_gpu} GPUs is used; for all: `accelerate launch --multi_gpu -m visionflow_hf.cli train`"
-            )
-            self._n_gpu = 1
+
+    @property
+    def n_gpu(self) -> int:
+        """One GPU at most: Trainer would divide each batch among several by `nn.DataParallel`, in float32."""
+        return min(super().n_gpu, 1)
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Number of warm-up steps; a share gives at least 10, or 30 % of a run of fewer than 34 steps.

@@ -143,6 +143,11 @@ def train_on(
     refuse_contradictions(model_args)
     refuse_shards(training_args)
     set_seed(training_args.seed)
+    seen_gpus = torch.cuda.device_count() if training_args.device.type == "cuda" else 0
+    if seen_gpus > 1 and training_args.world_size == 1:
+        logger.warning(
+            f"one of {seen_gpus} GPUs is used; for all: `accelerate launch --multi_gpu -m visionflow_hf.cli train`"
+        )
     first = training_args.process_index == 0
     if model_args.freeze_shared:
         model, processor = load_model(model_args.from_model)
