@@ -1,125 +1,110 @@
-"""What can be tested of GPUs without one: precision, replicas, several GPUs in one process."""
+"""Dtypes, placement and compilation of both directions, each compared with plain float32."""
+
+import copy
 
 import pytest
 import torch
-from datasets import load_from_disk
-from transformers import PreTrainedModel, ViTConfig
+from accelerate import cpu_offload
+from PIL import Image
+from transformers import AutoModel
 
-from visionflow_hf import VisionFlowConfig, VisionFlowModel
-from visionflow_hf.cli import main
 from visionflow_hf.hub import load_model
-from visionflow_hf.modeling import pipeline_visionflow, refit
-from visionflow_hf.modeling.precision import without_tf32
-from visionflow_hf.training.arguments import VisionFlowTrainingArguments
-from visionflow_hf.training.trainer import ImageTrainer
-
-SHORT = ["--max_steps", "2", "--disable_tqdm", "true", "--linear_dim", "0"]
 
 
-def test_one_of_several_gpus_is_used(tmp_path):
-    args = VisionFlowTrainingArguments(str(tmp_path))
-    assert args.device is not None and args.n_gpu <= 1
-    args._n_gpu = 2  # as where two are seen
-    assert args.n_gpu == 1 and args.train_batch_size == 32
-
-
-def test_replicas_add_no_hooks_to_the_layers_of_the_encoder():
-    """`nn.DataParallel` makes new ones for each step, whose modules share the hooks of the model's."""
-    size = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
-    vision = ViTConfig(image_size=16, patch_size=8, num_channels=1, **size)
-    config = VisionFlowConfig(
-        vision_config=vision, image_size=16, num_channels=1, latent_dim=4, linear_dim=3, linear_layers=[1], subjects=[]
-    )
-    model = VisionFlowModel(config).eval()
-    pixels = torch.rand(2, 1, 16, 16)
-    for _ in range(3):
-        replica = model._replicate_for_data_parallel()
-        replica._modules = dict(model._modules)
-        encoder = model.encoder._replicate_for_data_parallel()
-        encoder._modules = dict(model.encoder._modules)
-        replica._modules["encoder"] = encoder
-        replica.extract_image_features(pixels)
-    expected = VisionFlowModel(config).eval()
-    expected.load_state_dict(model.state_dict())
-    expected.extract_image_features(pixels)
-    hooks, alone = ([len(one._forward_hooks) for one in each.encoder.modules()] for each in (model, expected))
-    assert hooks == alone and any(alone)
-    torch.testing.assert_close(model.extract_image_features(pixels)[0], expected.extract_image_features(pixels)[0])
-
-
-def test_both_image_stages_compute_in_bfloat16(corpus, tmp_path, monkeypatch):
-    seen = []
-    loss_of = ImageTrainer.compute_loss
-
-    def watched(self, *given, **more):
-        seen.append(1)
-        return loss_of(self, *given, **more)
-
-    inside = []
-    decode = VisionFlowModel.encode_image
-
-    def within(self, *given, **more):
-        inside.append((self.training, torch.is_autocast_enabled("cpu")))
-        return decode(self, *given, **more)
-
-    monkeypatch.setattr(ImageTrainer, "compute_loss", watched)
-    monkeypatch.setattr(VisionFlowModel, "encode_image", within)
-    assert main(["train", str(corpus), str(tmp_path / "run"), *SHORT, "--bf16", "true"]) == 0
-    trained = [autocast for training, autocast in inside if training]
-    assert len(trained) == len(seen) == 4 and all(trained)
-    assert not any(autocast for training, autocast in inside if not training)  # the fits
-
-
-def test_fits_are_without_tf32(run, corpus, monkeypatch):
-    matmul = torch.backends.cuda.matmul
-    name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"
-    before, found = getattr(matmul, name), []
-    monkeypatch.setattr(refit, "fit_encoding", lambda *_: found.append(getattr(matmul, name)) or exit_now())
-
-    def exit_now():
-        raise InterruptedError
-
+@pytest.fixture(scope="module")
+def reference(run):
+    """A model, the inputs of both directions for both subjects, and what it makes of them in float32."""
     model, processor = load_model(run)
-    with pytest.raises(InterruptedError):
-        model.refit(load_from_disk(str(corpus))["train"], processor)
-    assert found == ["ieee" if name == "fp32_precision" else False] and getattr(matmul, name) == before
-    with without_tf32():
-        assert getattr(matmul, name) == found[0]
-    assert getattr(matmul, name) == before
+    images = [Image.new("L", (16, 16), value) for value in (0, 100, 250)]
+    subject = ["subj01", "subj02", "subj01"]
+    pixels = processor(images=images, subject=subject)
+    predicted = model.predict_fmri(**pixels)
+    fmri = processor(fmri=predicted + predicted.std() * torch.randn(3, 30), subject=subject)
+    return model, pixels, fmri, predicted, model.reconstruct_image(**fmri)
 
 
-def test_likelihoods_and_energies_are_exact_under_autocast(run, corpus):
-    model, processor = load_model(run)
-    rows = load_from_disk(str(corpus))["test"]
-    subject = rows[0]["subject"]
-    rows = rows.select([row for row, name in enumerate(rows["subject"]) if name == subject][:6])
-    batch = processor(images=rows["image"], fmri=rows["fmri"], subject=subject)
-    fmri, predicted = batch["fmri"], torch.randn(6, batch["fmri"].shape[1])
-    place = model.config.subjects.index(subject)
-    with torch.no_grad():
-        expected = model.latent_to_fmri.log_likelihood(fmri, predicted, place)
-        with torch.autocast("cpu", torch.bfloat16):
-            found = model.latent_to_fmri.log_likelihood(fmri, predicted, place)
-    torch.testing.assert_close(found, expected)
+def load(run, **options):
+    return AutoModel.from_pretrained(run, trust_remote_code=True, **options)
 
 
-def test_a_pipeline_stays_on_the_device_of_the_model(run, monkeypatch):
-    model, processor = load_model(run)
-    monkeypatch.setattr(pipeline_visionflow, "ImageToFmriPipeline", lambda **given: given)
-    assert model.pipeline("image-to-fmri", processor)["device"] == model.device
-    model.hf_device_map = {"encoder": 0}
-    assert model.pipeline("image-to-fmri", processor)["device"] is None
+def test_bfloat16(run, reference):
+    _, pixels, fmri, predicted, reconstructed = reference
+    half = load(run, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert (half.predict_fmri(**pixels) - predicted).abs().max() < 0.05 * predicted.std()
+    assert (half.reconstruct_image(**fmri) - reconstructed).abs().max() < 0.05
+    loss = half.train()(**pixels, fmri=fmri["fmri"]).loss
+    loss.backward()
+    assert torch.isfinite(loss) and half.latent_to_fmri.voxel_maps[0].weight.grad.dtype == torch.bfloat16
 
 
-def test_a_model_fills_one_gpu_after_the_other(run, monkeypatch):
-    asked = []
+def test_device_map_auto(run, reference):
+    _, pixels, fmri, predicted, reconstructed = reference
+    model = load(run, device_map="auto")
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    torch.testing.assert_close(model.predict_fmri(**pixels), predicted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.reconstruct_image(**fmri), reconstructed, atol=1e-6, rtol=0)
 
-    def loaded(cls, *given, **options):
-        asked.append(options.get("device_map"))
-        raise InterruptedError
 
-    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(loaded))
-    for device_map in ("auto", "balanced", {"": "cpu"}, None):
-        with pytest.raises(InterruptedError):
-            VisionFlowModel.from_pretrained(run, device_map=device_map)
-    assert asked == ["sequential", "sequential", {"": "cpu"}, None]
+def test_weights_that_are_offloaded(run, reference):
+    """What is read outside of a module's `forward` is found there, too."""
+    plain, pixels, fmri, predicted, _ = reference
+    model = cpu_offload(load(run))
+    assert model.latent_to_fmri.noise_logvar.device.type == "meta"
+    torch.testing.assert_close(model.predict_fmri(**pixels), predicted, atol=1e-5, rtol=0)
+    samples = [
+        one.predict_fmri(**pixels, num_samples=2, generator=torch.Generator().manual_seed(0)) for one in (plain, model)
+    ]
+    torch.testing.assert_close(*samples, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.reconstruct_image(**fmri, refine=0), plain.reconstruct_image(**fmri, refine=0))
+    for refine in (0, 2):
+        assert model.reconstruct_image(**fmri, refine=refine).isfinite().all()
+    scores = [one.log_likelihood(fmri["fmri"], pixels["pixel_values"], subject="subj01") for one in (plain, model)]
+    torch.testing.assert_close(*scores)
+
+
+def test_raw_units_stay_in_float32_where_a_batch_is_cast(reference):
+    _, pixels, *_ = reference
+    cast = copy.copy(pixels).to(torch.bfloat16)
+    assert cast["pixel_values"].dtype == torch.bfloat16
+    assert cast["fmri_mean"].dtype == cast["fmri_std"].dtype == torch.float32
+
+
+def test_attention_implementations_agree(run, reference):
+    _, pixels, _, predicted, _ = reference
+    for name in ("eager", "sdpa"):
+        model = load(run, attn_implementation=name)
+        assert model.encoder.config._attn_implementation == name
+        torch.testing.assert_close(model.predict_fmri(**pixels), predicted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.nightly
+def test_compiled(reference):
+    model, pixels, fmri, predicted, _ = reference
+    plain = model.reconstruct_image(**fmri, refine=0)  # no gradient steps where a graph is recorded
+    torch.testing.assert_close(torch.compile(model.predict_fmri)(**pixels), predicted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.compile(model.reconstruct_image)(**fmri), plain, atol=1e-4, rtol=0)
+
+
+class Method(torch.nn.Module):
+    """A model's method as a module's `forward`, which `torch.export` asks for."""
+
+    def __init__(self, model, name):
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, inputs, subject_ids):
+        return getattr(self.model, self.name)(inputs, subject_ids)
+
+
+@pytest.mark.parametrize(("name", "key"), [("predict_fmri", "pixel_values"), ("reconstruct_image", "fmri")])
+def test_exported_with_a_free_batch_size(reference, name, key, monkeypatch):
+    model, pixels, fmri, _, _ = reference
+    monkeypatch.setattr(model.config, "refine_steps", 0)  # which a graph cannot take
+    inputs = (pixels if key == "pixel_values" else fmri)[key]
+    batch = torch.export.Dim("batch")
+    ids = torch.tensor([0, 1, 0])
+    exported = torch.export.export(Method(model, name), (inputs, ids), dynamic_shapes=({0: batch}, {0: batch}))
+    for rows in (slice(None), slice(0, 2)):
+        expected = getattr(model, name)(inputs[rows], ids[rows])
+        torch.testing.assert_close(exported.module()(inputs[rows], ids[rows]), expected, atol=1e-5, rtol=0)

@@ -141,12 +141,12 @@ def check_folds(rows: Dataset, folds: list[tuple[np.ndarray, np.ndarray]], split
     never = sorted(set(subjects) - set(subjects[tested]))
     if never:
         raise UserError(
-            f"no fold by {split_by} holds out rows of {', '.join(never)}: a stimulus counts to the {split_by} of its "
-            "first row, which is another subject's; make a corpus of each subject"
+            f"no fold by {split_by} holds out rows of {', '.join(never)}: a stimulus belongs to the {split_by} of "
+            "its first row, which is another subject's; make a corpus of each subject"
         )
     if not tested.all():
         logger.warning(
-            f"{np.sum(~tested)} of {len(rows)} rows are held out in no fold: a stimulus counts to the {split_by} "
+            f"{np.sum(~tested)} of {len(rows)} rows are held out in no fold: a stimulus belongs to the {split_by} "
             "of its first row"
         )
     for number, (train, held_out) in enumerate(folds, start=1):

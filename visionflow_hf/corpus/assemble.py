@@ -125,7 +125,7 @@ def write_source(
                     "--subjects without it"
                 )
             if "test" not in parts:
-                report(f"{subject.name} has no trial in test: `evaluate` will say nothing of it")
+                report(f"{subject.name} has no trial in test: `evaluate` will leave it out")
             constant = constant_voxels(subject, stored, splits)
             if len(constant):
                 report(f"{subject.name}: {count(constant, 'voxel')} constant in train: kept, standardised to 0")
@@ -241,8 +241,7 @@ def splits_by_category(
     source: Source, pictures: dict[str, Picture], fraction: float, seed: int
 ) -> tuple[dict[str, str], str]:
     """The split of each stimulus, whole categories in test; and what test holds out, in words."""
-    first = {picture.pixels: name for name, picture in reversed(pictures.items())}  # one name for the same pixels
-    first = dict(sorted(first.items()))  # so that clusters do not depend on the order of the rows
+    first = dict(sorted((picture.pixels, name) for name, picture in pictures.items()))  # whatever the order of the rows
     if source.categories is not None:
         own = {pixels: source.categories[name] for pixels, name in first.items()}
         what = "categories of the source"
