@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 ROTATION, SHEAR, SCALE, SHIFT = math.radians(15), 0.15, 0.15, 0.1
 FEW_STIMULI = 50  # with fewer, half of the augmented images are composed of two; other stages heed it, too
+MANY_STIMULI = 300  # of as many the decoder memorises none: half of the images can come as they are
 CELLS = 4  # a composed image takes each cell of a 4 x 4 grid from one of two images
 
 

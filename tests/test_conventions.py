@@ -194,6 +194,9 @@ def test_augmented_images_alone_are_what_a_model_is_trained_on_from_scratch(load
     own = processor(images=[row["image"] for row in some])["pixel_values"]
     assert not torch.equal(first, second) and not torch.equal(first, own)
     assert first.min() >= 0 and first.max() <= 1
+    many = ImageCollator(processor, distinct=300)(some)["pixel_values"]
+    torch.testing.assert_close(many[:3], own)  # of many, each comes as it is and as one copy
+    assert many.shape == (6, 1, 16, 16) and not torch.equal(many[3:], own)
 
 
 def test_the_lines_of_the_docs_train_a_model_with_a_card(corpus, tmp_path, monkeypatch):

@@ -228,6 +228,18 @@ def test_sessions_and_categories_of_things(source, tmp_path):
     assert all(row["category"] == row["stimulus_id"].rsplit("_", 1)[0] for row in rows)
 
 
+@of("things")
+def test_a_trial_of_things_without_its_session_is_refused(source, tmp_path, refused):
+    file = source / "betas_csv" / "sub-03_StimulusMetadata.csv"
+    trials = pd.read_csv(file, dtype=object)
+    trials.loc[2, "session"] = None
+    trials.to_csv(file, index=False)
+    refused(
+        lambda: prepare("things", source, tmp_path / "out"), "sub-03_StimulusMetadata.csv has no session for 1 trials"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 @of("tvsd")
 def test_a_trial_without_values_is_left_out_not_all_electrodes(source, tmp_path, capsys):
     with h5py.File(source / "monkeyF" / "THINGS_normMUA.mat", "r+") as file:

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import pad
 
 from visionflow_hf.modeling import VisionFlowProcessor
-from visionflow_hf.modeling.augmentation import augment
+from visionflow_hf.modeling.augmentation import MANY_STIMULI, augment
 
 COLUMNS = ("image", "fmri", "subject")
 
@@ -57,8 +57,8 @@ class ImageCollator:
     """Augmented images alone, of rows with the column `image`: what the image side is trained on from scratch.
 
     With responses in the loss, the latent of a train image comes to hold the noise of its responses. So gradient
-    descent sees images alone, two augmented copies of each, and `model.refit` then fits the fMRI side to all rows.
-    For training, not for evaluation.
+    descent sees images alone, and `model.refit` then fits the fMRI side to all rows. Each image comes twice: as two
+    augmented copies, or, of 300 distinct stimuli and more, as it is and as one copy. For training, not for evaluation.
 
     Args:
         processor (`VisionFlowProcessor`): that of the model.
@@ -75,4 +75,5 @@ class ImageCollator:
         """
         images = [row["image"] for row in rows if row["image"] is not None]
         pixels = self.processor(images=images)["pixel_values"]
-        return {"pixel_values": torch.cat([augment(pixels, self.distinct), augment(pixels, self.distinct)])}
+        first = pixels if self.distinct >= MANY_STIMULI else augment(pixels, self.distinct)
+        return {"pixel_values": torch.cat([first, augment(pixels, self.distinct)])}

@@ -93,6 +93,9 @@ def read_subject(name: str, file: Path, images: dict[str, Path], report: Callabl
         report(f"{name}: {(~kept).sum()} of {len(kept)} trials left out, without {count(missing, 'image')}")
     if not kept.any():
         return None
+    sessions = viewed["session"][kept] if "session" in viewed else None
+    if sessions is not None and sessions.isna().any():
+        raise UserError(f"{stimulus_file} has no session for {sessions.isna().sum()} trials: every trial needs one")
     trials = {trial: place for place, trial in enumerate(viewed["trial_id"][kept])}
     voxels, ncsnr = read_voxels(voxel_file, voxel_ids)
     return Subject(
@@ -107,7 +110,7 @@ def read_subject(name: str, file: Path, images: dict[str, Path], report: Callabl
         ],
         voxels=voxels,
         ncsnr=ncsnr,
-        sessions=viewed["session"][kept].astype(str).tolist() if "session" in viewed else None,
+        sessions=None if sessions is None else sessions.astype(str).tolist(),
     )
 
 

@@ -27,7 +27,7 @@ from visionflow_hf.errors import UserError
 from visionflow_hf.folders import alone, put_back, refuse_existing, take_name
 from visionflow_hf.hub import hub_name, load_model, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.modeling.augmentation import FEW_STIMULI
+from visionflow_hf.modeling.augmentation import FEW_STIMULI, MANY_STIMULI
 from visionflow_hf.modeling.refit import fit_fmri_side
 from visionflow_hf.modeling.shared_fit import Processes
 from visionflow_hf.modeling.trials import Trials
@@ -49,7 +49,6 @@ OF_WEIGHTS = (  # training flags on which the weights of a step depend
 )
 WATCHING = ("reduce_lr_on_plateau", "greedy")  # schedules that follow the validation loss
 STEPS, MOST_STEPS, EPOCHS = 750, 30_000, 10
-MANY_STIMULI = 300  # train stimuli of which a tenth can be held out for good
 FEWEST_TO_CHOOSE, ENOUGH_TO_CHOOSE = 4, 8  # train stimuli; held-out stimuli by which the shares are chosen
 
 
@@ -257,8 +256,8 @@ def unprepared(trainer: ImageTrainer) -> VisionFlowModel:
 def choose_held_out(trials: Trials, args: VisionFlowTrainingArguments) -> tuple[set[str], bool]:
     """The stimuli by which the shares are chosen, and whether they stay held out of the image stage for good.
 
-    Many stimuli can spare a tenth for good (`--validation_fraction`). Of few a fifth, but eight at least and half at
-    most, are held out at first; of fewer than four none. Every subject keeps two stimuli at least.
+    300 stimuli and more can spare a tenth for good (`--validation_fraction`). Of fewer a fifth, but eight at least and
+    half at most, are held out at first; of fewer than four none. Every subject keeps two stimuli at least.
 
     Raises:
         UserError: a subject with a single stimulus, to which nothing can be fitted.
