@@ -44,6 +44,10 @@ class EndpointHandler:
             ValueError: inputs or parameters of another kind, or what the pipelines refuse.
         """
         inputs, parameters = data.get("inputs"), data.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise ValueError(
+                f"parameters are a {type(parameters).__name__}: a dict of {', '.join(PARAMETERS)} is expected"
+            )
         unknown = sorted(set(parameters) - set(PARAMETERS))
         if unknown:
             raise ValueError(f"unknown parameters {', '.join(unknown)}: {', '.join(PARAMETERS)} are known")
@@ -87,9 +91,11 @@ def image_of(given) -> Image.Image:
         return given
     try:
         encoded = given.partition(",")[2] if given.startswith("data:image/") else given
-        return Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
-    except (AttributeError, ValueError, OSError) as error:
+        image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
+        image.load()
+    except Exception as error:  # of many kinds, by the decoder
         raise ValueError("an image is not the base64 of an image file: send the bytes of the file in base64") from error
+    return image
 
 
 def png(image):

@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.hub import extract_commit_hash
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from .card import write_card
+from .card import LEADERBOARDS, card_in, has_no_results, write_card
 from .configuration_visionflow import TAGS, VisionFlowConfig
 from .fmri_bridges import LEAST_NOISE, MLP_SHARE, FmriToLatent, LatentToFmri, at_hand
 from .gabor_wavelets import GRID, wavelet_channels, wavelet_maps
@@ -32,13 +32,14 @@ from .image_decoder import (
 )
 from .latent_gaussian import Gaussian, LatentGaussian
 from .losses import alignment_loss, fmri_loss, image_loss, kl_loss
+from .optional_files import delete_others
 from .precision import without_autocast
 from .processing_visionflow import VisionFlowProcessor
 from .refinement import refined
 from .refit import RefitCallback, Undisturbed, refit
 from .subject_fit import enough, fit_maps, known_voxels, latents_of, latents_of_the_prior
 from .vision_encoder import average_pool, layer_maps, pooled_features, resized
-from .voxel_table import VOXELS, VoxelTable, remove_table
+from .voxel_table import VOXELS, VoxelTable, can_read_tables, remove_table
 
 NARROW = -3.0  # logarithm of the variance with which posteriors begin
 LINEAR_CELLS = 7  # cells a side over which the maps of `linear_layers` are averaged
@@ -139,6 +140,7 @@ class VisionFlowModel(PreTrainedModel):
         super().__init__(config)
         self.voxels = None
         self._hub_options: dict = {}  # with which it was loaded
+        self._card_there: bytes | None = None  # of the folder that was saved to last
         self.encoder = AutoModel.from_config(config.vision_config)
         features = sum(config.feature_widths) * (1 + config.feature_grid**2)
         self.posterior_head = nn.Linear(features, 2 * config.latent_dim)
@@ -218,8 +220,10 @@ class VisionFlowModel(PreTrainedModel):
         Under the names of the encoder's original release, the default elsewhere, Trainer would not find them when it
         resumes or returns to the best checkpoint: it loads names as they stand, and only warns of what it misses.
 
-        A folder without README.md gets the card of the model that this one was loaded from, without its results.
+        A folder without README.md gets the card of the model that this one was loaded from, without its results. One
+        that has a card of VisionFlow keeps it, also where it is pushed; results of other weights leave it.
         """
+        self._card_there = card_in(save_directory)  # where it pushes, transformers writes its own card over it
         super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
         if kwargs.get("is_main_process", True):
             self._write_beside(save_directory)
@@ -236,9 +240,15 @@ class VisionFlowModel(PreTrainedModel):
             remove_table(folder)
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        """As in `PreTrainedModel`, with the model's own card; voxels and results of an earlier model are deleted."""
         token = kwargs.get("token")  # with which the model was perhaps loaded, too
-        self._write_beside(working_dir, repo_id, **({"token": token} if token else {}))  # the card in place of a draft
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        options = {"token": token} if token else {}
+        self._write_beside(working_dir, repo_id, kept=self._card_there, **options)  # the card in place of a draft
+        done = super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        others = [VOXELS] if self.voxels is None and can_read_tables() else []
+        others += [f"{LEADERBOARDS}/"] if has_no_results(working_dir) else []
+        delete_others(repo_id, working_dir, others, revision=done.pr_revision or kwargs.get("revision"), **options)
+        return done
 
     def get_input_embeddings(self):
         """Those of the image encoder."""
@@ -659,15 +669,14 @@ class VisionFlowModel(PreTrainedModel):
         self.config.subjects = list(names)
         self.config.num_voxels = [self.config.num_voxels[place] for place in order]
 
-    def refit(self, rows, processor=None, seed: int = 0) -> "VisionFlowModel":
+    def refit(self, rows, processor=None, seed: int = 0, from_learned: bool | None = None) -> "VisionFlowModel":
         """Fit all maps between the latent and fMRI anew, after gradient descent has changed the image side.
 
         That is the head of w, the maps of all subjects in both directions, their noise, the linear decoder, and the map
         to the encoder's embedding, each by ridge regression; and the MLP from fMRI to latent, by 500 steps on simulated
         trials. Encoder, head of z and image decoder stay as they are, and so do the shares of the MLP and of the linear
         decoder. It takes as long as the last part of `visionflow train`, a minute or so for some hundred stimuli on one
-        core. Voxels are predicted from w alone: z, from which `visionflow train` predicts them as well, may now know
-        the noise of these responses.
+        core.
 
         Args:
             rows (`datasets.Dataset`): the columns `image`, `fmri` (in the raw unit), `subject` and `stimulus_id`, such
@@ -675,6 +684,9 @@ class VisionFlowModel(PreTrainedModel):
             processor (`VisionFlowProcessor`, *optional*): that of this model. By default it is loaded from where the
                 model came from.
             seed (`int`): of the MLP and of what is drawn at random.
+            from_learned (`bool`, *optional*): whether z predicts voxels beside w, as `visionflow train` does it. By
+                default if it does in the maps that the model has. False where many steps of gradient descent had
+                responses in the loss: z of a train image then holds the noise of its responses.
 
         Returns:
             The model itself.
@@ -685,16 +697,20 @@ class VisionFlowModel(PreTrainedModel):
         """
         self._check_precision()
         with torch.inference_mode(False):  # what is fitted shall take part in gradients later
-            refit(self, rows, processor or self._own_processor(), seed)
+            refit(self, rows, processor or self._own_processor(), seed, from_learned)
         return self
 
-    def refit_callback(self) -> RefitCallback:
+    def refit_callback(self, from_learned: bool | None = None) -> RefitCallback:
         """For `Trainer(..., callbacks=[model.refit_callback()])`: `refit` while training.
 
         It refits before each evaluation and each checkpoint, and at the end. Without it gradient descent alone would
         change the maps to fMRI, which makes them worse where trials are few.
+
+        Args:
+            from_learned (`bool`, *optional*): as in `refit`; by default what the model does as training begins. True
+                where a model learns from images alone (`ImageCollator`).
         """
-        return RefitCallback()
+        return RefitCallback(from_learned)
 
     def _own_processor(self) -> VisionFlowProcessor:
         if not self.config._name_or_path:

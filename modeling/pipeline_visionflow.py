@@ -4,7 +4,7 @@
 import base64
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from urllib.request import urlopen
 
 import numpy as np
@@ -50,6 +50,10 @@ class VisionFlowPipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
+    def _upload_modified_files(self, *args, **kwargs):
+        """As of the model: `push_to_hub` pushes its card, not a draft of transformers."""
+        return self.model._upload_modified_files(*args, **kwargs)
+
     def is_one(self, inputs) -> bool:
         """Whether these are a single row."""
         return isinstance(inputs, Mapping)
@@ -64,8 +68,9 @@ class VisionFlowPipeline(Pipeline):
         return row[self.column], row.get("subject") or subject
 
     def _sanitize_parameters(self, subject=None, num_samples=None, generator=None):
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}: at least 1 is needed")
+        whole = isinstance(num_samples, (int, np.integer)) and not isinstance(num_samples, bool)
+        if num_samples is not None and not (whole and num_samples >= 1):
+            raise ValueError(f"num_samples is {num_samples!r}: a whole number, at least 1, is needed")
         if subject is not None and not isinstance(subject, str):
             row = f"{{'{self.column}': ..., 'subject': ...}}"
             raise ValueError(f"subject is a {type(subject).__name__}: give one name, or a row {row} for each")
@@ -131,6 +136,8 @@ class ImageToFmriPipeline(VisionFlowPipeline):
 
     def _sanitize_parameters(self, rois=None, **kwargs):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        if rois is not None and not (isinstance(rois, Collection) and all(isinstance(name, str) for name in rois)):
+            raise ValueError(f"rois is {rois!r}: give a list of names of regions")
         return preprocess, forward, postprocess if rois is None else postprocess | {"rois": rois}
 
     def postprocess(self, outputs, num_samples=None, rois=None):
@@ -210,16 +217,23 @@ class FmriToImagePipeline(VisionFlowPipeline):
 
 def open_image(source: str) -> Image.Image:
     """The image at a path or a URL, as it is stored; `transformers.image_utils.load_image` cuts 16 bits off at 255."""
-    if source.startswith(("http://", "https://")):
-        with urlopen(source, timeout=60) as response:
-            return Image.open(io.BytesIO(response.read()))
-    if os.path.isfile(source):
-        return Image.open(source)
-    encoded = source.partition(",")[2] if source.startswith("data:image/") else source
     try:
-        return Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
-    except (ValueError, UnidentifiedImageError) as error:
-        raise ValueError(f"{source[:200]} is no image: give the path of a file, a URL, or base64") from error
+        if source.startswith(("http://", "https://")):
+            with urlopen(source, timeout=60) as response:
+                file = io.BytesIO(response.read())
+        elif os.path.isfile(source):
+            file = source
+        else:
+            encoded = source.partition(",")[2] if source.startswith("data:image/") else source
+            file = io.BytesIO(base64.b64decode(encoded, validate=True))
+        image = Image.open(file)
+        image.load()
+    except Exception as error:  # of many kinds, by the connection and by the decoder
+        cause = "no image file" if isinstance(error, (ValueError, UnidentifiedImageError)) else error
+        raise ValueError(
+            f"{source[:200]} cannot be read as an image ({cause}): give the path of a file, a URL, or base64"
+        ) from error
+    return image
 
 
 def is_number(value) -> bool:

@@ -146,7 +146,8 @@ class VisionFlowProcessor(ProcessorMixin):
             fmri: responses in the raw unit, `(voxels,)` or `(batch, voxels)`; a list where subjects differ in their
                 number of voxels, or `(batch, max_voxels)` with zeros on the right, as `predict_fmri` returns them.
                 Gradients flow through responses that are tensors.
-            subject (`str` or `list[str]`): the subject of all rows, or of each; needed where several are known.
+            subject (`str` or `list[str]`): the subject of all rows, or of each; needed where several are known. In a
+                list, `None` stands for that of a row without a response.
             return_tensors (`str`): `"pt"`; nothing else is supported.
 
             In a list of images or of responses, `None` stands for a row that has none. Tensors may be of any dtype and
@@ -156,12 +157,13 @@ class VisionFlowProcessor(ProcessorMixin):
             `BatchFeature`, in float32 and on the device of the first tensor given (the CPU where none is):
             `pixel_values` `(batch, channels, height, width)` on a 0..1 scale where images are given; `fmri`
             `(batch, max_voxels)`, standardised, where responses are given; and for a known subject `subject_ids`
-            `(batch,)`, `fmri_mean` and `fmri_std` `(batch, max_voxels)`, by which predictions return to the raw unit.
+            `(batch,)`, -1 for a row without one, `fmri_mean` and `fmri_std` `(batch, max_voxels)`, by which predictions
+            return to the raw unit.
             `has_image` and `has_fmri` `(batch,)` say which rows have what, where some have not.
 
         Raises:
-            ValueError: unknown subject, wrong number of voxels, responses that are NaN or infinite, or an image of
-                another shape, type or range.
+            ValueError: unknown subject, a response without one or with a wrong number of voxels, responses that are NaN
+                or infinite, or an image of another shape, type or range.
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors is {return_tensors!r}: only 'pt' is supported")
@@ -178,7 +180,7 @@ class VisionFlowProcessor(ProcessorMixin):
             raise ValueError("an empty batch was given: give at least one image or response")
         given = [*(images or []), *(fmri or [])]
         device = next((row.device for row in given if isinstance(row, torch.Tensor)), torch.device("cpu"))
-        names = self._subject_names(subject, size, needed=fmri is not None)
+        names = self._subject_names(subject, size, fmri)
         data = {}
         if images is not None:
             blank = torch.zeros(self.num_channels, *self.image_size)
@@ -187,9 +189,10 @@ class VisionFlowProcessor(ProcessorMixin):
             if any(image is None for image in images):
                 data["has_image"] = torch.tensor([image is not None for image in images], device=device)
         if names is not None:
-            mean = {name: torch.tensor(self.fmri_mean[name], device=device) for name in set(names)}
-            std = {name: torch.tensor(self.fmri_std[name], device=device) for name in set(names)}
-            data["subject_ids"] = torch.tensor([self.subjects.index(name) for name in names], device=device)
+            mean = {name: torch.tensor(self.fmri_mean.get(name, ()), device=device) for name in set(names)}
+            std = {name: torch.tensor(self.fmri_std.get(name, ()), device=device) for name in set(names)}
+            ids = [-1 if name is None else self.subjects.index(name) for name in names]
+            data["subject_ids"] = torch.tensor(ids, device=device)
             data["fmri_mean"] = pad_sequence([mean[name] for name in names], batch_first=True)
             data["fmri_std"] = pad_sequence([std[name] for name in names], batch_first=True, padding_value=1.0)
         if fmri is not None:
@@ -223,7 +226,7 @@ class VisionFlowProcessor(ProcessorMixin):
         if values.ndim == 0:
             raise ValueError("fmri is a single number: (voxels,) or (batch, voxels) is expected")
         batch = values[None] if values.ndim == 1 else values
-        names = self._subject_names(subject, len(batch), needed=True)
+        names = self._subject_names(subject, len(batch), batch)
         widest = max(map(len, self.fmri_mean.values()))
         rows = []
         for row, name in zip(batch, names, strict=True):
@@ -384,19 +387,22 @@ class VisionFlowProcessor(ProcessorMixin):
         array = np.asarray(image, dtype=np.float32).reshape(height, width, self.num_channels) / 255
         return torch.from_numpy(array).permute(2, 0, 1)
 
-    def _subject_names(self, subject, size: int, needed: bool) -> list[str] | None:
+    def _subject_names(self, subject, size: int, fmri) -> list[str | None] | None:
+        """The subject of each row, which all with a response need; None where it is not given and none has one."""
         known = f"this model knows {', '.join(self.subjects) or 'none'}"
         if subject is None:
             if len(self.subjects) != 1:
-                if needed:
+                if fmri is not None:
                     raise ValueError(f"fmri needs its subject: {known}")
                 return None
             subject = self.subjects[0]
         names = [subject] * size if isinstance(subject, str) else list(subject)
         if len(names) != size:
             raise ValueError(f"{len(names)} subjects for {size} rows: give one name, or one per row")
-        for name in names:
-            if name not in self.subjects:
+        for name, response in zip(names, [None] * size if fmri is None else fmri, strict=True):
+            if name is None and response is not None:
+                raise ValueError(f"a row has fMRI but no subject: name the subject of every response; {known}")
+            if name is not None and name not in self.subjects:
                 raise ValueError(f"unknown subject {name}: {known}")
         return names
 

@@ -53,11 +53,22 @@ class RowImages:
         """What a frozen encoder made of each, `(stimuli, features)`; None, since this one may learn."""
 
 
-def refit(model, rows, processor: VisionFlowProcessor, seed: int) -> None:
+def refit(model, rows, processor: VisionFlowProcessor, seed: int, from_learned: bool | None = None) -> None:
     """Fit the fMRI side of `model` to rows, as `VisionFlowModel.refit` says."""
     rows = rows_to_fit(model, rows, processor)
+    if from_learned is None:
+        from_learned = reads_learned(model)
+    trials, images = Trials(rows, processor), RowImages(rows, processor)
     with Undisturbed(model):
-        fit_fmri_side(model, Trials(rows, processor), RowImages(rows, processor), STEPS, seed)
+        fit_fmri_side(model, trials, images, STEPS, seed, from_learned=from_learned)
+
+
+def reads_learned(model) -> bool:
+    """Whether the maps to voxels were fitted, so that their columns for MLP(z) are zero, and read z."""
+    config, maps = model.config, model.latent_to_fmri.voxel_maps
+    parts = [config.latent_dim, config.bridge_hidden_size, config.linear_dim]
+    learned, hidden, _ = zip(*(one.weight.split(parts, dim=1) for one in maps), strict=True)
+    return any(one.any() for one in learned) and not any(one.any() for one in hidden)
 
 
 def rows_to_fit(model, rows, processor: VisionFlowProcessor):
@@ -195,9 +206,13 @@ class RefitCallback(TrainerCallback):
 
     Trainer needs `remove_unused_columns=False` and the model's processor as its `processing_class`; a model that was
     loaded has its own.
+
+    Args:
+        from_learned: as in `VisionFlowModel.refit`; None for what the model does as training begins.
     """
 
-    def __init__(self):
+    def __init__(self, from_learned: bool | None = None):
+        self.given = self.from_learned = from_learned
         self.fitted = -1  # the step after which the model was refitted
         self.processor = None  # the model's, once training has begun
 
@@ -206,6 +221,7 @@ class RefitCallback(TrainerCallback):
         self.processor = self._processor(model, processing_class)
         refuse_adapters(model)
         rows_to_fit(model, train_dataloader.dataset, self.processor)  # refused now, not after all steps
+        self.from_learned = reads_learned(model) if self.given is None else self.given
 
     def on_step_end(self, args, state, control, **kwargs):
         if control.should_evaluate or control.should_save:
@@ -227,6 +243,6 @@ class RefitCallback(TrainerCallback):
 
     def _refit(self, state, model, train_dataloader, **kwargs):
         if self.fitted != state.global_step:
-            model.refit(train_dataloader.dataset, self.processor)
+            model.refit(train_dataloader.dataset, self.processor, from_learned=self.from_learned)
             Processes(shared=True).take_over(model.state_dict().values(), 0)  # DDP synchronises gradients alone
             self.fitted = state.global_step

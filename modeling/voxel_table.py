@@ -166,10 +166,15 @@ def remove_table(folder: str | os.PathLike) -> None:
 
     Without pyarrow it stays: it may be the model's own, which could not be read.
     """
+    path = os.path.join(folder, VOXELS)
+    if can_read_tables() and os.path.isfile(path):
+        os.remove(path)
+
+
+def can_read_tables() -> bool:
+    """Whether pyarrow is installed: without it, a model that knows no table may have one."""
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        return
-    path = os.path.join(folder, VOXELS)
-    if os.path.isfile(path):
-        os.remove(path)
+        return False
+    return True

@@ -80,7 +80,7 @@ def train(model: VisionFlowModel, processor: VisionFlowProcessor, rows, args: Tr
         data_collator=ImageCollator(processor, distinct=len(set(rows["stimulus_id"]))),
         train_dataset=rows,
         processing_class=processor,
-        callbacks=[model.refit_callback()],
+        callbacks=[model.refit_callback(from_learned=True)],
     )
     trainer.train()
     return trainer

@@ -185,6 +185,9 @@ class Handler(BaseHTTPRequestHandler):
             sha = repository.commit(self.committed(repository))
             url = f"{self.server.endpoint}/{KINDS[kind]}{name}/commit/{sha}"
             return reply({"commitOid": sha, "commitUrl": url, "hookOutput": "", "success": True})
+        if verb == "auth-check":
+            self.authorise()
+            return reply({})
         if verb == "tag":
             self.authorise()
             repository.tags[json.loads(self.body)["tag"]] = repository.at(rest)[0]

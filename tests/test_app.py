@@ -147,6 +147,8 @@ def spaces(run, tmp_path_factory):
     code += "\n    assert main(['push-space', run, name, '--corpus', 'lab/corpus']) == 0"
     with LoopbackHub() as hub:
         hub.repositories["models/lab/model"] = Repository(False)
+        hub.repositories["datasets/lab/corpus"] = Repository(False)
+        hub.repositories["datasets/lab/corpus"].commit({})
         hub.repositories["models/lab/model"].commit({"config.json": (run / "config.json").read_bytes()})
         env = environment(hub, folder / "home", PYTHONPATH=str(ROOT))
         done = subprocess.run([sys.executable, "-c", code, str(run)], env=env, capture_output=True, text=True)
@@ -185,3 +187,5 @@ def test_a_space_starts_from_its_own_files(spaces):
 def test_a_space_takes_no_corpus_of_a_folder(run, corpus, refused):
     command = ["push-space", str(run), "lab/app", "--corpus", str(corpus)]
     refused(lambda: main(command), "is no ORG/NAME on the Hub: push it first with `visionflow push-corpus`")
+    command[-1] = "lab/nothing"  # there are neither a folder nor a Hub here
+    refused(lambda: main(command), "lab/nothing is no corpus: there is no such folder, and the Hub")

@@ -251,6 +251,24 @@ def test_a_card_without_a_place_for_results_stays_as_it_is(fresh, report, caplog
     assert said in caplog.text and file.read_text() == text
 
 
+def test_figures_under_leakage_reach_no_leaderboard(fresh, report, caplog):
+    result = result_of(json.loads((report / "metrics.json").read_text()), "lab/data", "")
+    leaking = result | {"leakage": "1 stimulus (s1) in both train and test"}
+    add_result(fresh, leaking)
+    card = ModelCard.load(fresh / "README.md")
+    assert "model-index" not in card.data.to_dict() and "**Leakage.** The corpus has 1 stimulus (s1)" in card.text
+    assert not (fresh / ".eval_results").exists()
+    assert "not in model-index and .eval_results, which leaderboards read: 1 stimulus (s1)" in caplog.text
+    other = result | {"dataset": "lab/other"}
+    for one in (result, other):
+        add_result(fresh, one)
+    assert len(list((fresh / ".eval_results").iterdir())) == 2
+    add_result(fresh, leaking)
+    card = ModelCard.load(fresh / "README.md")
+    assert not in_head(card, "lab/data") and in_head(card, "lab/other")
+    assert [file.name for file in (fresh / ".eval_results").iterdir()] == ["lab_other.yaml"]
+
+
 def test_pushed_under_another_name_an_edited_card_keeps_the_rest(fresh, report):
     file = fresh / "README.md"
     add_result(fresh, result_of(json.loads((report / "metrics.json").read_text()), "lab/data", ""))
@@ -312,6 +330,25 @@ def test_the_trainer_continues_the_card_with_its_edits_and_without_its_results(f
     (folder / "README.md").write_text((folder / "README.md").read_text() + "\nAnd for cows.\n")
     kept = saved_by_trainer(*load_model(folder), corpus, folder)
     assert "And for cows." in kept.text and in_head(kept, "simulated") == measured(metrics)
+
+
+def test_results_stay_with_the_weights_that_gave_them(fresh, report):
+    metrics = json.loads((report / "metrics.json").read_text()) | {"leakage": ""}
+    add_result(fresh, result_of(metrics, "lab/data", ""))
+    file, board = fresh / "README.md", fresh / ".eval_results" / "lab_data.yaml"
+    file.write_text(file.read_text().replace("## Limits\n", "## Limits\n\nOnly for horses.\n"))
+    before = file.read_bytes()
+    model, _ = load_model(fresh)
+    model.save_pretrained(fresh)
+    assert file.read_bytes() == before and board.is_file()
+    model.linear_logvar.data += 1
+    model.save_pretrained(fresh)
+    card = ModelCard.load(file)
+    assert "voxel_r_mean" not in card.content and card.data.eval_results is None and not board.exists()
+    assert "Only for horses." in card.text and "Not evaluated yet" in card.text
+    add_result(fresh, result_of(metrics, "lab/data", ""))
+    model.save_pretrained(fresh)
+    assert in_head(ModelCard.load(file), "lab/data") == measured(metrics) and board.is_file()
 
 
 def test_the_trainer_gives_new_weights_a_new_card(run, corpus, tmp_path):

@@ -150,8 +150,14 @@ def test_batches_are_as_wide_as_the_largest_subject(colour_corpus):
     np.testing.assert_allclose(batch["fmri"][0, :7], (np.array(bob[0]["fmri"]) - mean) / std, atol=1e-5)
     assert batch["subject_ids"].tolist() == [1, -1, 1]
     assert batch["has_image"].tolist() == [True, True, False] and batch["has_fmri"].tolist() == [True, False, True]
-    loss = VisionFlowModel(VisionFlowConfig.for_dataset(rows, processor))(**batch).loss
-    assert loss.isfinite()
+    model = VisionFlowModel(VisionFlowConfig.for_dataset(rows, processor))
+    assert model(**batch).loss.isfinite()
+    assert VisionFlowCollator(processor)([alone])["fmri"].tolist() == [[0] * 12]
+    for one in ([bob[0], alone], [alone]):  # as the card collates them
+        images, fmri, subjects = ([row[name] for row in one] for name in ("image", "fmri", "subject"))
+        for training in (True, False):
+            made = model.train(training)(**processor(images=images, fmri=fmri, subject=subjects))
+            assert made.loss.isfinite() and made.reconstruction.isfinite().all()
     with pytest.raises(ValueError, match="a row has fMRI but no subject"):
         VisionFlowCollator(processor)([bob[0], bob[1] | {"subject": None}])
     with pytest.raises(ValueError, match=r"no image, subject, only fmri: .* remove_unused_columns=False"):

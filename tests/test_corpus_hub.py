@@ -1,7 +1,9 @@
 """Corpora on the Hub: pushed as Parquet, read back by name, with the real client against a Hub on the loopback."""
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -11,11 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import DatasetDict, Features, Value, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 from loopback_hub import LoopbackHub, Repository, environment
 from test_hub import stranger, visionflow
 
 from visionflow_hf.cli import main
+from visionflow_hf.corpus import from_hub, to_hub
 from visionflow_hf.corpus.schema import FEATURES, read_corpus
+from visionflow_hf.errors import UserError
 
 LABELLED = Features({**FEATURES, "category": Value("string"), "session": Value("string")})
 
@@ -207,17 +212,63 @@ def test_pushed_again_old_shards_go_and_inspect_reads_the_new(hub, corpus, tmp_p
 
 
 def test_many_shards(monkeypatch, corpus, tmp_path):
-    from visionflow_hf.corpus import to_hub
-    from visionflow_hf.corpus.from_hub import load_parquet
-
     opened = read_corpus(corpus)
     monkeypatch.setattr(to_hub, "SHARD_BYTES", opened.splits["test"].data.nbytes)
     to_hub.write_shards(opened, tmp_path)
     assert len(list((tmp_path / "data").glob("train-*"))) >= 2 and len(list((tmp_path / "data").glob("test-*"))) == 1
-    read = load_parquet(tmp_path)
+    read = from_hub.load_parquet(tmp_path)
     for name, split in opened.splits.items():
         assert read[name].features == FEATURES
         assert read[name].remove_columns("image")[:] == split.remove_columns("image")[:]
+
+
+def test_pushed_again_a_card_keeps_what_its_owner_said(hub, corpus, tmp_path):
+    env = environment(hub, tmp_path / "home")
+    (tmp_path / "cite.bib").write_text("@misc{digits,\n  title = {Digits}\n}\n")
+    flags = ["--license", "cc-by-4.0", "--source", "3 T. Two mm.", "--citation", tmp_path / "cite.bib", "--benchmark"]
+    assert visionflow("push-corpus", corpus, "lab/kept", *flags, env=env).returncode == 0
+    files = hub.files("lab/kept", "datasets")
+    assert "eval.yaml" in files
+    again = visionflow("push-corpus", corpus, "lab/kept", env=env)
+    assert "license, source, citation as in the card of lab/kept so far" in again.stderr, again.stderr
+    assert hub.files("lab/kept", "datasets")["README.md"] == files["README.md"]
+    assert "eval.yaml" not in hub.files("lab/kept", "datasets")
+    assert visionflow("push-corpus", corpus, "lab/kept", "--license", "mit", env=env).returncode == 0
+    assert hub.files("lab/kept", "datasets")["README.md"].decode() == files["README.md"].decode().replace(
+        "cc-by-4.0", "mit"
+    )
+    hub.repositories["datasets/lab/kept"].commit({"README.md": b"---\nlicense: mit\n---\nmine\n"})
+    assert visionflow("push-corpus", corpus, "lab/kept", env=env).returncode == 0
+    assert b"license: unknown" in hub.files("lab/kept", "datasets")["README.md"]  # that was no card of ours
+
+
+def test_splits_are_pushed_with_the_same_columns(corpus, unpaired, tmp_path):
+    opened = read_corpus(corpus)
+    opened.splits["train"] = read_corpus(unpaired).splits["train"]
+    (tmp_path / "other").mkdir()
+    to_hub.write_shards(opened, tmp_path / "other")
+    with pytest.raises(
+        UserError, match=r"new columns.*category.*\): whole Parquet files are expected, all with the same"
+    ):
+        from_hub.load_parquet(tmp_path / "other")
+    unit = opened.unit
+    opened.splits = to_hub.alike(opened.splits)
+    (tmp_path / "same").mkdir()
+    to_hub.write_shards(opened, tmp_path / "same")
+    read = from_hub.load_parquet(tmp_path / "same")
+    assert read["train"].features == read["test"].features == LABELLED and opened.unit == unit
+    assert set(read["test"]["session"]) == {None} and set(read["train"]["session"]) == {"00", "01", "02"}
+
+
+def test_a_cache_without_room_is_one_line(pushed, tmp_path, monkeypatch):
+    def full(*words, **more):
+        raise DatasetGenerationError("An error occurred") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(from_hub, "load_dataset", full)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-0.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"No space left on device\): free some, or name a folder on another disk"):
+        from_hub.load_parquet(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,10 @@ def file_of(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
+PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
+IMAGE = base64.b64encode(file_of(Image.fromarray(PIXELS))).decode()
+
+
 def image_in(encoded: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
 
@@ -130,6 +134,17 @@ def test_fmri_to_images_and_samples(ask, run, rows):
         ({"inputs": [0.0] * 30}, "needs its subject"),
         ({"inputs": [0.0] * 30, "parameters": {"subject": "nobody"}}, "unknown subject nobody"),
         ({"inputs": [0.0] * 30, "parameters": {"seed": 1}}, "unknown parameters seed"),
+        (
+            {"inputs": [0.0] * 30, "parameters": {"subject": "subj02", "num_samples": "4"}},
+            "num_samples is '4': a whole",
+        ),
+        ({"inputs": [0.0] * 30, "parameters": {"subject": 2}}, "subject is a int: give one name"),
+        ({"inputs": IMAGE, "parameters": {"subject": "subj02", "rois": 5}}, "rois is 5: give a list"),
+        (
+            {"inputs": [0.0] * 30, "parameters": ["subj02"]},
+            "parameters are a list: a dict of subject, num_samples, rois",
+        ),
+        ({"inputs": IMAGE[:200], "parameters": {"subject": "subj02"}}, "not the base64 of an image file"),
         ({"parameters": {}}, "inputs"),
     ],
 )

@@ -1,6 +1,7 @@
 """Push, pull, fine-tune and push again, with the real client over HTTP, against a Hub on the loopback interface."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +16,8 @@ from PIL import Image
 from stranger import STRANGER
 from transformers import AutoConfig, pipeline
 
-from visionflow_hf.hub import left_over, load_model
+from visionflow_hf.hub import add_result, left_over, load_model
+from visionflow_hf.results import result_of
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (4, 16, 16), dtype=np.uint8)
@@ -71,6 +73,20 @@ predicted = trainer.model.eval().predict_fmri(**processor(images=list(arrays["im
 np.savez(output + "/predicted.npz", predicted=predicted)
 """
 
+# ... and all other ways to push: from the folder, by a pipeline, and other weights without a voxel table.
+PUSH_OTHERWISE = """
+from transformers import AutoModel, pipeline
+
+folder, = sys.argv[1:]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+model.save_pretrained(folder, push_to_hub=True, repo_id="lab/folder")
+pipeline("fmri-to-image", model=folder, trust_remote_code=True).push_to_hub("lab/piped")
+model.push_to_hub("lab/earlier")
+model.voxels = None
+model.linear_logvar.data += 1
+model.push_to_hub("lab/earlier")
+"""
+
 PUSH_AGAIN = """
 from transformers import AutoModel, AutoProcessor, pipeline
 
@@ -116,7 +132,7 @@ def pushed(hub, run, tmp_path_factory) -> str:
 def test_what_is_pushed(hub, run, pushed):
     files = hub.files("lab/digits")
     expected = {*CODE, "config.json", "processor_config.json", "model.safetensors", "README.md", ".gitattributes"}
-    expected |= {"fmri_statistics.safetensors", "requirements.txt", "voxels.parquet"}
+    expected |= {"fmri_statistics.safetensors", "requirements.txt", "voxels.parquet", "train_images.txt"}
     assert set(files) == expected  # no checkpoint, no state of the Trainer
     for name in expected - {"README.md", ".gitattributes"}:
         assert files[name] == (run / name).read_bytes()
@@ -199,7 +215,8 @@ def test_private_models_and_evaluation_by_name(hub, run, corpus, tmp_path):
     assert hub.repositories["models/lab/secret"].private
     result = visionflow("evaluate", "lab/secret", corpus, tmp_path / "report", env=env)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert (tmp_path / "report" / "metrics.json").is_file()
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert metrics["about"]["model"] == "lab/secret" and metrics["about"]["train stimuli"] == 36
     nobody = environment(hub, tmp_path / "other home") | {"HF_TOKEN": "hf_wrong"}
     result = visionflow("evaluate", "lab/secret", corpus, tmp_path / "no report", env=nobody)
     assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("error: no model at lab/secret")
@@ -221,7 +238,8 @@ def test_a_push_that_cannot_be(hub, run, tmp_path, name, settings, message):
 
 
 def test_a_push_deletes_what_is_of_the_model_before():
-    old = ["model-00001-of-00002.safetensors", "voxels.parquet", ".eval_results/lab--old.yaml"]
+    old = ["model-00001-of-00002.safetensors", "voxels.parquet", "train_images.txt"]
+    old += [".eval_results/lab--old.yaml"]
     there = ["README.md", "model.safetensors", *old, "old.py", "adapter.safetensors", "a/model.safetensors"]
     assert left_over(there, {"README.md", "model.safetensors"}) == old
 
@@ -275,3 +293,32 @@ def test_a_folder_that_is_no_model_is_not_pushed(hub, tmp_path):
     result = visionflow("push", tmp_path, "lab/empty", env=environment(hub, tmp_path / "home"))
     assert result.returncode == 2
     assert "(config.json, processor_config.json, fmri_statistics.safetensors, README.md missing)" in result.stderr
+
+
+def test_every_push_carries_the_card_and_nothing_of_other_weights(hub, run, report, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(run, folder)
+    metrics = json.loads((report / "metrics.json").read_text()) | {"leakage": ""}
+    add_result(folder, result_of(metrics, "lab/data", ""))
+    edited = (folder / "README.md").read_text().replace("## Limits\n", "## Limits\n\nOnly for horses.\n")
+    (folder / "README.md").write_text(edited)
+    env = environment(hub, tmp_path / "home", HF_HUB_OFFLINE="0")
+    assert visionflow("push", folder, "lab/earlier", env=env).returncode == 0
+    count = len(hub.repositories["models/lab/earlier"].commits)
+    stranger(PUSH_OTHERWISE, folder, env=env, cwd=tmp_path)
+
+    files = hub.files("lab/folder")
+    assert files["README.md"] == (folder / "README.md").read_bytes()
+    for name in "lab/folder", "lab/piped":
+        card = ModelCard(hub.files(name)["README.md"].decode())
+        assert "Only for horses." in card.text and f'model="{name}"' in card.text
+        assert card.data.visionflow["model_id"] == name and str(tmp_path) not in card.content
+        assert ("voxel_r_mean" in card.text) == (name == "lab/folder")  # the folder's own, and one made from it
+    assert "processor_config.json" in hub.files("lab/piped")
+
+    commits = [files for _, files in hub.repositories["models/lab/earlier"].commits]
+    of_one = {"voxels.parquet", ".eval_results/lab_data.yaml"}
+    assert "voxel_r_mean" in commits[count]["README.md"].decode() and of_one <= set(commits[count])  # the same weights
+    assert commits[-1]["model.safetensors"] != commits[count]["model.safetensors"]
+    card = ModelCard(commits[-1]["README.md"].decode())
+    assert "Only for horses." in card.text and "voxel_r_mean" not in card.content and not of_one & set(commits[-1])

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
@@ -21,8 +22,8 @@ from visionflow_hf.hub_errors import hub_errors, reading_corpus
 from visionflow_hf.modeling import VisionFlowModel
 
 
-def answered(status: int, message: str = "said the server") -> HfHubHTTPError:
-    return HfHubHTTPError(message, response=SimpleNamespace(status_code=status, headers={}, request=None))
+def answered(status: int, message: str = "said the server", kind=HfHubHTTPError, **more) -> HfHubHTTPError:
+    return kind(message, response=SimpleNamespace(status_code=status, headers={}, request=None), **more)
 
 
 def failed(number: int, file: str | None = None) -> OSError:
@@ -79,6 +80,21 @@ def test_only_a_missing_connection_is_one(context, error):
 def test_only_missing_rights_ask_to_log_in(status):
     assert f"the Hub refused lab/x ({status}): log in with `hf auth login`" in line_of(hub_errors, answered(status))
     assert "check the name, and log in with `hf auth login`" in line_of(reading_corpus, answered(status))
+
+
+@pytest.mark.parametrize("context", [hub_errors, reading_corpus])
+def test_the_reason_that_the_hub_gives_is_said(context):
+    assert "(403: your storage\nis full)".replace("\n", " ") in line_of(
+        context, answered(403, server_message="your storage\nis full")
+    )
+
+
+@pytest.mark.parametrize("context", [hub_errors, reading_corpus])
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gated_repository_names_its_conditions(context, status):
+    line = line_of(context, answered(status, kind=GatedRepoError))
+    assert "lab/x to those alone who accept its conditions: do so on its page there, and log in" in line
+    assert "no corpus" not in line and "may write" not in line
 
 
 def test_a_repository_that_is_not_there():

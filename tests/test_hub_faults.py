@@ -1,6 +1,7 @@
 """What the Hub, a card or a file refuses: told in one line, never taken for something that is absent."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,15 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 from visionflow_hf.app import Demo
+from visionflow_hf.cli import main
 from visionflow_hf.corpus.from_hub import about_corpus
+from visionflow_hf.corpus.leakage import seen_by
 from visionflow_hf.errors import UserError
+from visionflow_hf.evaluation.evaluate import about_model
 from visionflow_hf.export import Decode
 from visionflow_hf.hub import load_model, model_files
 from visionflow_hf.pretrained import load_encoder
+from visionflow_hf.training import train as training
 from visionflow_hf.training.arguments import VisionFlowTrainingArguments
 
 # Prints what loading an encoder, then a model, ends in.
@@ -33,6 +38,20 @@ for load, name in (load_encoder, "lab/vit"), (load_model, "lab/digits"):
         print("loaded", found[1] if load is load_encoder else found[0].voxels is not None)
     except UserError as error:
         print("refused", error)
+"""
+
+
+# Prints what is known of the training of the model lab/digits.
+GUARDS = """
+import json
+from visionflow_hf.corpus.leakage import seen_by
+from visionflow_hf.errors import UserError
+from visionflow_hf.evaluation.evaluate import about_model, warn_of_units
+try:
+    warn_of_units("lab/digits", "z-scores of a session")
+    print(json.dumps([sorted(seen_by("lab/digits")), about_model("lab/digits", "corpus")]))
+except UserError as error:
+    print("refused", error)
 """
 
 
@@ -77,6 +96,44 @@ def test_what_the_hub_fails_to_give_is_not_taken_for_absent(hub, tmp_path):
         assert told[line].startswith("refused") and told[1 - line].startswith("loaded"), told
 
 
+def test_a_model_of_the_hub_is_guarded_as_a_folder_is(hub, run, tmp_path):
+    hub.spoil = lambda make, method, path: make()
+    told = python("-c", GUARDS, env=environment(hub, tmp_path / "home", PYTHONPATH=str(ROOT)))
+    assert "trained on fMRI in the unit 'simulated response" in told.stderr, told.stderr[-2000:]
+    seen, about = json.loads(told.stdout)
+    assert set(seen) == seen_by(run) and len(seen) == 36
+    assert about == about_model(run, "corpus") | {"model": "lab/digits"} and about["train stimuli"] == 36
+    for file in "README.md", "train_images.txt":
+        hub.spoil = failing(file, 403)
+        told = python("-c", GUARDS, env=environment(hub, tmp_path / file, PYTHONPATH=str(ROOT)))
+        assert told.stdout.startswith("refused no model at lab/digits: the Hub did not accept the request"), told
+
+
+def test_training_that_cannot_be_pushed_does_not_begin(hub, corpus, run, tmp_path):
+    refusal = {"X-Error-Message": "your storage is full"}
+    hub.spoil = lambda make, method, path: (403, refusal, b"") if path.endswith("auth-check/write") else make()
+    flags = ["--max_steps", "4", "--push_to_hub", "true", "--hub_model_id", "lab/full", "--hub_private_repo", "true"]
+    command = ["-m", "visionflow_hf.cli", "train", corpus, tmp_path / "run", *flags]
+    done = python(*command, env=environment(hub, tmp_path / "home"))
+    assert done.returncode == 2 and "the Hub refused lab/full (403: your storage is full): log in" in done.stderr
+    assert not (tmp_path / "run").exists() and hub.repositories["models/lab/full"].private
+
+
+def test_a_push_that_fails_after_training_names_the_model_and_the_remedy(corpus, tmp_path, monkeypatch, refused):
+    made = []
+
+    def push(*words):
+        raise UserError("the Hub has a fault of its own (500): try again later")
+
+    monkeypatch.setattr(training, "prepare_push", lambda *words: made.append(words))
+    monkeypatch.setattr(training, "push", push)
+    run = tmp_path / "run"
+    flags = ["--max_steps", "4", "--linear_dim", "0", "--disable_tqdm", "true", "--push_to_hub", "true"]
+    line = rf"the model is in {run}, but was not pushed \(.*later\): repeat with `visionflow push {run} lab/x`"
+    refused(lambda: main(["train", str(corpus), str(run), *flags, "--hub_model_id", "lab/x"]), line)
+    assert made == [("lab/x", False)] and (run / "config.json").is_file()
+
+
 def test_what_a_push_cannot_do_is_said(hub, run, tmp_path):
     env = environment(hub, tmp_path / "home")
     command = ["-m", "visionflow_hf.cli", "push", run]
@@ -96,16 +153,35 @@ def test_what_a_push_cannot_do_is_said(hub, run, tmp_path):
     assert done.returncode == 2 and "error: the Hub refuses the card of lab/refused" in done.stderr.splitlines()[-1]
 
 
-def test_a_job_of_the_hub_takes_private(tmp_path):
-    script = ROOT / "scripts" / "train_on_hub.py"
-    code = (
-        "import runpy, sys, visionflow_hf.cli\n"
-        "visionflow_hf.cli.main = lambda words: print(words) or 0\n"
-        f"sys.argv = ['x', 'lab/c', 'lab/m', '--private', '--max_steps', '4']\nrunpy.run_path({str(script)!r})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.splitlines()[0] == "['train', 'lab/c', 'model', '--max_steps', '4']", done.stderr
-    assert done.stdout.splitlines()[2] == "['push', 'model', 'lab/m', '--private']"
+@pytest.mark.parametrize(("failing", "ran"), [("", 5), ("evaluate", 5), ("train", 2), ("made", 1)])
+def test_a_job_of_the_hub_pushes_what_it_has_trained(monkeypatch, capsys, failing, ran):
+    asked = []
+
+    def command(words):
+        asked.append(words)
+        return 2 if words[0] == failing else 0
+
+    def prepare_push(*words):
+        if command(["made", *words]):
+            raise UserError("no")
+
+    monkeypatch.setattr("visionflow_hf.cli.main", command)
+    monkeypatch.setattr("visionflow_hf.hub.prepare_push", prepare_push)
+    words = ["x", "lab/c", "lab/m", "--private", "--allow-leakage", "--max_steps", "4"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / "train_on_hub.py"))
+    push = ["push", "model", "lab/m", "--private"]
+    train = ["train", "lab/c", "model", "--allow-leakage", "--max_steps", "4"]
+    everything = [
+        ["made", "lab/m", True],
+        train,
+        push,
+        ["evaluate", "model", "lab/c", "report", "--allow-leakage"],
+        push,
+    ]
+    assert asked == everything[:ran] and ended.value.code == (2 if failing else 0)
+    assert ("error: no" in capsys.readouterr().err) == (failing == "made")
 
 
 @pytest.mark.parametrize("flag", ["hub_model_id", "hub_private_repo"])

@@ -239,8 +239,50 @@ def test_sixteen_bits_and_orientation_of_a_file(encode, tmp_path):
         np.testing.assert_allclose(encode(tmp_path / name, subject="subj01"), expected, atol=1e-4)
     encoded = base64.b64encode((tmp_path / "deep.png").read_bytes()).decode()
     np.testing.assert_allclose(encode(encoded, subject="subj01"), expected, atol=1e-4)
-    with pytest.raises(ValueError, match=r"absent\.png is no image: give the path of a file"):
+    with pytest.raises(ValueError, match=r"absent\.png cannot .* \(no image file\): give the path of a file"):
         encode("absent.png", subject="subj01")
+
+
+def test_an_image_that_cannot_be_read_is_named(encode, tmp_path):
+    Image.fromarray(PIXELS[0]).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[:-40])
+    (tmp_path / "text.png").write_text("no image")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        for source, cause in (
+            (f"{tmp_path}/cut.png", "truncated"),
+            (f"{tmp_path}/text.png", "no image file"),
+            (f"{url}/cut.png", "truncated"),
+            (f"{url}/text.png", "no image file"),
+            (f"{url}/absent.png", "HTTP Error 404"),
+            (f"{url}/an image.png", "URL can't contain control characters"),
+            (base64.b64encode(b"no image" * 100).decode(), "no image file"),
+        ):
+            with pytest.raises(ValueError, match=cause) as error:
+                encode([PIXELS[0], source], subject="subj01")
+            assert str(error.value).startswith(f"{source[:200]} cannot be read as an image (")
+            assert len(str(error.value)) < 400
+        server.shutdown()
+
+
+def test_parameters_of_another_kind_are_refused(encode, decode):
+    for given in ("4", 1.5, True, [2]):
+        with pytest.raises(ValueError, match=r"num_samples is .*: a whole number, at least 1, is needed"):
+            decode(FMRI[0], subject="subj01", num_samples=given)
+    assert len(decode(FMRI[0], subject="subj01", num_samples=np.int64(2))) == 2
+    for given in (5, [5]):
+        with pytest.raises(ValueError, match=r"rois is .*: give a list of names of regions"):
+            encode(PIXELS[0], subject="subj01", rois=given)
 
 
 def test_a_model_at_hand_makes_its_pipeline(run):

@@ -44,6 +44,23 @@ def test_one_response_in_every_form(processor, fmri):
     assert processor(fmri=fmri, subject="ann")["fmri"].shape == (1, 3)
 
 
+def test_a_row_without_a_response_needs_no_subject(processor):
+    image = Image.new("RGB", (8, 6))
+    batch = processor(images=[image, image], fmri=[None, [14.0, 19.0]], subject=[None, "bob"])
+    assert batch["subject_ids"].tolist() == [-1, 1] and batch["has_fmri"].tolist() == [False, True]
+    assert batch["fmri"].tolist() == [[0, 0], [1, -1]] and batch["fmri_mean"].tolist() == [[0, 0], [10, 20]]
+    assert batch["fmri_std"].tolist() == [[1, 1], [4, 1]]
+    alone = processor(images=[image], fmri=[None], subject=[None])
+    assert alone["subject_ids"].tolist() == [-1] and alone["fmri"].shape == (1, 0)
+    assert processor(images=[image, image], subject=["ann", None])["subject_ids"].tolist() == [0, -1]
+    assert VisionFlowProcessor([6, 8])(images=[image], subject=[None])["subject_ids"].tolist() == [-1]
+    message = "a row has fMRI but no subject: name the subject of every response; this model knows ann, bob"
+    with pytest.raises(ValueError, match=message):
+        processor(images=[image, image], fmri=[None, [14.0, 19.0]], subject=["ann", None])
+    with pytest.raises(ValueError, match=message):
+        processor.post_process_fmri(batch["fmri"], subject=[None, "bob"])
+
+
 def test_images_of_every_kind_become_the_same_pixels(processor):
     array = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     expected = torch.from_numpy(array).permute(2, 0, 1)[None] / 255

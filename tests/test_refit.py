@@ -9,7 +9,7 @@ from datasets import load_from_disk
 from scipy import optimize
 from transformers import Trainer, TrainingArguments
 
-from visionflow_hf import VisionFlowCollator
+from visionflow_hf import ImageCollator, VisionFlowCollator, VisionFlowTrainer
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import VisionFlowModel, refit
 from visionflow_hf.modeling.refit import RefitCallback, rows_to_fit
@@ -85,7 +85,7 @@ def test_the_trainer_evaluates_and_leaves_a_refitted_model(run, corpus, tmp_path
     events = []
     forward = VisionFlowModel.forward
 
-    def noted(self, given, its_processor):
+    def noted(self, given, its_processor, from_learned):
         assert given is rows and its_processor is processor
         events.append("refit")
 
@@ -151,13 +151,32 @@ def test_rows_that_cannot_be_refitted_are_refused_before_training(rows, corpus, 
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_z_predicts_voxels_after_tuning_if_it_did_before(run, corpus, tmp_path, monkeypatch, reads):
+    model, processor, rows = parts_of(run, corpus)
+    told = []
+    monkeypatch.setattr(refit, "fit_fmri_side", lambda *given, from_learned: told.append(from_learned))
+    for one in model.latent_to_fmri.voxel_maps:
+        one.weight.data[:, : model.config.latent_dim] = 0.1 * reads
+    model.refit(rows, processor)
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=2, save_strategy="no", remove_unused_columns=False, report_to="none", use_cpu=True
+    )
+    collator = VisionFlowCollator(processor)
+    Trainer(model, arguments, collator, rows, None, processor, callbacks=[model.refit_callback()]).train()
+    model.refit(rows, processor)  # gradient descent has changed all weights: they are no longer those of a fit
+    images = ImageCollator(processor, 30)
+    VisionFlowTrainer(model, arguments, images, rows, processing_class=processor).train()
+    assert told == [reads, reads, False, True]  # from images alone z cannot learn the noise of responses
+
+
 def test_a_second_training_is_refitted_too(monkeypatch):
     monkeypatch.setattr("visionflow_hf.modeling.refit.rows_to_fit", lambda *given: None)
 
     class Counting:
         refits = 0
 
-        def refit(self, rows, processor):
+        def refit(self, rows, processor, from_learned):
             self.refits += 1
 
         def state_dict(self):
@@ -166,7 +185,7 @@ def test_a_second_training_is_refitted_too(monkeypatch):
         def named_modules(self):
             return []
 
-    model, callback = Counting(), RefitCallback()
+    model, callback = Counting(), RefitCallback(True)
     processor = SimpleNamespace(check_subjects=None)
     state = SimpleNamespace(global_step=5)
     given = {"model": model, "processing_class": processor, "train_dataloader": SimpleNamespace(dataset=None)}

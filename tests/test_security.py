@@ -22,6 +22,7 @@ STANDARD = {
     "copy",
     "dataclasses",
     "functools",
+    "hashlib",
     "inspect",
     "itertools",
     "json",
@@ -56,6 +57,7 @@ FORBIDDEN = {
 ALLOWED = {
     ("pipeline_visionflow.py", "open_image", "urlopen"),
     ("pipeline_visionflow.py", "open_image", "Image.open"),
+    ("pipeline_visionflow.py", "open_image", "image.load"),  # its pixels
     ("pipeline_visionflow.py", "save_pretrained", "self.model.save_pretrained"),
     ("pipeline_visionflow.py", "save_pretrained", "self.processor.save_pretrained"),
     ("processing_visionflow.py", "save_pretrained", "super().save_pretrained"),
@@ -64,8 +66,11 @@ ALLOWED = {
     ("handler.py", "write_requirements", "open"),  # requirements.txt in the folder of `save_pretrained`
     ("handler.py", "write_requirements", "file.write"),
     ("handler.py", "image_of", "Image.open"),  # of bytes in a request
+    ("handler.py", "image_of", "image.load"),
     ("handler.py", "png", "image.save"),  # to bytes
     ("card.py", "card_of_origin", "open"),
+    ("card.py", "card_in", "open"),
+    ("card.py", "weights_hash", "open"),  # model.safetensors beside it
     ("card.py", "write_card", "open"),  # README.md in the folder of `save_pretrained`
     ("card.py", "write_card", "opened.write"),
     ("optional_files.py", "optional_file", "cached_file"),  # README.md and voxels.parquet beside the weights

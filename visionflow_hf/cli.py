@@ -476,10 +476,15 @@ def parser(argv: Sequence[str] = ()) -> Parser:
     one.add_argument("corpus", metavar="CORPUS", help="folder of the corpus")
     add_repository(one)
     one.add_argument(
-        "--license", help="identifier of the license, such as cc-by-4.0 (default: that of the corpus, or unknown)"
+        "--license",
+        help="identifier of the license, such as cc-by-4.0 (default: that in the card there, or of the corpus)",
     )
-    one.add_argument("--source", metavar="SENTENCE", help="where the data come from, for the dataset card")
-    one.add_argument("--citation", metavar="FILE", help="file that says how to cite the data, such as a .bib file")
+    one.add_argument("--source", metavar="SENTENCE", help="where the data come from (default: as in the card there)")
+    one.add_argument(
+        "--citation",
+        metavar="FILE",
+        help="file that says how to cite the data, such as a .bib file (default: as in the card there)",
+    )
     one.add_argument(
         "--benchmark", action="store_true", help="add eval.yaml, which makes the data set a benchmark of the Hub"
     )

@@ -42,13 +42,9 @@ class VisionFlowCollator:
                 "give TrainingArguments remove_unused_columns=False"
             )
         images, fmri, subjects = ([row[name] for row in rows] for name in COLUMNS)
-        if any(name is None and response is not None for name, response in zip(subjects, fmri, strict=True)):
-            raise ValueError("a row has fMRI but no subject: name the subject of every response")
-        known = [self.processor.subjects[0] if name is None else name for name in subjects]
-        batch = self.processor(images=images, fmri=fmri, subject=known)
+        batch = self.processor(images=images, fmri=fmri, subject=subjects)
         widest = max(map(len, self.processor.fmri_mean.values()))
         batch["fmri"] = pad(batch["fmri"], (0, widest - batch["fmri"].shape[1]))
-        batch["subject_ids"][[place for place, name in enumerate(subjects) if name is None]] = -1
         return {name: values for name, values in batch.items() if name not in ("fmri_mean", "fmri_std")}
 
 

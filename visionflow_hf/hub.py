@@ -24,14 +24,14 @@ from safetensors import SafetensorError
 
 from visionflow_hf import __version__
 from visionflow_hf.cards import card_template, results_of, with_metadata, with_results
-from visionflow_hf.corpus.leakage import write_seen
+from visionflow_hf.corpus.leakage import SEEN, write_seen
 from visionflow_hf.errors import UserError, count
 from visionflow_hf.folders import writing
-from visionflow_hf.hub_cache import whole_files
+from visionflow_hf.hub_cache import file_of, whole_files
 from visionflow_hf.hub_errors import cause_of, hub_errors
 from visionflow_hf.metrics import LEAST_CEILING
 from visionflow_hf.modeling import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
-from visionflow_hf.modeling.card import NAMED
+from visionflow_hf.modeling.card import NAMED, weights_hash
 from visionflow_hf.modeling.configuration_visionflow import TAGS
 from visionflow_hf.results import (
     SIMULATED,
@@ -53,10 +53,10 @@ TEMPLATE = card_template("model_card.md")
 RESULTS = ".eval_results"  # a file for each benchmark of the Hub
 PUSHED = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "processor_config.json"),
-    "voxels.parquet",
+    *("voxels.parquet", SEEN),
     *("*.py", "requirements.txt", f"{RESULTS}/*.yaml"),
 )
-OF_ONE_MODEL = ("model*.safetensors", "model*.safetensors.index.json", "voxels.parquet", f"{RESULTS}/*.yaml")
+OF_ONE_MODEL = ("model*.safetensors", "model*.safetensors.index.json", "voxels.parquet", SEEN, f"{RESULTS}/*.yaml")
 
 
 def save_model(
@@ -145,12 +145,23 @@ def training_of(card: Path) -> dict | None:
         return None
 
 
+def training_of_model(run: str | os.PathLike) -> dict:
+    """The same of a model in a folder or on the Hub; empty where its card does not tell.
+
+    Raises:
+        UserError: the Hub does not give the card.
+    """
+    card = file_of(run, "README.md")
+    return (card and training_of(card)) or {}
+
+
 def add_result(run: str | os.PathLike, result: dict) -> None:
     """Add a result to the card of a model folder, or replace that of the same corpus and split.
 
-    Results on the test split of a corpus of the Hub also go to .eval_results/, which the Hub's leaderboards read. In
-    the card only the results in its metadata and in its results section change. If `run` is a name on the Hub, or if
-    its card cannot be changed, the card stays as it is and a line in the log says why.
+    Results on the test split of a corpus of the Hub also go to .eval_results/, which the Hub's leaderboards read; those
+    under leakage go neither there nor to `model-index`. In the card only the results in its metadata and in its results
+    section change. If `run` is a name on the Hub, or if its card cannot be changed, the card stays as it is and a line
+    in the log says why.
     """
     run = Path(run)
     card, partial = run / "README.md", run / ".README.md.partial"
@@ -161,26 +172,31 @@ def add_result(run: str | os.PathLike, result: dict) -> None:
     if training is None:
         logger.warning(f"{card} was not written by `visionflow train`: it was not changed")
         return
-    training["results"] = with_result(training.get("results", []), result)
+    training["results"] = with_result(training.get("results", []), result | {"weights": weights_hash(run)})
     try:
         text = card.read_bytes().decode()
         text = with_metadata(text, ("visionflow", "results"), training["results"])
         index = with_model_index(ModelCard(text).data.to_dict().get("model-index"), result, run.resolve().name)
-        text = with_metadata(text, ("model-index",), index)
+        text = with_metadata(text, ("model-index",), index) if index else text
         new = make_card(str(run), VisionFlowConfig.from_pretrained(run), training)
         text = with_results(text, results_of(new.text))
         partial.write_bytes(text.encode())
         partial.replace(card)
         if result["split"] == "test" and hub_name(result["dataset"]):
             file = run / RESULTS / f"{result['dataset'].replace('/', '_')}.yaml"
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(yaml.safe_dump(eval_result_entries_to_yaml(benchmark_results(result)), sort_keys=False))
+            if result["leakage"]:
+                file.unlink(missing_ok=True)
+            else:
+                file.parent.mkdir(exist_ok=True)
+                file.write_text(yaml.safe_dump(eval_result_entries_to_yaml(benchmark_results(result)), sort_keys=False))
     except (OSError, ValueError) as error:
         partial.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else error
         logger.warning(f"{card} was not changed ({reason}): the results are in the report only")
         return
     logger.info(f"added the results to {card}")
+    if result["leakage"]:
+        logger.warning(f"they are not in model-index and {RESULTS}, which leaderboards read: {result['leakage']}")
 
 
 def named(card: str, name: str, training: dict) -> str:
@@ -295,7 +311,7 @@ def shards_in(run: Path) -> list[str]:
 
 
 def left_over(there: Iterable[str], files: Collection[str]) -> list[str]:
-    """Weights, voxels and results of an earlier model that a repository has and that are not pushed now."""
+    """Weights, voxels, train images and results of an earlier model in a repository that are not pushed now."""
     return [
         file
         for file in there
@@ -307,7 +323,7 @@ def left_over(there: Iterable[str], files: Collection[str]) -> list[str]:
 def push(run: str | os.PathLike, name: str, private: bool = False, tag: str | None = None) -> str:
     """Push a model folder to the Hub as one commit, with its card under the new name; returns the commit's address.
 
-    Weights, voxels and results of an earlier model there are deleted.
+    Weights, voxels, train images and results of an earlier model there are deleted.
 
     Args:
         run: folder that `train` wrote. Checkpoints and the Trainer's state stay at home.
@@ -340,6 +356,17 @@ def push(run: str | os.PathLike, name: str, private: bool = False, tag: str | No
         with hub_errors(name, f"{name} was pushed ({commit.commit_url}), but not tagged {tag}: "):
             api.create_tag(name, tag=tag, revision=commit.oid)
     return commit.commit_url
+
+
+def prepare_push(name: str, private: bool = False) -> None:
+    """Make the repository of a model where there is none, before hours of training that end in a push.
+
+    Raises:
+        UserError: as `push`, where the Hub would refuse it.
+    """
+    api = HfApi()
+    with hub_errors(name):
+        api.auth_check(make_repository(api, name, private), write=True)  # a reader, too, may "make" one that is there
 
 
 def make_repository(api: HfApi, name: str, private: bool, **kind) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
@@ -41,8 +42,10 @@ def hub_errors(name: str, before: str = "") -> Iterator[None]:
         if not isinstance(error, HUB_ERRORS):
             raise
         status = status_of(error)
-        if status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
-            answer = f" ({status})" if status else ""
+        if isinstance(error, GatedRepoError):
+            line = cause_of(name, error)
+        elif status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
+            answer = f" ({answer_of(error)})" if status else ""
             line = f"the Hub refused {name}{answer}: {LOG_IN}, with an account that may write there"
         elif status == 404:
             line = f"the Hub has no {name} (404): check the name, and that your account belongs to the organisation"
@@ -59,8 +62,12 @@ def reading_corpus(name: str) -> Iterator[None]:
     except HUB_ERRORS as error:
         nothing = f"{name} is no corpus: there is no such folder, and "
         status = status_of(error)
-        if status in (401, 403, 404) or isinstance(error, RepositoryNotFoundError):
-            answer = f"the Hub gives none ({status or 'not found'}): check the name, and {LOG_IN} if it is private"
+        if isinstance(error, GatedRepoError):
+            line = cause_of(name, error)
+        elif status in (401, 403, 404) or isinstance(error, RepositoryNotFoundError):
+            answer = (
+                f"the Hub gives none ({answer_of(error) or 'not found'}): check the name, and {LOG_IN} if it is private"
+            )
             line = nothing + answer
         elif is_unreachable(error):
             line = nothing + cause_of(name, error)
@@ -74,6 +81,8 @@ def cause_of(name: str, error: Exception) -> str:
     status = status_of(error)
     if isinstance(error, HFValidationError):
         return f"{name} is no name on the Hub: give ORG/NAME"
+    if isinstance(error, GatedRepoError):
+        return f"the Hub gives {name} to those alone who accept its conditions: do so on its page there, and {LOG_IN}"
     if status == 429:
         return "the Hub was asked too often (429): wait some minutes and try again"
     if status is not None and status >= 500:
@@ -88,6 +97,12 @@ def cause_of(name: str, error: Exception) -> str:
         file = f" ({error.filename})" if error.filename else ""
         return f"{name} cannot be transferred: {error.strerror}{file}"
     return f"{name} cannot be transferred: {message_of(error)}"
+
+
+def answer_of(error: Exception) -> str:
+    """The status of the Hub's answer, and with 403 the reason that it gives, such as a full storage."""
+    status, reason = status_of(error), getattr(error, "server_message", None)
+    return f"403: {' '.join(reason.split())[:200]}" if status == 403 and reason else str(status or "")
 
 
 def status_of(error: Exception) -> int | None:

@@ -57,13 +57,16 @@ def with_result(results: list[dict], result: dict) -> list[dict]:
 def with_model_index(index: list[dict] | None, result: dict, name: str) -> list[dict]:
     """The metadata `model-index` with one more result, which replaces that of the same corpus, split and task.
 
+    A result under leakage is left out, since nothing there would say so; that which it replaces goes.
+
     Args:
         index: the present `model-index`, if there is one; entries of other origin are kept.
         name: the model's, where there is no `model-index` yet.
     """
-    (new,) = ModelCardData(model_name=name, eval_results=eval_results(result)).to_dict()["model-index"]
+    measured = [] if result["leakage"] else eval_results(result)
+    (new,) = ModelCardData(model_name=name, eval_results=measured).to_dict()["model-index"]
     if not index:
-        return [new]
+        return [new] if measured else []
     tasks = {task for task, _ in TASKS.values()}
 
     def replaced(one: dict) -> bool:

@@ -10,7 +10,7 @@ from visionflow_hf import modeling
 from visionflow_hf.app import MODEL_FOLDER
 from visionflow_hf.errors import UserError
 from visionflow_hf.hub import hub_name, make_repository, model_files
-from visionflow_hf.hub_errors import hub_errors
+from visionflow_hf.hub_errors import hub_errors, reading_corpus
 
 PACKAGE = Path(__file__).parent
 CARD = """---
@@ -32,7 +32,7 @@ def push_space(run: str | os.PathLike, name: str, private: bool = False, corpus:
         corpus: ORG/NAME on the Hub; its test split is shown.
 
     Raises:
-        UserError: no whole model folder, a corpus that is on this disk alone, a name that is none, no right to write
+        UserError: no whole model folder, a corpus that is not on the Hub, a name that is none, no right to write
             there, or no connection.
     """
     if corpus is not None and not hub_name(corpus):
@@ -55,6 +55,9 @@ def push_space(run: str | os.PathLike, name: str, private: bool = False, corpus:
     if model:
         with hub_errors(model):
             api.model_info(model)  # else the Space would show an error
+    if corpus:
+        with reading_corpus(corpus):
+            api.dataset_info(corpus)
     with hub_errors(name):
         name = make_repository(api, name, private, repo_type="space", space_sdk="gradio")
         operations = [CommitOperationAdd(place, file) for place, file in files.items()]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import Trainer
 
+from visionflow_hf.collator import ImageCollator
 from visionflow_hf.hub import make_card, named, training_of
 from visionflow_hf.modeling.card import CARD
 
@@ -19,7 +20,8 @@ class VisionFlowTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.add_callback(self.accelerator.unwrap_model(self.model).refit_callback())
+        images_alone = isinstance(self.data_collator, ImageCollator)
+        self.add_callback(self.accelerator.unwrap_model(self.model).refit_callback(images_alone or None))
 
     def _push_from_checkpoint(self, checkpoint_folder):
         """As in `Trainer`, which pushes weights and config alone: with the code and the voxels that belong to them."""

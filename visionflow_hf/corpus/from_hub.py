@@ -1,5 +1,6 @@
 """Corpora from the Hub: Parquet shards, the voxel table and the card, as `push-corpus` writes them."""
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -8,6 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import yaml
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from datasets.table import CastError
 from huggingface_hub import DatasetCard, HfApi, snapshot_download
 from tqdm import tqdm
 
@@ -104,11 +107,22 @@ def is_parquet(folder: Path) -> bool:
 
 
 def load_parquet(folder: Path) -> DatasetDict:
-    """The splits of such a folder, through the cache of `datasets`."""
+    """The splits of such a folder, through the cache of `datasets`.
+
+    Raises:
+        UserError: a shard is damaged, the splits have other columns, or the cache has no room.
+    """
     shards = shards_of(file.relative_to(folder).as_posix() for file in folder.glob("data/*.parquet"))
-    corpus = load_dataset(
-        "parquet", data_files={split: [str(folder / file) for file in files] for split, files in shards.items()}
-    )
+    files = {split: [str(folder / file) for file in own] for split, own in shards.items()}
+    try:
+        corpus = load_dataset("parquet", data_files=files)
+    except DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        remedy = "whole Parquet files are expected, all with the same columns: push the corpus again"
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free some, or name a folder on another disk in HF_DATASETS_CACHE"
+        told = cause.details() if isinstance(cause, CastError) else str(cause)
+        raise UserError(f"corpus {folder} cannot be read ({' '.join(told.split())[:200]}): {remedy}") from error
     describe(corpus, folder)
     return corpus
 

@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict, Image
 from tqdm import tqdm
 
 from visionflow_hf.errors import UserError, count
+from visionflow_hf.hub_cache import file_of
 from visionflow_hf.images import open_image, pixel_hash
 
 BATCH = 64
@@ -176,9 +177,9 @@ def write_seen(folder: Path, seen: Collection[str]) -> None:
 
 
 def seen_by(run: str | Path) -> set[str]:
-    """The hashes of the images that the model in a folder was trained on; none where the folder does not tell."""
-    file = Path(run, SEEN)
-    return set(file.read_text(encoding="utf-8").split()) if file.is_file() else set()
+    """The hashes of the images that a model, in a folder or on the Hub, was trained on; none where it does not tell."""
+    file = file_of(run, SEEN)
+    return set() if file is None else set(file.read_text(encoding="utf-8").split())
 
 
 def to_be_seen(pictures: Pictures) -> set[str]:
@@ -187,7 +188,7 @@ def to_be_seen(pictures: Pictures) -> set[str]:
 
 
 def seen_in_training(run: str | Path, pictures: dict[str, Picture], split: str) -> str:
-    """The stimuli of a split that the model in this folder was trained on, in words; empty where none is known."""
+    """The stimuli of a split that this model was trained on, in words; empty where none is known."""
     seen = seen_by(run)
     names = sorted(stimulus for stimulus, shown in pictures.items() if shown.pixels in seen)
     return f"{count(names, 'stimulus')} of {split} among the images that the model was trained on" if names else ""

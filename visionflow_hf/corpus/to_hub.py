@@ -1,13 +1,16 @@
 """`visionflow push-corpus`: a corpus to the Hub, as Parquet shards with the voxel table and a card."""
 
+import logging
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, Features
 from datasets.table import embed_table_storage
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from tqdm import tqdm
@@ -20,6 +23,8 @@ from visionflow_hf.folders import writing
 from visionflow_hf.hub import make_repository
 from visionflow_hf.hub_errors import hub_errors
 from visionflow_hf.results import BENCHMARK
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 500e6  # of a Parquet file, about
 
@@ -38,11 +43,12 @@ def push_corpus(
     Parquet files of about 500 MB are written to a temporary folder first, which takes as much room as the corpus.
 
     Args:
-        name: ORG/NAME; the repository is made where there is none, and shards of an older corpus go.
+        name: ORG/NAME; the repository is made where there is none, and shards and eval.yaml of an older corpus go.
         private: make a new repository private.
-        license: an identifier that the Hub knows, such as cc-by-4.0; that of the corpus without.
+        license: an identifier that the Hub knows, such as cc-by-4.0.
         source: where the data come from, in a sentence.
-        citation: a file whose text says how to cite them.
+        citation: a file whose text says how to cite them. Without these three, what the card in the repository states
+            stays; the corpus may know a license, too.
         benchmark: add eval.yaml, by which the Hub takes the data set for a benchmark with a leaderboard.
 
     Raises:
@@ -50,6 +56,7 @@ def push_corpus(
             name that is none, no right to write there, or no connection; or it is public and shall be private.
     """
     corpus = read_corpus(path)
+    corpus.splits = alike(corpus.splits)
     if benchmark and "test" not in corpus.splits:
         raise UserError(f"{path} has no test split, only {', '.join(corpus.splits)}: leave out --benchmark")
     try:
@@ -64,20 +71,55 @@ def push_corpus(
             corpus.voxels.to_parquet(folder / "voxels.parquet", index=False)
         with hub_errors(name):
             name = make_repository(api, name, private, repo_type="dataset")
-            corpus_card(corpus, name, license or corpus.license or "unknown", source, cite).save(folder / "README.md")
+            given = {"license": license, "source": source, "citation": cite}
+            kept = {key: said for key, said in said_before(api, name).items() if not given[key]}
+            if kept:
+                logger.info(f"{', '.join(kept)} as in the card of {name} so far")
+            about = given | {"license": license or corpus.license or "unknown"} | kept
+            corpus_card(corpus, name, **about).save(folder / "README.md")
             if benchmark:
-                about = benchmark_of(name, source)
+                tasks = benchmark_of(name, about["source"])
                 (folder / "eval.yaml").write_text(
-                    yaml.safe_dump(about, sort_keys=False, allow_unicode=True), encoding="utf-8"
+                    yaml.safe_dump(tasks, sort_keys=False, allow_unicode=True), encoding="utf-8"
                 )
             message = f"VisionFlow corpus {name}"
             return api.upload_folder(
                 repo_id=name,
                 repo_type="dataset",
                 folder_path=folder,
-                delete_patterns=[f"data/{split}-*" for split in SPLITS],
+                delete_patterns=["eval.yaml", *(f"data/{split}-*" for split in SPLITS)],
                 commit_message=message,
             ).commit_url
+
+
+def alike(splits: DatasetDict) -> DatasetDict:
+    """The splits with the columns of all of them, filled with null where one lacks them, since the columns of the first
+    split are expected in the others."""
+    features = Features({name: kind for split in splits.values() for name, kind in split.features.items()})
+    whole = DatasetDict()
+    for part, split in splits.items():
+        for name in features.keys() - split.features.keys():
+            nulls = pa.nulls(len(split), features.arrow_schema.field(name).type)
+            split = split.add_column(name, nulls, feature=features[name])
+        whole[part] = split.select_columns(list(features))
+    return whole
+
+
+def said_before(api: HfApi, name: str) -> dict:
+    """What the card that `push-corpus` left in a repository states of `license`, `source` and `citation`."""
+    if "README.md" not in api.list_repo_files(name, repo_type="dataset"):
+        return {}
+    text = Path(api.hf_hub_download(name, "README.md", repo_type="dataset")).read_text(encoding="utf-8")
+    try:
+        head = DatasetCard(text, ignore_metadata_errors=True).data.to_dict()
+    except (ValueError, yaml.YAMLError):
+        return {}
+    if "visionflow" not in head:
+        return {}
+    source = re.search(r"\n## Provenance\s+(.+?) Unit of the fMRI: ", text, re.DOTALL)
+    citation = re.search(r"\n## Citation\s+```\w*\n(.+?)\n```", text, re.DOTALL)
+    said = {"license": head.get("license"), "source": source and source[1], "citation": citation and citation[1]}
+    return {key: value for key, value in said.items() if value not in (None, "unknown", "Source not stated.")}
 
 
 def write_shards(corpus: Corpus, folder: Path) -> None:

@@ -16,7 +16,7 @@ from visionflow_hf.evaluation.perceptual import require_networks
 from visionflow_hf.evaluation.predictions import predict
 from visionflow_hf.evaluation.report import MARKER, print_table, write_report
 from visionflow_hf.folders import new_folder, refuse_existing
-from visionflow_hf.hub import add_result, load_model, training_of
+from visionflow_hf.hub import add_result, load_model, training_of_model
 from visionflow_hf.results import result_of
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def losses_of(run: str | os.PathLike) -> list[list[dict]]:
 
 def warn_of_units(run: str | os.PathLike, unit: str) -> None:
     """Say so where the corpus is in another unit than the responses that the model was trained on."""
-    trained = (training_of(Path(run) / "README.md") or {}).get("unit")
+    trained = training_of_model(run).get("unit")
     if trained and unit and trained != unit:
         logger.warning(
             f"the model was trained on fMRI in the unit {trained!r}, the corpus is in {unit!r}: decoding is "
@@ -102,9 +102,9 @@ def warn_of_units(run: str | os.PathLike, unit: str) -> None:
 
 
 def about_model(run: str | os.PathLike, corpus: str | os.PathLike) -> dict[str, str | int]:
-    """What a report says of the model and the corpus: their names, and of a model folder what its card says."""
+    """What a report says of the model and the corpus: their names, and what the model's card says."""
     names = [Path(one).resolve().name if Path(one).exists() else str(one) for one in (corpus, run)]
-    training = training_of(Path(run) / "README.md") or {}
+    training = training_of_model(run)
     known = {
         "encoder": "encoder",
         "n_stimuli": "train stimuli",

@@ -25,7 +25,7 @@ from visionflow_hf.corpus.schema import Corpus, join_tables, open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import alone, put_back, refuse_existing, take_name
-from visionflow_hf.hub import hub_name, load_model, push, save_model
+from visionflow_hf.hub import hub_name, load_model, prepare_push, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.augmentation import FEW_STIMULI, MANY_STIMULI
 from visionflow_hf.modeling.refit import fit_fmri_side
@@ -83,7 +83,8 @@ def train(
         streaming: read a corpus of the Hub into memory, with no copy on disk.
 
     Raises:
-        UserError: a corpus, a folder, a checkpoint or an encoder that cannot be used; `run` is untouched then.
+        UserError: a corpus, a folder, a checkpoint or an encoder that cannot be used, or a repository that is not
+            to be written; `run` is untouched then. Or the push of the finished model failed.
     """
     run = Path(run).absolute()
     opened = open_corpus(corpus, allow_leakage, streaming)
@@ -92,6 +93,9 @@ def train(
     seen = to_be_seen(opened.pictures) | (seen_by(model_args.from_model) if model_args.from_model else set())
     checkpoint = checkpoint_to_resume(folder, run, seen, model_args, training_args)
     first = training_args.process_index == 0
+    name, private = training_args.hub_model_id or run.name, bool(training_args.hub_private_repo)
+    if training_args.push_to_hub and first:
+        prepare_push(name, private)
     PartialState().wait_for_everyone()  # until all have seen what is there
     with alone(run) if first else nullcontext():
         try:
@@ -110,7 +114,12 @@ def train(
         if folder != run:
             take_name(folder, run)
     if training_args.push_to_hub:
-        push(run, training_args.hub_model_id or run.name, training_args.hub_private_repo or False)
+        try:
+            push(run, name, private)
+        except UserError as error:
+            raise UserError(
+                f"the model is in {run}, but was not pushed ({error}): repeat with `visionflow push {run} {name}`"
+            ) from error
     return trained
 
 
