@@ -212,9 +212,9 @@ def test_the_lines_of_the_docs_train_a_model_with_a_card(corpus, tmp_path, monke
     text = (ROOT / "docs" / "training.md").read_text()
     (lines,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "ImageCollator" in block]
     exec(lines.replace("max_steps=1500", "max_steps=2, use_cpu=True, report_to=[]"), {})
-    model, _ = load_model(tmp_path / "model")
+    model, _ = load_model(tmp_path / "model_from_scratch")
     assert model.config.subjects == ["subj01", "subj02"]
-    assert "VisionFlow" in (tmp_path / "model" / "README.md").read_text()
+    assert "VisionFlow" in (tmp_path / "model_from_scratch" / "README.md").read_text()
 
 
 def test_the_example_trains_a_model_folder(corpus, tmp_path, monkeypatch):
