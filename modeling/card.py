@@ -12,6 +12,7 @@ from yaml import YAMLError
 from .optional_files import optional_file
 
 logger = logging.get_logger(__name__)
+logger.addFilter(lambda record: record.levelno >= logging.get_verbosity())  # of transformers, under any name
 
 CARD = "README.md"
 LEADERBOARDS = ".eval_results"  # a folder beside the card, with results for the Hub's leaderboards
@@ -58,7 +59,7 @@ def card_of_origin(config, name: str, **options) -> str | None:
     old, known = str(card.data.visionflow["model_id"]), config.subjects
     drop_results(card)
     text = with_name(card.text, old, name)
-    text = re.sub(SUBJECT, lambda found: found[0] if found[1] in known else f'subject="{known[0]}"', text)
+    text = re.sub(SUBJECT, lambda found: found[0] if not known or found[1] in known else f'subject="{known[0]}"', text)
     subjects = ", ".join(f"{name} ({voxels} voxels)" for name, voxels in zip(known, config.num_voxels, strict=True))
     made = (
         f"Made from `{os.path.basename(old) if os.path.isabs(old) else old}`, by more training or by other fits; its "

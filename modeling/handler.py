@@ -12,8 +12,9 @@ from PIL import Image
 from transformers import pipeline
 
 # What an endpoint installs; an autoencoder and timm's encoders need more.
-REQUIREMENTS = "transformers>=5.20,<6\naccelerate>=1.10\nnumpy>=1.26\npyarrow>=21\npillow>=10.3\n"
-OWN_REQUIREMENTS = {"", "transformers", "accelerate", "numpy", "pyarrow", "pillow", "diffusers", "timm"}
+REQUIREMENTS = "torch>=2.6\ntransformers>=5.20,<6\naccelerate>=1.10\nnumpy>=1.26\npyarrow>=21\npillow>=10.3\n"
+OWN_REQUIREMENTS = {"", "torch", "transformers", "accelerate", "numpy", "pyarrow", "pillow", "diffusers", "timm"}
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")  # PIL would hand others to other programs
 PARAMETERS = ("subject", "num_samples", "rois")
 
 
@@ -91,7 +92,7 @@ def image_of(given) -> Image.Image:
         return given
     try:
         encoded = given.partition(",")[2] if given.startswith("data:image/") else given
-        image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
+        image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=FORMATS)
         image.load()
     except Exception as error:  # of many kinds, by the decoder
         raise ValueError("an image is not the base64 of an image file: send the bytes of the file in base64") from error

@@ -240,12 +240,16 @@ class VisionFlowModel(PreTrainedModel):
             remove_table(folder)
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
-        """As in `PreTrainedModel`, with the model's own card; voxels and results of an earlier model are deleted."""
+        """As in `PreTrainedModel`, with the model's own card; what else an earlier model had is deleted.
+
+        That is its weights where they are in other files, its voxels and its results.
+        """
         token = kwargs.get("token")  # with which the model was perhaps loaded, too
         options = {"token": token} if token else {}
         self._write_beside(working_dir, repo_id, kept=self._card_there, **options)  # the card in place of a draft
         done = super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
-        others = [VOXELS] if self.voxels is None and can_read_tables() else []
+        others = ["model.safetensors", "model-0"]  # one file of weights is read before many
+        others += [VOXELS] if self.voxels is None and can_read_tables() else []
         others += [f"{LEADERBOARDS}/"] if has_no_results(working_dir) else []
         delete_others(repo_id, working_dir, others, revision=done.pr_revision or kwargs.get("revision"), **options)
         return done

@@ -13,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")  # PIL would hand others to other programs
+
 
 class VisionFlowPipeline(Pipeline):
     """What both directions share: rows, their subjects, and samples.
@@ -28,6 +30,7 @@ class VisionFlowPipeline(Pipeline):
     column = ""  # of a row that is a dict
 
     def __init__(self, *args, **kwargs):
+        kwargs.pop("local_files_only", None)  # `pipeline` has heeded it, and hands it on all the same
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise ValueError("the pipeline has no processor: give processor=AutoProcessor.from_pretrained(...)")
@@ -226,7 +229,7 @@ def open_image(source: str) -> Image.Image:
         else:
             encoded = source.partition(",")[2] if source.startswith("data:image/") else source
             file = io.BytesIO(base64.b64decode(encoded, validate=True))
-        image = Image.open(file)
+        image = Image.open(file, formats=FORMATS)
         image.load()
     except Exception as error:  # of many kinds, by the connection and by the decoder
         cause = "no image file" if isinstance(error, (ValueError, UnidentifiedImageError)) else error

@@ -25,6 +25,8 @@ from .shared_fit import Processes
 from .trials import Trials
 
 logger = logging.get_logger(__name__)
+# Warnings obey the verbosity of transformers; what `visionflow train` tells is of a lower level.
+logger.addFilter(lambda record: record.levelno < logging.WARNING or record.levelno >= logging.get_verbosity())
 
 COLUMNS = ("image", "fmri", "subject", "stimulus_id")
 ROWS = 1000  # read at once

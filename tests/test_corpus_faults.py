@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import load_from_disk
+from datasets import Image as DatasetImage
+from datasets import Value, load_from_disk
 from PIL import Image
 
 from visionflow_hf.cli import main
@@ -212,3 +213,50 @@ def test_a_subject_without_a_trial_in_train_is_refused_and_one_without_test_told
         else:
             assert "bob has no trial in test" in said.out
     assert ends == {0, 2}
+
+
+def saved_as(corpus, path, change):
+    """The corpus with its splits changed, and its voxel table."""
+    splits = load_from_disk(str(corpus))
+    for name in splits:
+        splits[name] = change(name, splits[name])
+    splits.save_to_disk(str(path))
+    shutil.copy(corpus / "voxels.parquet", path)
+    return path
+
+
+def of_other_types(name, rows):
+    """Whole numbers of test have 64 bits, and images of all splits stay encoded."""
+    rows = rows.cast_column("image", DatasetImage(decode=False))
+    return rows.cast_column("repeat", Value("int64")) if name == "test" else rows
+
+
+def test_splits_of_other_types_are_put_together(tmp_path, refused):
+    splits = {"train": ("ann", range(8)), "test": ("ann", range(8, 12))}
+    corpus = corpus_of(tmp_path / "corpus", splits, voxel_table("ann", 3))
+    other = saved_as(corpus, tmp_path / "other", of_other_types)
+    words = ["crossvalidate", str(other), str(tmp_path / "out"), "--folds", "99"]
+    refused(lambda: main(words), "must be between 2 and")  # which is asked when the rows are together
+    bob = {"train": ("bob", range(8)), "test": ("bob", range(8, 12))}
+    second = saved_as(corpus_of(tmp_path / "bob", bob, voxel_table("bob", 3)), tmp_path / "second", of_other_types)
+    assert main(["merge", str(other), str(second), str(tmp_path / "merged"), "--test-fraction", "0.25"]) == 0
+    assert len(read_corpus(tmp_path / "merged").splits["test"]) == 6
+
+
+def test_a_subject_with_one_stimulus_is_refused_before_training(tmp_path, refused):
+    ann = {"train": ("ann", range(8)), "validation": ("ann", [8, 9]), "test": ("ann", [10, 11])}
+    bob = {"train": ("bob", [0]), "test": ("bob", [10])}
+    for name, splits in (("ann", ann), ("bob", bob)):
+        corpus_of(tmp_path / name, splits, voxel_table(name, 3))
+    assert main(["merge", *(str(tmp_path / name) for name in ("ann", "bob", "both"))]) == 0
+    words = ["train", str(tmp_path / "both"), str(tmp_path / "run"), "--max_steps", "1"]
+    refused(lambda: main(words), "bob has 1 distinct stimulus")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_subject_without_voxels_is_refused(tmp_path, refused):
+    splits = {"train": ("ann", range(8)), "test": ("ann", [8, 9])}
+    corpus = corpus_of(tmp_path / "corpus", splits, voxel_table("ann", 3))
+    empty = saved_as(corpus, tmp_path / "empty", lambda _, rows: rows.map(lambda row: {"fmri": []}))
+    voxel_table("ann", 0).to_parquet(empty / "voxels.parquet")
+    refused(lambda: main(["inspect", str(empty)]), "the responses of ann have no voxels")

@@ -75,6 +75,7 @@ np.savez(output + "/predicted.npz", predicted=predicted)
 
 # ... and all other ways to push: from the folder, by a pipeline, and other weights without a voxel table.
 PUSH_OTHERWISE = """
+import torch
 from transformers import AutoModel, pipeline
 
 folder, = sys.argv[1:]
@@ -85,6 +86,11 @@ model.push_to_hub("lab/earlier")
 model.voxels = None
 model.linear_logvar.data += 1
 model.push_to_hub("lab/earlier")
+model.push_to_hub("lab/shards")
+model.linear_logvar.data += 1
+model.push_to_hub("lab/shards", max_shard_size="50KB")
+shards = AutoModel.from_pretrained("lab/shards", trust_remote_code=True)
+assert torch.equal(shards.linear_logvar, model.linear_logvar)
 """
 
 PUSH_AGAIN = """
@@ -315,6 +321,8 @@ def test_every_push_carries_the_card_and_nothing_of_other_weights(hub, run, repo
         assert card.data.visionflow["model_id"] == name and str(tmp_path) not in card.content
         assert ("voxel_r_mean" in card.text) == (name == "lab/folder")  # the folder's own, and one made from it
     assert "processor_config.json" in hub.files("lab/piped")
+
+    assert "model.safetensors" not in hub.files("lab/shards")
 
     commits = [files for _, files in hub.repositories["models/lab/earlier"].commits]
     of_one = {"voxels.parquet", ".eval_results/lab_data.yaml"}

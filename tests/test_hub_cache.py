@@ -8,6 +8,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from visionflow_hf.corpus.to_hub import said_before
 from visionflow_hf.errors import UserError
 from visionflow_hf.hub import load_model
 from visionflow_hf.hub_cache import whole_files
@@ -87,3 +88,21 @@ def test_model_and_processor_are_of_one_commit(monkeypatch):
     for factor in (1.0, 2.0):
         model, processor = load_model("lab/changes")
         assert model.linear_logvar[0] == factor and processor.fmri_mean["ann"][0] == factor
+
+
+def test_a_damaged_card_of_a_corpus_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    blob = tmp_path / "datasets--lab--x" / "blobs" / ("0" * 40)
+
+    class Api:
+        def list_repo_files(self, name, repo_type):
+            return ["README.md"]
+
+        def hf_hub_download(self, name, file, repo_type):
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            blob.write_bytes(b"another byte \xff")
+            return str(blob)
+
+    with pytest.raises(UserError, match="1 of the files of lab/x came damaged"):
+        said_before(Api(), "lab/x")
+    assert not blob.exists()

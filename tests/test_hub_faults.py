@@ -244,6 +244,9 @@ def test_the_continued_card_knows_the_subjects_and_no_folder(run, tmp_path):
     assert 'subject="subj01"' not in card and 'subject="subj02"' in card
     assert f"its subjects are subj02 ({model.config.num_voxels[0]} voxels)" in card
     assert f"Made from `{run.name}`" in card
+    model.remove_subject("subj02")
+    model.save_pretrained(tmp_path / "none")
+    assert "Made from" in (tmp_path / "none" / "README.md").read_text()
 
 
 def test_a_card_of_a_corpus_that_cannot_be_read(tmp_path):

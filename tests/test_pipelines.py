@@ -10,13 +10,17 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from transformers import AutoModel, AutoProcessor, ViTConfig, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from visionflow_hf import VisionFlowConfig, VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.errors import UserError
 from visionflow_hf.hub import load_model
+from visionflow_hf.images import FORMATS as of_commands
+from visionflow_hf.modeling.handler import FORMATS as of_handler
+from visionflow_hf.modeling.handler import image_of
+from visionflow_hf.modeling.pipeline_visionflow import FORMATS
 
 VOXELS = {"subj01": 30, "subj02": 20}
 RNG = np.random.default_rng(0)
@@ -341,3 +345,19 @@ def test_every_kind_of_save_carries_them(encode, run, tmp_path):
 def test_a_row_that_is_none_is_no_image(encode):
     with pytest.raises(ValueError, match="a row is None: image is needed of each"):
         encode([np.zeros((16, 16), np.uint8), None], subject="subj01")
+
+
+def test_a_format_that_other_programs_draw_is_no_image(encode, tmp_path, monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", lambda self: pytest.fail("another program would run"))
+    (tmp_path / "drawn.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EOF\n")
+    with pytest.raises(ValueError, match="no image file"):
+        encode(tmp_path / "drawn.eps", subject="subj01")
+    encoded = base64.b64encode((tmp_path / "drawn.eps").read_bytes()).decode()
+    with pytest.raises(ValueError, match="not the base64 of an image file"):
+        image_of(encoded)
+    assert FORMATS == of_handler == of_commands
+
+
+def test_a_pipeline_from_the_cache_alone(run):
+    words = {"model": str(run), "trust_remote_code": True, "local_files_only": True}
+    assert pipeline("image-to-fmri", **words)(PIXELS[0], subject="subj01").shape == (30,)

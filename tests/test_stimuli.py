@@ -1,6 +1,7 @@
 """The stimuli on disk: equal to what processor and encoder make, computed once, and never stale."""
 
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -211,3 +212,11 @@ def test_folds_and_runs_share_one_folder(colour_corpus, encoder, tmp_path, compu
     assert computed == {"read": 20, "encoded": 20}
     assert main(["train", str(colour_corpus), str(tmp_path / "run"), *flags]) == 0
     assert computed == {"read": 20, "encoded": 20}
+
+
+def test_another_process_maps_the_files_itself(tmp_path):
+    kept = KeptArrays(tmp_path / "kept", "f4", (1000,))
+    kept.add([bytes([row]) * 32 for row in range(8)], [np.arange(8000, dtype="f4").reshape(8, 1000)])
+    sent = pickle.dumps(kept)
+    assert len(sent) < 2000
+    assert np.array_equal(pickle.loads(sent).take([bytes([3]) * 32]), kept.take([bytes([3]) * 32]))

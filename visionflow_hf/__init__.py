@@ -1,6 +1,7 @@
 """VisionFlow: images and the human fMRI that they evoke, in one latent Gaussian."""
 
 import importlib
+import sys
 
 __version__ = "0.1.0"
 OF_TRAINING = {
@@ -16,3 +17,7 @@ def __getattr__(name: str):
     if name in __all__:
         return getattr(importlib.import_module(OF_TRAINING.get(name, "visionflow_hf.modeling")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if "transformers" in sys.modules:  # else its Auto classes learn of ours when one is first used
+    importlib.import_module("visionflow_hf.modeling")

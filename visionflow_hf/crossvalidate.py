@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from visionflow_hf.corpus.categories import SIDE, clusters, small_copies
 from visionflow_hf.corpus.leakage import renamed, second_names, seen_in_training, together
+from visionflow_hf.corpus.merge import joined
 from visionflow_hf.corpus.responses import chosen, each_image_of, images_of, pairs_of, unpaired_of, without
 from visionflow_hf.corpus.schema import SPLIT_BY, Corpus, open_corpus
 from visionflow_hf.corpus.splits import category_folds, session_folds, stimulus_folds
@@ -88,7 +89,7 @@ def crossvalidate(
         require_networks()
     opened = open_corpus(corpus, allow_leakage=True)
     names = second_names(together(list(opened.pictures.values())))
-    everything = concatenate_datasets(list(opened.splits.values()))
+    everything = joined(opened.splits.values())
     if names:
         everything = renamed(everything, names)
     rows, unpaired = pairs_of(everything), unpaired_of(everything)

@@ -66,6 +66,14 @@ class KeptArrays:
             os.utime(folder)  # it was used
         self.reread()
 
+    def __getstate__(self) -> dict:
+        """Without the files, which another process maps itself."""
+        return self.__dict__ | {"files": {}, "place": {}}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.reread()
+
     def __contains__(self, key: bytes) -> bool:
         return key in self.place
 

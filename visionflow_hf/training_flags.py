@@ -76,7 +76,7 @@ HELP = {  # of what TrainingArguments says at length
     "gradient_accumulation_steps": "Batches whose gradients are summed for one optimizer step.",
     "max_grad_norm": "Gradients with a larger norm are scaled down to it; 0 for no limit.",
     "resume_from_checkpoint": "'auto' for the last checkpoint in RUN if there is one, or a checkpoint folder.",
-    "report_to": "Where to log the losses, such as tensorboard or wandb; the package must be installed.",
+    "report_to": "Where to log the losses, such as trackio, tensorboard or wandb; the package must be installed.",
     "run_name": "Name of the run in the logger.",
     "disable_tqdm": "Show no progress bars.",
     "use_cpu": "Train on the CPU even where there is a GPU.",

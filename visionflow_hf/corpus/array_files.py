@@ -37,15 +37,15 @@ def read_arrays(file: str | os.PathLike, keys: Sequence[str]) -> dict[str, np.nd
     """
     file = Path(file)
     there = array_keys(file)
-    if file.suffix == ".mat":  # further names lead into structs and cells
+    if file.suffix.lower() == ".mat":  # further names lead into structs and cells
         refuse_unknown([key.split("/")[0] for key in keys], [key.split("/")[0] for key in there], file)
     else:
         refuse_unknown(keys, there, file)
     with reading(file):
         if h5py.is_hdf5(file):
             with open_hdf5(file) as source:
-                return {key: read_hdf5(source, key, matlab=file.suffix == ".mat") for key in keys}
-        if file.suffix == ".npz":
+                return {key: read_hdf5(source, key, matlab=file.suffix.lower() == ".mat") for key in keys}
+        if file.suffix.lower() == ".npz":
             with np.load(file, allow_pickle=False) as source:
                 refuse_bombs(source.zip, [f"{key}.npy" for key in keys])
                 arrays = {key: source[key] for key in keys}
@@ -67,10 +67,10 @@ def array_keys(file: str | os.PathLike) -> list[str]:
             with open_hdf5(file) as source:
                 source.visititems(lambda name, item: there.append(name) if isinstance(item, h5py.Dataset) else None)
             return [key for key in there if not key.startswith(("#refs#", "#subsystem#"))]
-        if file.suffix == ".npz":
+        if file.suffix.lower() == ".npz":
             with np.load(file, allow_pickle=False) as source:
                 return source.files
-        if file.suffix == ".mat":
+        if file.suffix.lower() == ".mat":
             try:
                 return [name for name, _, _ in scipy.io.whosmat(file)]
             except TypeError:  # whosmat fails on MATLAB's strings, tables and dates, which loadmat leaves out
@@ -221,7 +221,7 @@ def names_in(file: str | os.PathLike, pattern: str, placeholder: str) -> list[st
         if h5py.is_hdf5(file):
             with open_hdf5(file) as source:
                 paths = list(hdf5_paths(source, ""))
-        elif file.suffix == ".mat":
+        elif file.suffix.lower() == ".mat":
             root = re.compile(re.escape(pattern.split("/")[0]).replace(re.escape(placeholder), ".+"))
             keys = [key for key in array_keys(file) if root.fullmatch(key)]
             refuse_bomb_of_mat5(file, keys)
@@ -263,7 +263,7 @@ def mat5_paths(array: np.ndarray, name: str, cells: int = 0) -> Iterator[str]:
 def field_keys(file: str | os.PathLike, key: str) -> list[str]:
     """The keys of the arrays in a group of an HDF5 file or a struct of a .mat file; none where `key` is neither."""
     file = Path(file)
-    if file.suffix == ".mat" and not h5py.is_hdf5(file):
+    if file.suffix.lower() == ".mat" and not h5py.is_hdf5(file):
         with reading(file):
             name, *fields = key.split("/")
             array = load_mat5(file, [name]).get(name)

@@ -20,8 +20,8 @@ def array_kinds(file: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], str
     with reading(file):
         if h5py.is_hdf5(file):
             with open_hdf5(file) as source:
-                return {key: hdf5_kind(source[key], file.suffix == ".mat") for key in keys}
-        if file.suffix == ".npz":
+                return {key: hdf5_kind(source[key], file.suffix.lower() == ".mat") for key in keys}
+        if file.suffix.lower() == ".npz":
             with zipfile.ZipFile(file) as archive:
                 return {key: npy_kind(archive, f"{key}.npy") for key in keys}
         kinds: dict[str, tuple[tuple[int, ...], str]] = {}

@@ -81,7 +81,7 @@ def open_betas(file: Path, key: str | None) -> Betas:
         expected = "numbers (x, y, z) or (x, y, z, trials) are expected"
         fits = len(shape) in (3, 4)
     else:
-        if file.suffix not in (".npy", ".npz", ".mat") and not h5py.is_hdf5(existing(file)):
+        if file.suffix.lower() not in (".npy", ".npz", ".mat") and not h5py.is_hdf5(existing(file)):
             raise UserError(f"{file} is neither NIfTI (.nii or .nii.gz), .npy, .npz, .mat nor HDF5: give one of these")
         if key is None and file.suffix != ".npy":
             key = only_key(file)
@@ -111,10 +111,10 @@ def only_key(file: Path) -> str:
 @contextmanager
 def opened(file: Path, key: str | None) -> Iterator[tuple[np.ndarray | h5py.Dataset, bool]]:
     """An array as it is stored, and whether its axes are reversed, as HDF5 shows those of MATLAB."""
-    if file.suffix == ".npy":
+    if file.suffix.lower() == ".npy":
         yield open_npy(file), False
     elif h5py.is_hdf5(existing(file)):
         with open_hdf5(file) as source:
-            yield hdf5_dataset(source, key), file.suffix == ".mat"
+            yield hdf5_dataset(source, key), file.suffix.lower() == ".mat"
     else:
         yield np.asarray(read_arrays(file, [key])[key]), False

@@ -104,6 +104,9 @@ def check_voxels(table: pd.DataFrame, voxels: dict[str, int]) -> list[str]:
             f"noise_ceiling of voxels.parquet is {beyond.iloc[0]:g} in a voxel: shares of the variance from 0 to 1 are "
             "expected, percent divided by 100"
         ]
+    empty = [subject for subject, expected in voxels.items() if not expected]
+    if empty:
+        return [f"the responses of {', '.join(empty)} have no voxels: remove this subject's rows or give them voxels"]
     numbers = {subject: table.loc[table["subject"] == subject, "voxel"].tolist() for subject in voxels}
     rows = {subject: len(own) for subject, own in numbers.items()}
     problems = [

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -78,13 +78,12 @@ def merge(
         refuse_same_trials(subject, first, second)
     held_out = SPLIT_BY[0]
     if test_fraction is None:
+        own = {name: [corpus.splits[name] for corpus in (first, second) if name in corpus.splits] for name in SPLITS}
         splits = {
-            name: joined([corpus.splits[name] for corpus in (first, second) if name in corpus.splits])
-            for name in SPLITS
-            if name in first.splits or name in second.splits
+            name: counted_on(*parts) if len(parts) == 2 else joined(parts) for name, parts in own.items() if parts
         }
     else:
-        rows = joined([concatenate_datasets(list(corpus.splits.values())) for corpus in (first, second)])
+        rows = counted_on(*(joined(corpus.splits.values()) for corpus in (first, second)))
         splits = drawn_anew(rows, pictures, test_fraction, seed, report)
     splits = DatasetDict(same_columns(splits))
     if test_fraction is None:
@@ -244,12 +243,16 @@ def refuse_other_places(subject: str, first: Corpus, second: Corpus) -> None:
             )
 
 
-def joined(parts: list[Dataset]) -> Dataset:
-    """The rows of one split or of two, the repeats of the second counted on."""
-    parts = [as_in_corpora(part) for part in parts]
-    if len(parts) == 2:
-        parts[1] = replaced(parts[1], "repeat", pa.array(repeats_after(*parts), pa.int32()))
-    return concatenate_datasets(parts)
+def joined(splits: Iterable[Dataset]) -> Dataset:
+    """The rows of several splits, with the types that `prepare` writes."""
+    return concatenate_datasets([as_in_corpora(split) for split in splits])
+
+
+def counted_on(first: Dataset, second: Dataset) -> Dataset:
+    """The rows of both, with the types that `prepare` writes; the repeats of the second are counted on."""
+    first, second = as_in_corpora(first), as_in_corpora(second)
+    repeats = pa.array(repeats_after(first, second), pa.int32())
+    return concatenate_datasets([first, replaced(second, "repeat", repeats)])
 
 
 def as_in_corpora(rows: Dataset) -> Dataset:

@@ -371,7 +371,7 @@ def read_subject(
                 f"{files.mask} has {len(places)} voxels above 0, {first.file} has {first.grid[0]}: they must be "
                 "the same voxels, in the order of numpy's betas[mask] or, in a .mat file, of MATLAB's betas(mask)"
             )
-        if first.file.suffix == ".mat":
+        if first.file.suffix.lower() == ".mat":
             places = in_order_of_matlab(places, space.shape)
     num_voxels = first.grid[0] if voxels is None else len(voxels)
     if files.rois and places is None:

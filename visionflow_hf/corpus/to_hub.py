@@ -21,6 +21,7 @@ from visionflow_hf.corpus.schema import SPLITS, Corpus, read_corpus
 from visionflow_hf.errors import UserError
 from visionflow_hf.folders import writing
 from visionflow_hf.hub import make_repository
+from visionflow_hf.hub_cache import whole_files
 from visionflow_hf.hub_errors import hub_errors
 from visionflow_hf.results import BENCHMARK
 
@@ -109,8 +110,10 @@ def said_before(api: HfApi, name: str) -> dict:
     """What the card that `push-corpus` left in a repository states of `license`, `source` and `citation`."""
     if "README.md" not in api.list_repo_files(name, repo_type="dataset"):
         return {}
-    text = Path(api.hf_hub_download(name, "README.md", repo_type="dataset")).read_text(encoding="utf-8")
+    with whole_files(name, "dataset"):
+        card = Path(api.hf_hub_download(name, "README.md", repo_type="dataset"))
     try:
+        text = card.read_text(encoding="utf-8")
         head = DatasetCard(text, ignore_metadata_errors=True).data.to_dict()
     except (ValueError, yaml.YAMLError):
         return {}
@@ -143,12 +146,13 @@ def bytes_of_files(split: Dataset) -> int:
 def benchmark_of(name: str, source: str | None) -> dict:
     """What eval.yaml holds: a task for each direction, whose figures the models keep in .eval_results/.
 
+    It names no framework, since the Hub has a list of those that it knows.
+
     Source: huggingface.co/docs/hub/eval-results.
     """
     return {
         "name": name.split("/")[-1],
         "description": source or "Images and fMRI responses to them.",
-        "evaluation_framework": "visionflow",
         "tasks": [{"id": task, "config": "default", "split": "test"} for task in BENCHMARK],
     }
 

@@ -78,7 +78,7 @@ def voxel_columns(file: str | os.PathLike, keys: VoxelKeys, num_voxels: int, rep
 
 
 def order_of(file: str | os.PathLike) -> str:
-    return "F" if Path(file).suffix == ".mat" else "C"
+    return "F" if Path(file).suffix.lower() == ".mat" else "C"
 
 
 def read_rois(file: str | os.PathLike, keys: list[str], num_voxels: int) -> tuple[list[str], np.ndarray | None]:

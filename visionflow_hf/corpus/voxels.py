@@ -139,7 +139,7 @@ def read_ceiling(
     file: Path, space: Space | None, voxels: np.ndarray | None, num_voxels: int, report: Callable[[str], None]
 ) -> np.ndarray:
     """The ncsnr of each voxel from its noise ceiling, array of shape (voxels,); NaN where it is not known."""
-    if file.suffix == ".npy":
+    if file.suffix.lower() == ".npy":
         ceiling = open_npy(file)
         if ceiling.shape != (num_voxels,) or ceiling.dtype.kind not in "iuf":
             raise UserError(

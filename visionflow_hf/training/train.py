@@ -172,6 +172,9 @@ def train_on(
         model, processor = continue_model(model_args.from_model, splits["train"], model_args)
     model.to(training_args.device)
     trials = Trials(pairs, processor)
+    for name in trials.subjects:
+        if len(set(trials.stimulus_ids(name))) < 2:
+            raise UserError(f"{name} has 1 distinct stimulus with an image in train: at least 2 are needed")
     if "validation" in splits:
         held_out, validated = Trials(pairs_of(splits["validation"]), processor), True
         fitted = trials
@@ -267,9 +270,6 @@ def choose_held_out(trials: Trials, args: VisionFlowTrainingArguments) -> tuple[
 
     300 stimuli and more can spare a tenth for good (`--validation_fraction`). Of fewer a fifth, but eight at least and
     half at most, are held out at first; of fewer than four none. Every subject keeps two stimuli at least.
-
-    Raises:
-        UserError: a subject with a single stimulus, to which nothing can be fitted.
     """
     stimulus_ids = trials.stimuli
     distinct = len(stimulus_ids)
@@ -282,8 +282,6 @@ def choose_held_out(trials: Trials, args: VisionFlowTrainingArguments) -> tuple[
     held_out = split_stimuli(stimulus_ids, fraction, args.seed) if fraction else set()
     for name in trials.subjects:
         own = set(trials.stimulus_ids(name))
-        if len(own) < 2:
-            raise UserError(f"{name} has 1 distinct stimulus with an image in train: at least 2 are needed")
         if len(own - held_out) < 2:
             held_out -= own
     return held_out, for_good and bool(held_out)
