@@ -8,6 +8,7 @@ import io
 import math
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Collection
 from pathlib import Path
@@ -32,7 +33,9 @@ def load_mat5(file: str | os.PathLike, names: Collection[str] | None = None) -> 
         ValueError: scipy would end the process on these variables.
     """
     check_elements(Path(file), names)
-    return scipy.io.loadmat(file, variable_names=names)
+    with warnings.catch_warnings():  # of scipy 1.18: sparse matrices will be sparse arrays; both are taken here
+        warnings.filterwarnings("ignore", "The default value for `spmatrix`", DeprecationWarning)
+        return scipy.io.loadmat(file, variable_names=names)
 
 
 def check_elements(file: Path, names: Collection[str] | None = None) -> None:
