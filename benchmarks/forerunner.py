@@ -123,7 +123,8 @@ def forerunner_predictions(
         `forerunner/reconstruction`, `single_trial/forerunner/reconstruction` where there are single trials, and
         `forerunner/fmri_predicted/S`, laid out as the model's own.
     """
-    device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     subjects = list(dict.fromkeys(predictions["subject"].tolist()))
     torch.manual_seed(seed)
     model = Forerunner(encoder, {subject: len(processor.fmri_mean[subject]) for subject in subjects}).to(device)

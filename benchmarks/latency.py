@@ -54,7 +54,7 @@ def main() -> None:
         linear_share=0.5,
     )
     torch.manual_seed(0)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model = VisionFlowModel(config).eval().to(device)
     found = {}
     for batch in BATCHES:

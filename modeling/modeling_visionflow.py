@@ -940,6 +940,8 @@ class VisionFlowModel(PreTrainedModel):
         pixels = pixel_values.float()  # resizing is not defined for every dtype on every device
         if self.config.num_channels == 1 and getattr(self.config.vision_config, "num_channels", 3) == 3:
             pixels = pixels.expand(-1, 3, -1, -1)
+        elif self.config.num_channels == 3 and getattr(self.config.vision_config, "num_channels", 3) == 1:
+            pixels = pixels.mean(1, keepdim=True)
         mean, std = (  # filled in on the device: a copy to it would wait for all that it still has to do
             torch.cat([pixels.new_full((1, 1, 1), value) for value in values[: pixels.shape[1]]])
             for values in (self.config.image_mean, self.config.image_std)

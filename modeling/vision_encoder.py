@@ -160,10 +160,7 @@ def layer_widths(config, layers: list[int], image_size: list[int]) -> list[int]:
     except UnusableEncoder:
         raise
     except Exception as error:  # of the encoder's own code
-        raise ValueError(
-            f"encoder {config.model_type} cannot be run on images of {image_size[0]} x {image_size[1]} px "
-            f"({' '.join(str(error).split())[:200]}): another encoder or another encoder_image_size is needed"
-        ) from error
+        raise cannot_run(config, image_size, error) from error
 
 
 def layers_by_depth(config, image_size: list[int]) -> list[int]:
@@ -183,6 +180,13 @@ def layers_by_depth(config, image_size: list[int]) -> list[int]:
     return sorted({places[round(depth * (len(places) - 1))] for depth in DEPTHS if places})
 
 
+def cannot_run(config, image_size: list[int], error: Exception) -> ValueError:
+    return ValueError(
+        f"encoder {config.model_type} cannot be run on images of {image_size[0]} x {image_size[1]} px "
+        f"({' '.join(str(error).split())[:200]}): another encoder or another encoder_image_size is needed"
+    )
+
+
 def probed_places(config, image_size: list[int]) -> list[int]:
     """The places in `hidden_states` that give a feature map, from a run on the meta device or the CPU."""
     with torch.random.fork_rng(devices=[]):
@@ -193,9 +197,9 @@ def probed_places(config, image_size: list[int]) -> list[int]:
                     encoded = encoder(**encoder_inputs(encoder, pixels), output_hidden_states=True)
                 maps = getattr(encoded, "reshaped_hidden_states", None) or getattr(encoded, "hidden_states", None) or ()
                 return [place for place in range(len(maps)) if gives_map(encoder, encoded, place, pixels)]
-            except RuntimeError:
+            except Exception as error:  # of the encoder's own code, or of values that tensors on meta lack
                 if device == "cpu":
-                    raise
+                    raise cannot_run(config, image_size, error) from error
     return []
 
 
@@ -304,7 +308,7 @@ def layer_map(encoder: nn.Module, encoded: ModelOutput, layer: int, pixels: torc
             rows, columns, before = found
             patches = tokens[:, before:]
             registers = number_of_registers(config)
-            classes = min(before - registers, number_of_classes(config))
+            classes = min(before - registers, number_of_classes(config)) if has_class_token(encoder) else 0
             summary = tokens[:, :classes].mean(1) if classes > 1 else tokens[:, 0] if classes else patches.mean(1)
             return LayerMap(summary=summary, grid=patches.transpose(1, 2).unflatten(2, (rows, columns)))
     shape = list(states.shape) if isinstance(states, torch.Tensor) else "no tensor"
@@ -327,6 +331,12 @@ def covers(rows: int, columns: int, height: int, width: int) -> bool:
     """Whether cells of one stride in both directions make up the image, to a cell and a tenth at the edges."""
     most = min(side / max(0.9 * cells - 1, 0.1) for side, cells in ((height, rows), (width, columns)))
     return all(side / (1.1 * cells + 1) <= most for side, cells in ((height, rows), (width, columns)))
+
+
+def has_class_token(encoder: nn.Module) -> bool:
+    """Whether the first token may be that of the class; of timm's models some have registers alone."""
+    wrapped = getattr(encoder, "timm_model", None)
+    return wrapped is None or getattr(wrapped, "cls_token", None) is not None
 
 
 def number_of_registers(config) -> int:

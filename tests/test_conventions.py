@@ -11,7 +11,6 @@ import pytest
 import torch
 from conftest import ROOT
 from datasets import load_from_disk
-from packaging.version import Version
 from transformers import AutoConfig, AutoModel, AutoProcessor, Trainer, TrainingArguments, ViTConfig
 from transformers.utils import logging as transformers_logging
 
@@ -19,7 +18,6 @@ from visionflow_hf import ImageCollator, VisionFlowCollator, VisionFlowConfig, V
 from visionflow_hf.hub import load_model
 from visionflow_hf.modeling import refit
 
-TRACES_TRANSFORMERS = Version(torch.__version__) >= Version("2.13")  # 2.6 breaks graphs in transformers' decorators
 METHODS = {  # and which of pixel_values and fmri it reads
     "forward": ("pixel_values", "fmri"),
     "encode": ("pixel_values", "fmri"),
@@ -82,7 +80,7 @@ def test_rows_of_all_subjects_in_one_graph_are_those_of_the_model(loaded, batch,
     batch["subject_ids"] = torch.tensor([1, 0, 1])
     for name in ("predict_fmri", "reconstruct_image"):
         torch._dynamo.reset()
-        compiled = torch.compile(getattr(model, name), backend="eager", fullgraph=TRACES_TRANSFORMERS)
+        compiled = torch.compile(getattr(model, name), backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(**batch), getattr(model, name)(**batch), atol=1e-5, rtol=0)
 
 

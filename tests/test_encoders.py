@@ -19,6 +19,7 @@ from visionflow_hf.modeling.vision_encoder import (
     PLAIN,
     LayerMap,
     average_pool,
+    has_class_token,
     layer_maps,
     layer_widths,
     layers_by_depth,
@@ -325,6 +326,29 @@ def test_layers_by_depth_are_layers_that_can_be_read(family):
     assert layers == sorted(set(layers)) and 1 <= len(layers) <= 5
     maps, _ = layer_maps(encoder_of(family), random_images(family), layers)
     assert [one.grid.shape[1] for one in maps] == layer_widths(config, layers, size)
+
+
+def test_an_encoder_that_cannot_be_run_is_refused_whatever_it_raises():
+    with pytest.raises(ValueError, match="encoder levit cannot be run on images of 8 x 8 px"):
+        layers_by_depth(transformers.LevitConfig(), [8, 8])
+
+
+def test_models_of_timm_may_have_registers_alone():
+    wrapper = nn.Module()
+    assert has_class_token(wrapper)
+    wrapper.timm_model = nn.Module()
+    assert not has_class_token(wrapper)
+    wrapper.timm_model.cls_token = nn.Parameter(torch.zeros(1))
+    assert has_class_token(wrapper)
+
+
+def test_an_encoder_of_grey_images_sees_the_mean_of_the_colours():
+    grey = transformers.ViTConfig(**(config_of("vit").to_dict() | {"num_channels": 1}))
+    model = VisionFlowModel(VisionFlowConfig(vision_config=grey, image_size=[32, 32], num_channels=3)).eval()
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    features, _ = model.extract_image_features(image)
+    mean = image.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(model.extract_image_features(mean)[0], features)
 
 
 def test_layers_by_depth_lie_between_first_and_last():

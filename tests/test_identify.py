@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -103,17 +104,18 @@ def test_identify_ranks_the_images_of_a_folder(run, loaded, rows, tmp_path, monk
     (tmp_path / "images" / "more").mkdir(parents=True)
     for number, row in enumerate(rows.select(range(4))):
         row["image"].save(tmp_path / "images" / ("more" if number else "") / f"{number}.png")
+    os.rename(tmp_path / "images/more/3.png", os.fsencode(tmp_path) + b"/images/more/\xe9.png")  # no UTF-8
     fmri = np.array([row["fmri"] for row in rows.select(range(3))], np.float32)
     np.savez(tmp_path / "fmri.npz", fmri=fmri)
     words = ["identify", run, tmp_path / "fmri.npz", "--subject", "subj02", "--candidates", tmp_path / "images"]
     assert main([*map(str, words), "--top", "3", "--output", str(tmp_path / "out.csv")]) == 0
-    found = list(csv.DictReader((tmp_path / "out.csv").open()))
+    found = list(csv.DictReader((tmp_path / "out.csv").open(encoding="utf-8", errors="surrogateescape")))
     assert [(int(line["response"]), int(line["rank"])) for line in found] == [
         (r, k) for r in range(3) for k in (1, 2, 3)
     ]
     pixels = processor(images=rows[:4]["image"], subject="subj02")["pixel_values"]
     scores = model.log_likelihood(processor(fmri=fmri, subject="subj02")["fmri"], pixels, subject="subj02").numpy()
-    names = ["0.png", "more/1.png", "more/2.png", "more/3.png"]
+    names = ["0.png", "more/1.png", "more/2.png", os.fsdecode(b"more/\xe9.png")]
     for line in found:
         score = scores[int(line["response"]), names.index(line["candidate"])]
         assert float(line["log_likelihood"]) == pytest.approx(score, abs=1e-2)
@@ -124,7 +126,7 @@ def test_identify_ranks_the_images_of_a_folder(run, loaded, rows, tmp_path, monk
 
     monkeypatch.setattr("visionflow_hf.modeling.modeling_visionflow.VisionFlowModel.encode_image", encode)
     assert main([*map(str, words), "--top", "3", "--output", str(tmp_path / "again.csv")]) == 0
-    assert (tmp_path / "again.csv").read_text() == (tmp_path / "out.csv").read_text()
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
     Image.new("L", (16, 16)).save(tmp_path / "images" / "0.png")  # another picture of the same name
     with pytest.raises(AssertionError, match="encoded again"):
         main([*map(str, words), "--top", "3", "--output", str(tmp_path / "other.csv")])

@@ -28,6 +28,8 @@ EXPLAINED = {
     "has no sparse experts": "there are no experts",
     "has no `output_router_logits`": "there are no experts",
     "has no _keep_in_fp32_modules": "every module may be bf16",
+    "No `_keep_in_fp32_modules_strict` defined": "every module may be bf16",
+    "Do not take a cache": "there are no earlier tokens to keep",
     "does not have a TP plan": "the largest layers are one subject's own, there is nothing to split over devices",
     "has no `base_model_class` defined": "there is one model class, without heads",
     "not in MODEL_MAPPING": "it is code of the Hub, not part of transformers",

@@ -172,7 +172,8 @@ def identify(
         for response, ranked in enumerate(best)
         for rank, one in enumerate(ranked)
     ]
-    with writing(output), temporary(output) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+    text = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # names of files may be no UTF-8
+    with writing(output), temporary(output) as partial, partial.open("w", **text) as stream:
         writer = csv.writer(stream)
         writer.writerow(("response", "rank", "candidate", "log_likelihood"))
         writer.writerows(rows)

@@ -109,6 +109,8 @@ def choose_decoding(
             f"(quality {refined_by.mean():.3f} with {REFINE_STEPS}, {without.mean():.3f} without, "
             f"standard error of the difference {standard_error:.3f})"
         )
+    else:
+        logger.info("gradient steps on the latent: 0 (not tried: each would run the encoder or the autoencoder)")
     found = {brightness: quality(images, brightness * made).mean() for brightness in BRIGHTNESS}
     brightness = max(found, key=found.get)
     logger.info(f"brightness: {brightness:.0%} (quality {found[brightness]:.3f}; {found[1.0]:.3f} with 100%)")
