@@ -201,7 +201,7 @@ class LatentToFmri(nn.Module):
             factors = at_hand(self.voxel_maps[place], "noise_factors").float()
             variance = at_hand(self, "noise_logvar")[place, : factors.shape[1]].float().exp()
             own = (variance - factors.square().sum(0)).clamp(min=(1 - SHARED_NOISE) * variance)
-            level = predicted.float().mean(0)  # the smaller the numbers, the more exact their squares
+            level = predicted.float().mean(0).detach()  # the smaller the numbers, the more exact their squares
             fmri, predicted = ((values.float() - level) / own.sqrt() for values in (fmri, predicted))
             factors = factors / own.sqrt()
             rank = torch.eye(len(factors), device=factors.device)

@@ -334,9 +334,9 @@ def covers(rows: int, columns: int, height: int, width: int) -> bool:
 
 
 def has_class_token(encoder: nn.Module) -> bool:
-    """Whether the first token may be that of the class; of timm's models some have registers alone."""
+    """Whether the first token may be that of the class; some models of timm have registers alone."""
     wrapped = getattr(encoder, "timm_model", None)
-    return wrapped is None or getattr(wrapped, "cls_token", None) is not None
+    return getattr(wrapped, "reg_token", None) is None or getattr(wrapped, "cls_token", None) is not None
 
 
 def number_of_registers(config) -> int:

@@ -337,6 +337,8 @@ def test_models_of_timm_may_have_registers_alone():
     wrapper = nn.Module()
     assert has_class_token(wrapper)
     wrapper.timm_model = nn.Module()
+    assert has_class_token(wrapper)
+    wrapper.timm_model.reg_token = nn.Parameter(torch.zeros(4))
     assert not has_class_token(wrapper)
     wrapper.timm_model.cls_token = nn.Parameter(torch.zeros(1))
     assert has_class_token(wrapper)

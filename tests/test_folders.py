@@ -140,3 +140,8 @@ def test_two_commands_do_not_write_to_one_folder(tmp_path):
     with new_folder(tmp_path / "out", overwrite=True, marker="mark"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def test_a_place_where_a_disk_is_mounted_is_refused():
+    with pytest.raises(UserError, match="is where a disk is mounted: give the name of a folder in it"):
+        write(Path("/"), "new")

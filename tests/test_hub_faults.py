@@ -244,9 +244,17 @@ def test_the_continued_card_knows_the_subjects_and_no_folder(run, tmp_path):
     assert 'subject="subj01"' not in card and 'subject="subj02"' in card
     assert f"its subjects are subj02 ({model.config.num_voxels[0]} voxels)" in card
     assert f"Made from `{run.name}`" in card
-    model.remove_subject("subj02")
-    model.save_pretrained(tmp_path / "none")
+
+
+def test_a_model_without_subjects_is_saved_and_says_so(run, tmp_path, refused):
+    model, processor = load_model(run)
+    for one in (model, processor):
+        for name in ("subj01", "subj02"):
+            one.remove_subject(name)
+        one.save_pretrained(tmp_path / "none")
     assert "Made from" in (tmp_path / "none" / "README.md").read_text()
+    refused(lambda: main(["export", str(tmp_path / "none"), str(tmp_path / "out")]), "none knows no subject")
+    refused(lambda: main(["app", str(tmp_path / "none")]), "none knows no subject")
 
 
 def test_a_card_of_a_corpus_that_cannot_be_read(tmp_path):

@@ -146,6 +146,8 @@ def test_identify_refuses(run, rows, tmp_path, refused):
     refused(lambda: identify(candidates="nowhere"), "is no folder")
     refused(lambda: identify(candidates="empty"), "has no images")
     refused(lambda: identify(file="short.npy"), "has 7 voxels, subj01 has 30")
+    np.save(tmp_path / "far.npy", np.full((1, 30), 1e30, np.float32))
+    refused(lambda: identify(file="far.npy"), "the likelihood of response 0 is no finite number")
     refused(lambda: identify(subject="carl"), "unknown subject carl")
     refused(lambda: identify(output="no/out.csv"), "is no folder")
     refused(lambda: identify(top="0"), "at least 1")

@@ -192,3 +192,8 @@ def test_measurable_ceilings_give_the_score_of_algonauts_2023(corpus):
 def test_cosine_similarity_by_hand():
     similarity = metrics.cosine_similarity(np.array([[3.0, 4.0], [0.0, 0.0]]), np.array([[4.0, 3.0], [1.0, 0.0]]))
     np.testing.assert_allclose(similarity, [[0.96, 0.6], [0, 0]])
+
+
+def test_what_is_not_a_number_is_no_hit():
+    scores = np.array([[np.nan, 0.1], [np.nan, 0.9]])
+    assert metrics.top_k(scores) == metrics.top1_of(2, scores) == 0.5

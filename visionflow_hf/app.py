@@ -113,6 +113,8 @@ class Demo:
         self.corpus: Corpus | None = None
         self.held_out: dict[str, HeldOut] = {}
         self.subjects, self.stimuli = list(self.processor.subjects), {}
+        if not self.subjects:
+            raise UserError(f"{run} knows no subject: train it on some with --from_model {run}")
         height, width = self.processor.image_size
         self.size = (width, height)
         small = min(1, RIDGE_SIDE / max(self.size))

@@ -77,6 +77,8 @@ def export(run: str | os.PathLike, out: str | os.PathLike, overwrite: bool = Fal
         ) from error
     model, processor = load_model(run)
     model = model.float().eval()
+    if not processor.subjects:
+        raise UserError(f"{run} knows no subject: train it on some with --from_model {run}")
     about = {"subjects": processor.subjects, "num_voxels": model.config.num_voxels}
     generator = torch.Generator().manual_seed(0)
     subject = torch.arange(3) % len(processor.subjects)

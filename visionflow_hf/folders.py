@@ -50,6 +50,8 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False, *, marker: str)
         UserError: see `refuse_existing` and `alone`, or the folder cannot be replaced.
     """
     path = Path(path).absolute()
+    if os.path.ismount(path):  # its name cannot pass to another folder
+        raise UserError(f"{path} is where a disk is mounted: give the name of a folder in it")
     partial = path.with_name(f".{path.name}.partial")
     refuse_existing(path, overwrite, marker)
     with alone(path):

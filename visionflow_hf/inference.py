@@ -206,7 +206,14 @@ def likelihoods(
         ids = torch.full((len(some),), place, device=model.device)
         predicted = model.latent_to_fmri(learned, linear, ids)[:, : measured.shape[1]]
         found.append(model.latent_to_fmri.log_likelihood(measured, predicted, place).cpu().numpy())
-    return np.concatenate(found, axis=1)
+    scores = np.concatenate(found, axis=1)
+    bad = np.flatnonzero(~np.isfinite(scores).all(1))
+    if len(bad):
+        raise UserError(
+            f"the likelihood of response {bad[0]} is no finite number: its values are too far from those of {subject}, "
+            "whose unit is expected"
+        )
+    return scores
 
 
 def voxels_in(model: VisionFlowModel, subject: str, rois: Sequence[str]) -> tuple[np.ndarray, list[str]]:

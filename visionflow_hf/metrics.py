@@ -260,8 +260,8 @@ def _pairs(correlation: np.ndarray, comparable: np.ndarray | None, weights: np.n
 
 
 def _rivals(correlation: np.ndarray, comparable: np.ndarray) -> np.ndarray:
-    """How many rows each column ranks as high as its own or higher."""
-    return ((correlation >= np.diag(correlation)[None, :]) & comparable).sum(0)
+    """How many rows each column ranks as high as its own or higher; all of them where its own is NaN."""
+    return (~(correlation < np.diag(correlation)[None, :]) & comparable).sum(0)
 
 
 def _standard(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -38,7 +38,7 @@ class ModelArguments:
     freeze_encoder: bool | None = field(
         default=None,
         metadata={
-            "help": "Do not train the image encoder. Default: true for a pretrained one, also with --from_model."
+            "help": "Do not train the image encoder. Default: true for a pretrained one, false with --from_model."
         },
     )
     unfreeze_blocks: int = field(

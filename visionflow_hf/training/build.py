@@ -90,7 +90,7 @@ def continue_model(name: str, train: Dataset, args: ModelArguments) -> tuple[Vis
     model = VisionFlowModel(config).float()  # the encoder of a model in half precision would be made in that
     for part in ("encoder", "posterior_head", "image_decoder"):
         getattr(model, part).load_state_dict(getattr(trained, part).state_dict())
-    choose_trained_weights(model, args, frozen=bool(config.linear_layers))  # which were read as they were pretrained
+    choose_trained_weights(model, args, frozen=False)
     return model, processor
 
 
