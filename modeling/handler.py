@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import pipeline
 
 # What an endpoint installs; an autoencoder and timm's encoders need more.
-REQUIREMENTS = "torch>=2.9\ntransformers>=5.20,<6\naccelerate>=1.10\nnumpy>=1.26\npyarrow>=21\npillow>=10.3\n"
+REQUIREMENTS = "transformers>=5.20,<6\ntorch>=2.9\naccelerate>=1.10\nnumpy>=1.26\npyarrow>=21\npillow>=10.3\n"
 OWN_REQUIREMENTS = {"", "torch", "transformers", "accelerate", "numpy", "pyarrow", "pillow", "diffusers", "timm"}
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")  # PIL would hand others to other programs
 PARAMETERS = ("subject", "num_samples", "rois")

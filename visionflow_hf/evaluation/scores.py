@@ -337,14 +337,11 @@ def _mean(blocks: list[dict]) -> dict:
 
 
 def _figures(block: dict) -> dict:
-    """The figures themselves: the first draw. `encoding.feature_ridge` is None without layers of an encoder."""
-    found = {
+    """The figures themselves: the first draw."""
+    return {
         name: _figures(values) if isinstance(values, dict) else float(values[0]) if np.isfinite(values[0]) else None
         for name, values in block.items()
     }
-    if "encoding" in found:
-        found["encoding"].setdefault("feature_ridge", None)
-    return found
 
 
 def _intervals(block: dict, stimuli: int) -> dict[str, list[float]]:
