@@ -17,8 +17,9 @@ from visionflow_hf.corpus.files import pictures_in
 from visionflow_hf.corpus.images import prepare_images
 from visionflow_hf.corpus.merge import merge
 from visionflow_hf.corpus.repeats import ceilings_of_test
-from visionflow_hf.corpus.schema import read_corpus, voxel_table, write_corpus
+from visionflow_hf.corpus.schema import read_corpus, voxel_table, write_corpus, write_splits
 from visionflow_hf.errors import UserError
+from visionflow_hf.evaluation.predictions import owner
 from visionflow_hf.folders import new_folder
 from visionflow_hf.processes import run
 
@@ -260,3 +261,28 @@ def test_a_subject_without_voxels_is_refused(tmp_path, refused):
     empty = saved_as(corpus, tmp_path / "empty", lambda _, rows: rows.map(lambda row: {"fmri": []}))
     voxel_table("ann", 0).to_parquet(empty / "voxels.parquet")
     refused(lambda: main(["inspect", str(empty)]), "the responses of ann have no voxels")
+
+
+def test_a_corpus_shows_no_files_beside_it(tmp_path, refused):
+    Image.new("L", (8, 8), 5).save(tmp_path / "private.png")
+    shown = {"bytes": None, "path": str(tmp_path / "private.png")}
+    rows = [
+        {"image": shown, "fmri": [0.0, 1.0, row], "subject": "ann", "stimulus_id": f"s{row}", "repeat": 0}
+        for row in range(4)
+    ]
+    (tmp_path / "corpus").mkdir()
+    write_splits(tmp_path / "corpus", {"train": lambda: iter(rows)}, voxel_table("ann", 3), "z")
+    refused(lambda: main(["inspect", str(tmp_path / "corpus")]), "names image files and has no folder stimuli")
+    (tmp_path / "corpus" / "stimuli").mkdir()
+    refused(lambda: main(["inspect", str(tmp_path / "corpus")]), "private.png is gone")
+
+
+@pytest.mark.parametrize("subject", ["fmri/ann", "log_likelihood/ann", "a/roi/b", "roi"])
+@pytest.mark.parametrize("kind", ["fmri", "ridge/fmri_predicted", "roi", "noise_ceiling", "single_trial/fmri"])
+def test_subjects_may_bear_the_names_of_arrays(kind, subject):
+    assert owner(f"{kind}/{subject}") == (kind, subject)
+
+
+def test_a_subject_needs_a_name(tmp_path, refused):
+    write = corpus_of(tmp_path / "one", {"train": ("", range(4)), "test": ("", [4, 5])}, voxel_table("", 3))
+    refused(lambda: main(["inspect", str(write)]), "without a name: give fMRI its subject")

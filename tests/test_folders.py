@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 
+from visionflow_hf.cli import main
 from visionflow_hf.errors import UserError
-from visionflow_hf.folders import new_folder, refuse_existing, writing
+from visionflow_hf.folders import alone, new_folder, refuse_existing, writing
 
 
 def write(target, text: str, overwrite: bool = True) -> None:
@@ -145,3 +147,29 @@ def test_two_commands_do_not_write_to_one_folder(tmp_path):
 def test_a_place_where_a_disk_is_mounted_is_refused():
     with pytest.raises(UserError, match="is where a disk is mounted: give the name of a folder in it"):
         write(Path("/"), "new")
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "work/.."])
+def test_the_current_folder_keeps_its_name(out, tmp_path, monkeypatch, refused):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for words in (["simulate", out, "--overwrite"], ["train", str(tmp_path / "none"), out, "--overwrite"]):
+        refused(lambda words=words: main(words), "is the current folder, or holds it: give the name of a folder")
+    assert [file.name for file in tmp_path.iterdir()] == ["work"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")])
+def test_a_disk_without_locks(error, tmp_path, monkeypatch, caplog):
+    def acquire(*_, **__):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    write(tmp_path / "out", "whole")
+    assert_only(tmp_path / "out", "whole")
+    assert "has no file locks: do not write to it by two commands at once" in caplog.text
+
+
+def test_other_errors_of_a_lock_are_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.setattr(FileLock, "acquire", lambda self: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(OSError, match="broken"), alone(tmp_path / "out"):
+        pass

@@ -46,7 +46,8 @@ def test_a_photo_stands_upright(orientation, tmp_path):
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bits_are_scaled_to_eight(format):
-    file = encoded(Image.fromarray(RAMP), format)
+    header = f"P5 {RAMP.shape[1]} {RAMP.shape[0]} 65535\n".encode()
+    file = header + RAMP.astype(">u2").tobytes() if format == "PPM" else encoded(Image.fromarray(RAMP), format)
     picture = open_image(file, "it")
     assert picture.mode == "L" and np.array_equal(picture, np.rint(RAMP / 257))
 

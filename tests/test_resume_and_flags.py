@@ -6,9 +6,11 @@ import json
 import pytest
 import torch
 import yaml
+from datasets import DatasetDict
 
 from visionflow_hf import cli
 from visionflow_hf.cli import main
+from visionflow_hf.corpus.schema import read_corpus, read_splits, save_corpus
 from visionflow_hf.errors import UserError
 from visionflow_hf.training import train as train_module
 from visionflow_hf.training.arguments import ModelArguments, VisionFlowTrainingArguments
@@ -185,3 +187,33 @@ def test_images_without_fmri_follow_from_the_rows_of_a_batch():
         == first
         != batches.__getitems__([1, 3, 0, 2])["stimulus_ids"]
     )
+
+
+def test_a_checkpoint_of_other_images_or_voxels(corpus, interrupted, tmp_path, refused):
+    checkpoint = interrupted / "checkpoint-4"
+    simulated = ["--stimuli", "20", "--voxels", "30", "--image-size", "16", "--seed", "5"]
+    assert main(["simulate", str(tmp_path / "other"), *simulated]) == 0
+    words = ["--resume_from_checkpoint", checkpoint]
+    refused(
+        lambda: train(tmp_path / "other", tmp_path / "new", *words), "trained on other images than the train images"
+    )
+
+    splits = read_splits(corpus)
+    fewer = {name: split.map(lambda row: {"fmri": row["fmri"][:-1]}) for name, split in splits.items()}
+    voxels = read_corpus(corpus).voxels
+    fewer_voxels = voxels[voxels["voxel"] < voxels.groupby("subject")["voxel"].transform("max")]
+    (tmp_path / "fewer").mkdir()
+    save_corpus(tmp_path / "fewer", DatasetDict(fewer), fewer_voxels, unit="z")
+    kept = [file.read_bytes() for file in sorted(checkpoint.glob("*.safetensors"))]
+    refused(lambda: train(tmp_path / "fewer", interrupted, *AUTO), "of shape .* and this model of shape .*: the voxels")
+    assert [file.read_bytes() for file in sorted(checkpoint.glob("*.safetensors"))] == kept
+
+
+def test_files_of_others_in_an_unfinished_run_stay(corpus, tmp_path):
+    (tmp_path / "run" / "notes").mkdir(parents=True)
+    (tmp_path / "run" / "notes" / "thesis.txt").write_text("mine")
+    (tmp_path / "run" / "arguments.yaml").touch()  # killed as it began
+    assert train(corpus, tmp_path / "run", *AUTO, "--no_such_flag") == 2
+    assert train(corpus, tmp_path / "run", *AUTO, "--encoder", tmp_path / "none") == 2
+    assert train(corpus, tmp_path / "run", *AUTO) == 0
+    assert (tmp_path / "run" / "notes" / "thesis.txt").read_text() == "mine"

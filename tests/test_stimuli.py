@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def test_processes_of_a_machine_make_all_of_them_though_one_comes_late(parts, tm
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match=r"cannot be written .*--stimulus_cache"):
-        KeptArrays(tmp_path / "file" / "x", "<f4", [2]).add([b"k" * 32], [np.zeros((1, 2))])
+        KeptArrays(tmp_path / "file" / "x", "<f4", [2], [b"k" * 32]).add([b"k" * 32], [np.zeros((1, 2))])
 
 
 def test_a_damaged_file_of_the_cache_is_made_anew(parts, tmp_path, computed):
@@ -215,8 +216,30 @@ def test_folds_and_runs_share_one_folder(colour_corpus, encoder, tmp_path, compu
 
 
 def test_another_process_maps_the_files_itself(tmp_path):
-    kept = KeptArrays(tmp_path / "kept", "f4", (1000,))
-    kept.add([bytes([row]) * 32 for row in range(8)], [np.arange(8000, dtype="f4").reshape(8, 1000)])
+    keys = [bytes([row]) * 32 for row in range(8)]
+    kept = KeptArrays(tmp_path / "kept", "f4", (1000,), keys)
+    kept.add(keys, [np.arange(8000, dtype="f4").reshape(8, 1000)])
     sent = pickle.dumps(kept)
     assert len(sent) < 2000
     assert np.array_equal(pickle.loads(sent).take([bytes([3]) * 32]), kept.take([bytes([3]) * 32]))
+
+
+def test_files_of_other_stimuli_are_not_held_open(tmp_path):
+    keys = [bytes([row]) * 32 for row in range(8)]
+    for row, key in enumerate(keys):
+        KeptArrays(tmp_path, "f4", (2,), [key]).add([key], [np.full((1, 2), row)])
+    kept = KeptArrays(tmp_path, "f4", (2,), keys[2:4])
+    assert [row for row, key in enumerate(keys) if key in kept] == [2, 3]
+    assert kept.take(keys[2:4])[:, 0].tolist() == [2, 3]
+    assert len(kept.files) == 8 and sum(file is not None for file in kept.files.values()) == 2
+
+
+def test_what_a_killed_run_left_in_the_cache_goes_a_day_later(parts, tmp_path):
+    train, processor, _ = parts
+    Stimuli(processor, [train], None, tmp_path)
+    (folder,) = tmp_path.glob("pixels-*")
+    for name, age in ((".old.part", 25 * 3600), (".new.part", 60)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age,) * 2)
+    Stimuli(processor, [train], None, tmp_path)
+    assert [file.name for file in folder.glob(".*.part")] == [".new.part"]

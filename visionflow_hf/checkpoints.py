@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from visionflow_hf.errors import UserError
@@ -32,6 +33,20 @@ def find_checkpoint(folders: list[Path], resume: str | None) -> str | None:
                 return str(path)
             logger.warning(f"{path} is passed over, since it is not whole: {broken}")
     return None
+
+
+def refuse_other_sizes(checkpoint: str | Path, model: nn.Module) -> None:
+    """Raise `UserError` where weights of the checkpoint have other shapes than those of the model."""
+    weights = model.state_dict()
+    for file in sorted(Path(checkpoint).glob("*.safetensors")):
+        with safe_open(file, "pt") as kept:
+            for name in weights.keys() & set(kept.keys()):
+                before, now = tuple(kept.get_slice(name).get_shape()), tuple(weights[name].shape)
+                if before != now:
+                    raise UserError(
+                        f"{checkpoint} has {name} of shape {before}, and this model of shape {now}: the voxels or the "
+                        "flags have changed since, so leave out --resume_from_checkpoint and add --overwrite"
+                    )
 
 
 def missing_in(checkpoint: Path) -> str | None:

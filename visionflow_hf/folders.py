@@ -1,6 +1,7 @@
 """Output folders that appear whole or not at all."""
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -15,6 +16,9 @@ from safetensors import SafetensorError
 from visionflow_hf.errors import UserError
 
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+logger = logging.getLogger(__name__)
 
 
 def refuse_existing(path: str | os.PathLike, overwrite: bool, marker: str) -> None:
@@ -24,6 +28,7 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool, marker: str) -> No
     writes, must be in it: `--overwrite` with a mistyped path must not delete a home folder.
     """
     path = Path(path)
+    refuse_current(path)
     put_back(path)
     if os.path.isfile(path) or os.path.islink(path):
         raise UserError(f"{path} is not a folder: give the name of a folder to write")
@@ -35,6 +40,13 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool, marker: str) -> No
         raise UserError(
             f"{path} holds no {marker}, so this command did not write it: delete it yourself if it is not needed"
         )
+
+
+def refuse_current(path: str | os.PathLike) -> None:
+    """Raise `UserError` for the current folder and those above it, whose names cannot pass to another folder."""
+    place = os.path.realpath(path)
+    if Path.cwd().resolve().is_relative_to(place):
+        raise UserError(f"{path} is the current folder, or holds it: give the name of a folder to write")
 
 
 @contextmanager
@@ -88,6 +100,10 @@ def alone(path: str | os.PathLike) -> Iterator[None]:
             raise UserError(f"{path} cannot be written: {os.strerror(errno.ENOTDIR)} ({path.parent})") from error
         except Timeout as error:
             raise UserError(f"another command is writing {path}: wait until it ends, or give another name") from error
+        except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+                raise
+            logger.warning("the disk of %s has no file locks: do not write to it by two commands at once", path)
     try:
         yield
     finally:

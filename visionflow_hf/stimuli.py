@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ from visionflow_hf.processes import cores, place_on_machine
 
 FILE = 4096  # stimuli a file: what is lost at most where a run is interrupted
 LARGEST_CACHE = 100 * 10**9  # bytes
+A_DAY = 24 * 3600  # seconds
 OF_CACHE = re.compile("(pixels|features|latents)-[0-9a-f]{32}")  # names of its folders; what else lies there stays
 
 logger = logging.get_logger(__name__)
@@ -55,12 +57,13 @@ class KeptArrays:
     Args:
         folder: made where it is missing.
         dtype, shape: of one array; the dtype may have several parts, with names.
+        keys: of the arrays that are needed; files without any of them are not held open.
     """
 
-    def __init__(self, folder: Path, dtype: str | list, shape: Sequence[int] = ()):
-        self.folder, self.shape = folder, tuple(shape)
+    def __init__(self, folder: Path, dtype: str | list, shape: Sequence[int], keys: Iterable[bytes]):
+        self.folder, self.shape, self.keys = folder, tuple(shape), frozenset(keys)
         self.record = np.dtype([("key", "V32"), ("values", dtype, self.shape)])
-        self.files: dict[str, np.ndarray] = {}
+        self.files: dict[str, np.ndarray | None] = {}
         self.place: dict[bytes, tuple[str, int]] = {}
         with suppress(OSError):  # there is none yet, or it is read-only
             os.utime(folder)  # it was used
@@ -91,8 +94,9 @@ class KeptArrays:
                     logger.warning("%s is damaged (%s): its stimuli are read anew", file, error)
                     file.unlink(missing_ok=True)
                     continue
-                self.files[file.name] = records
-                self.place |= {key.tobytes(): (file.name, row) for row, key in enumerate(records["key"])}
+                own = {key: row for row, key in enumerate(map(bytes, records["key"])) if key in self.keys}
+                self.files[file.name] = records if own else None
+                self.place |= {key: (file.name, row) for key, row in own.items()}
 
     def add(self, keys: Sequence[bytes], batches: Iterable[np.ndarray]) -> None:
         """Keep one array a key, which come in `batches`, arrays of shape (some, *shape).
@@ -131,7 +135,8 @@ class KeptArrays:
         """A copy of the arrays with these keys, of shape (keys, *shape); or some columns of the part of this name."""
         own = self.record["values"] if part is None else self.record["values"][part]
         taken = np.empty((len(keys), *np.empty(own.shape, own.base)[columns].shape), own.base)
-        kept = {name: file["values"] if part is None else file["values"][part] for name, file in self.files.items()}
+        files = {name: file["values"] for name, file in self.files.items() if file is not None}
+        kept = files if part is None else {name: values[part] for name, values in files.items()}
         for row, key in enumerate(keys):
             file, place = self.place[key]
             taken[row] = kept[file][place][columns]
@@ -164,13 +169,14 @@ class Stimuli:
                     self.keys[stimulus] = key = hashlib.sha256(picture_of(images, row)).digest()
                     where[key] = images, row
         read = pixels_depend_on(processor)
-        self.pixels = KeptArrays(folder / f"pixels-{read}", "u1", [*processor.image_size, processor.num_channels])
+        shape = [*processor.image_size, processor.num_channels]
+        self.pixels = KeptArrays(folder / f"pixels-{read}", "u1", shape, where)
         keep(self.pixels, list(where), "reading the stimuli", lambda keys: read_pixels(processor, where, keys))
         self.features = None
         if model is not None:
             widths = model.feature_sizes
             parts = [("posterior", "<f4", widths[:1]), ("linear", "<f2", widths[1:])]  # of the latter there are many
-            self.features = KeptArrays(folder / f"features-{features_depend_on(model, read)}", parts)
+            self.features = KeptArrays(folder / f"features-{features_depend_on(model, read)}", parts, (), where)
             keep(self.features, list(where), "encoding the stimuli", lambda keys: self._encode(model, keys))
         make_room(folder, [kept.folder for kept in (self.pixels, self.features) if kept is not None])
 
@@ -233,11 +239,17 @@ def keep(kept: KeptArrays, keys: list[bytes], task: str, make) -> None:
 def make_room(cache: Path, used: Sequence[Path]) -> None:
     """Delete the folders that no run has used for longest, until the cache is not larger than LARGEST_CACHE.
 
+    Unfinished files that killed runs have left are deleted a day later.
+
     Args:
         used: by this run, which stay.
     """
     if place_on_machine()[0] != 0:
         return
+    for unfinished in (file for folder in used for file in folder.glob(".*.part")):
+        with suppress(OSError):
+            if time.time() - unfinished.stat().st_mtime > A_DAY:
+                unfinished.unlink()
     sizes, last_used = {}, {}
     for folder in (path for path in cache.glob("*-*") if OF_CACHE.fullmatch(path.name)):
         with suppress(OSError):  # another process works there, or it is another user's
@@ -342,7 +354,7 @@ def latents_of_files(model: VisionFlowModel, processor: VisionFlowProcessor, fil
             pixels = processor(images=[open_image(path_of[key]) for key in batch])["pixel_values"].to(model.device)
             yield model.encode_image(pixels).mean.float().cpu().numpy()
 
-    kept = KeptArrays(folder, "<f4", [model.config.latent_dim + model.config.linear_dim])
+    kept = KeptArrays(folder, "<f4", [model.config.latent_dim + model.config.linear_dim], path_of)
     keep(kept, list(path_of), "encoding the images", encode)
     make_room(folder.parent, [folder])
     return torch.from_numpy(kept.take(keys))

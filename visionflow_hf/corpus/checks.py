@@ -37,7 +37,7 @@ def _check_split(name: str, split: Dataset, voxels: dict[str, int]) -> list[str]
             subject = subjects[at]
             if not (has_image[at] or has_fmri[at]):
                 neither.append(row + at)
-            elif (has_fmri[at] and subject is None) or (has_image[at] and stimuli[at] is None):
+            elif (has_fmri[at] and not subject) or (has_image[at] and stimuli[at] is None):
                 nameless.append(row + at)
             elif has_fmri[at] and voxels.setdefault(subject, length) != length:
                 lengths.append((row + at, length, subject))

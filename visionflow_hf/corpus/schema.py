@@ -316,15 +316,22 @@ def read_splits(path: Path) -> DatasetDict:
 
 
 def found_again(split: Dataset, path: Path) -> Dataset:
-    """The split with the paths of its images in `stimuli`: the folder of the corpus may lie elsewhere than it did."""
-    folder = path.absolute() / STIMULI
-    images = pa.chunked_array(split.data["image"]) if folder.is_dir() else None
-    if images is None or pc.struct_field(images, "bytes").null_count < len(images):
+    """The split with the paths of its images in `stimuli`: the folder of the corpus may lie elsewhere than it did.
+
+    Raises:
+        UserError: rows name files and the corpus has no such folder; a corpus must not show other files of this disk.
+    """
+    images = pa.chunked_array(split.data["image"])
+    by_path = pc.and_(images.is_valid(), pc.struct_field(images, "bytes").is_null())
+    if not pc.any(by_path).as_py():
         return split
-    files = [
-        file and str(folder.joinpath(*Path(file).parts[-2:])) for file in pc.struct_field(images, "path").to_pylist()
+    folder = path.absolute() / STIMULI
+    if not folder.is_dir():
+        raise UserError(f"corpus {path} names image files and has no folder {STIMULI}: copy it again, as a whole")
+    found = [
+        {"bytes": None, "path": str(folder.joinpath(*Path(image["path"] or "").parts[-2:]))} if named else image
+        for named, image in zip(by_path.to_pylist(), images.to_pylist(), strict=True)
     ]
-    found = [file and {"bytes": None, "path": file} for file in files]
     return replaced(split, "image", pa.array(found, images.type))
 
 

@@ -60,7 +60,7 @@ from visionflow_hf.stimuli import Stimuli
 
 BATCH = 64
 OF_VOXELS = ("noise_ceiling", "roi", "xyz", "place", "vertex", "fmri_mean", "fmri_std")
-OWNED = re.compile(rf"((?:\w+/)?(?:fmri_predicted|fmri|log_likelihood)|{'|'.join(OF_VOXELS)})/(.+)", re.DOTALL)
+OWNED = re.compile(rf"({'|'.join(OF_VOXELS)}|(?:\w+/)??(?:fmri_predicted|fmri|log_likelihood))/(.+)", re.DOTALL)
 
 
 def predict(

@@ -18,13 +18,13 @@ from datasets import DatasetDict
 from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
-from visionflow_hf.checkpoints import find_checkpoint
+from visionflow_hf.checkpoints import find_checkpoint, refuse_other_sizes
 from visionflow_hf.corpus.leakage import seen_by, to_be_seen, write_seen
 from visionflow_hf.corpus.responses import images_alone, pairs_of
 from visionflow_hf.corpus.schema import Corpus, join_tables, open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
-from visionflow_hf.folders import alone, put_back, refuse_existing, take_name
+from visionflow_hf.folders import alone, put_back, refuse_current, refuse_existing, take_name
 from visionflow_hf.hub import hub_name, load_model, prepare_push, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.augmentation import FEW_STIMULI, MANY_STIMULI
@@ -87,6 +87,7 @@ def train(
             to be written; `run` is untouched then. Or the push of the finished model failed.
     """
     run = Path(run).absolute()
+    refuse_current(run)
     opened = open_corpus(corpus, allow_leakage, streaming)
     put_back(run)
     folder = in_progress(run) if (run / "config.json").exists() else run
@@ -96,6 +97,7 @@ def train(
     name, private = training_args.hub_model_id or run.name, bool(training_args.hub_private_repo)
     if training_args.push_to_hub and first:
         prepare_push(name, private)
+    nothing_to_keep = training_args.overwrite or not folder.exists() or not any(folder.iterdir())
     PartialState().wait_for_everyone()  # until all have seen what is there
     with alone(run) if first else nullcontext():
         try:
@@ -107,7 +109,7 @@ def train(
             about = description(trained, corpus, opened, model_args, training_args)
             save_model(trained.model, trained.processor, folder, about, model_id=run, seen=seen)
         except BaseException:
-            own = first and (checkpoint is None or folder != run) and (folder / MARKER).is_file()
+            own = first and (nothing_to_keep or folder != run) and (folder / MARKER).is_file()
             if own and folder.is_dir() and get_last_checkpoint(folder) is None:  # nothing to resume from
                 shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -252,6 +254,8 @@ def run_trainer(
     except (ValueError, TypeError, ImportError, KeyError) as error:
         raise UserError(f"no optimizer or learning rate can be made of these flags: {error}") from error
     trainer.optimizer = trainer.lr_scheduler = None  # the Trainer makes them again when its devices are ready
+    if checkpoint is not None:
+        refuse_other_sizes(checkpoint, model)
     torch.manual_seed(args.seed + args.process_index)  # processes draw different noise and augmentations
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
@@ -402,7 +406,8 @@ def checkpoint_to_resume(
         seen: hashes of the images that are trained on.
 
     Raises:
-        UserError: an unfinished run was given otherwise, or `run` holds something that is not to be replaced.
+        UserError: an unfinished run was given otherwise, a checkpoint was trained on other images, or `run` holds
+            something that is not to be replaced.
     """
     resume, folders = training_args.resume_from_checkpoint, list(dict.fromkeys([folder, run]))
     if resume == "auto":
@@ -416,6 +421,11 @@ def checkpoint_to_resume(
                 )
         folders = [one for one in folders if not otherwise[one]]
     checkpoint = find_checkpoint(folders, resume)
+    if resume not in (None, "auto") and seen_by(Path(resume).parent) not in (set(), seen):
+        raise UserError(
+            f"{resume} was trained on other images than the train images of this corpus, of which some may be in its "
+            "test split: name the earlier corpus, or leave out --resume_from_checkpoint"
+        )
     of_run = checkpoint is not None and Path(checkpoint).absolute().parent in (run, in_progress(run))
     if not (of_run and (Path(checkpoint).parent / MARKER).is_file()) and not (resume == "auto" and is_unfinished(run)):
         refuse_existing(run, training_args.overwrite, MARKER)
@@ -462,9 +472,12 @@ def begin(
     empty: bool = True,
     seen: Collection[str] = (),
 ) -> None:
-    """The folder of the run, with its flags in it; emptied, but where a checkpoint in it is resumed from."""
+    """The folder of the run, with its flags in it.
+
+    Without a checkpoint to resume from it is emptied with --overwrite; else only earlier checkpoints are deleted.
+    """
     run.mkdir(parents=True, exist_ok=True)
-    for path in run.iterdir() if empty else ():
+    for path in run.glob("*" if training_args.overwrite else "checkpoint-*") if empty else ():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         elif path.name != MARKER:  # by which an interrupted run is known
