@@ -17,7 +17,7 @@ from visionflow_hf.corpus.files import pictures_in
 from visionflow_hf.corpus.images import prepare_images
 from visionflow_hf.corpus.merge import merge
 from visionflow_hf.corpus.repeats import ceilings_of_test
-from visionflow_hf.corpus.schema import read_corpus, voxel_table, write_corpus, write_splits
+from visionflow_hf.corpus.schema import last_names, read_corpus, voxel_table, write_corpus, write_splits
 from visionflow_hf.errors import UserError
 from visionflow_hf.evaluation.predictions import owner
 from visionflow_hf.folders import new_folder
@@ -275,6 +275,12 @@ def test_a_corpus_shows_no_files_beside_it(tmp_path, refused):
     refused(lambda: main(["inspect", str(tmp_path / "corpus")]), "names image files and has no folder stimuli")
     (tmp_path / "corpus" / "stimuli").mkdir()
     refused(lambda: main(["inspect", str(tmp_path / "corpus")]), "private.png is gone")
+
+
+@pytest.mark.parametrize("file", ["/x.png", "../x.png", "a/../../x.png", "/a/b/x.png", "stimuli/b/x.png", "x.png"])
+def test_the_path_of_an_image_leads_downwards(file):
+    names = last_names(file)
+    assert names[-1] == "x.png" and len(names) <= 2 and not {"..", "/"} & set(names)
 
 
 @pytest.mark.parametrize("subject", ["fmri/ann", "log_likelihood/ann", "a/roi/b", "roi"])

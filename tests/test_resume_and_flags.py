@@ -215,5 +215,20 @@ def test_files_of_others_in_an_unfinished_run_stay(corpus, tmp_path):
     (tmp_path / "run" / "arguments.yaml").touch()  # killed as it began
     assert train(corpus, tmp_path / "run", *AUTO, "--no_such_flag") == 2
     assert train(corpus, tmp_path / "run", *AUTO, "--encoder", tmp_path / "none") == 2
+    (tmp_path / "run" / "checkpoint-4.txt").touch()
     assert train(corpus, tmp_path / "run", *AUTO) == 0
+    assert (tmp_path / "run" / "checkpoint-4.txt").is_file()
     assert (tmp_path / "run" / "notes" / "thesis.txt").read_text() == "mine"
+
+
+def test_what_failed_before_it_began_leaves_the_folder_and_a_path_from_elsewhere_begins_it(
+    corpus, interrupted, tmp_path
+):
+    run, words = tmp_path / "other", ["--overwrite", "--resume_from_checkpoint", interrupted / "checkpoint-4"]
+    run.mkdir()
+    for name in ("arguments.yaml", "notes.txt"):
+        (run / name).write_text("kl_weight: 5.0")
+    assert train(corpus, run, *words, "--encoder", tmp_path / "none") == 2
+    assert sorted(file.name for file in run.iterdir()) == ["arguments.yaml", "notes.txt"]
+    assert train(corpus, run, *words) == 0
+    assert not (run / "notes.txt").exists() and "kl_weight: 5.0" not in (run / "arguments.yaml").read_text()

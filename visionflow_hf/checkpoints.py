@@ -27,12 +27,17 @@ def find_checkpoint(folders: list[Path], resume: str | None) -> str | None:
             raise UserError(f"{resume} is no whole checkpoint ({broken}): give another checkpoint-N folder, or auto")
         return str(resume)
     for folder in folders:
-        found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+        found = [path for path in folder.glob("checkpoint-*") if is_checkpoint(path)]
         for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
             if not (broken := missing_in(path)):
                 return str(path)
             logger.warning(f"{path} is passed over, since it is not whole: {broken}")
     return None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the Trainer gives such names: `checkpoint-STEP`."""
+    return path.name.startswith("checkpoint-") and path.name.removeprefix("checkpoint-").isdigit()
 
 
 def refuse_other_sizes(checkpoint: str | Path, model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from visionflow_hf.errors import UserError
 
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool, marker: str) -> No
     writes, must be in it: `--overwrite` with a mistyped path must not delete a home folder.
     """
     path = Path(path)
-    refuse_current(path)
+    refuse_fixed(path)
     put_back(path)
     if os.path.isfile(path) or os.path.islink(path):
         raise UserError(f"{path} is not a folder: give the name of a folder to write")
@@ -42,11 +42,16 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool, marker: str) -> No
         )
 
 
-def refuse_current(path: str | os.PathLike) -> None:
-    """Raise `UserError` for the current folder and those above it, whose names cannot pass to another folder."""
+def refuse_fixed(path: str | os.PathLike) -> None:
+    """Raise `UserError` where the name of `path` cannot pass to another folder.
+
+    These are the current folder, those above it, and where a disk is mounted.
+    """
     place = os.path.realpath(path)
-    if Path.cwd().resolve().is_relative_to(place):
+    if Path(os.path.realpath(os.curdir)).is_relative_to(place):
         raise UserError(f"{path} is the current folder, or holds it: give the name of a folder to write")
+    if os.path.ismount(place):
+        raise UserError(f"{path} is where a disk is mounted: give the name of a folder in it")
 
 
 @contextmanager
@@ -62,8 +67,6 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False, *, marker: str)
         UserError: see `refuse_existing` and `alone`, or the folder cannot be replaced.
     """
     path = Path(path).absolute()
-    if os.path.ismount(path):  # its name cannot pass to another folder
-        raise UserError(f"{path} is where a disk is mounted: give the name of a folder in it")
     partial = path.with_name(f".{path.name}.partial")
     refuse_existing(path, overwrite, marker)
     with alone(path):

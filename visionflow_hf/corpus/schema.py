@@ -225,6 +225,7 @@ def read_corpus(path: str | os.PathLike, allow_leakage: bool = False, streaming:
         if Path(path).exists():
             raise UserError(f"--streaming reads from the Hub, and {path} is on this disk: leave out --streaming")
         splits, folder = stream_corpus(str(path), FEATURES, OPTIONAL)
+        splits = DatasetDict({name: found_again(split, folder) for name, split in splits.items()})
     else:
         folder = corpus_folder(path)
         splits = read_splits(folder)
@@ -329,10 +330,16 @@ def found_again(split: Dataset, path: Path) -> Dataset:
     if not folder.is_dir():
         raise UserError(f"corpus {path} names image files and has no folder {STIMULI}: copy it again, as a whole")
     found = [
-        {"bytes": None, "path": str(folder.joinpath(*Path(image["path"] or "").parts[-2:]))} if named else image
+        {"bytes": None, "path": str(folder.joinpath(*last_names(image["path"] or "")))} if named else image
         for named, image in zip(by_path.to_pylist(), images.to_pylist(), strict=True)
     ]
     return replaced(split, "image", pa.array(found, images.type))
+
+
+def last_names(file: str) -> list[str]:
+    """The name of a file and of its folder, which lead nowhere but downwards."""
+    names = Path(file).parts
+    return [name for name in names if name not in ("..", Path(file).anchor)][-2:]
 
 
 def read_voxels(path: Path) -> pd.DataFrame:

@@ -18,13 +18,13 @@ from datasets import DatasetDict
 from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
-from visionflow_hf.checkpoints import find_checkpoint, refuse_other_sizes
-from visionflow_hf.corpus.leakage import seen_by, to_be_seen, write_seen
+from visionflow_hf.checkpoints import find_checkpoint, is_checkpoint, refuse_other_sizes
+from visionflow_hf.corpus.leakage import SEEN, seen_by, to_be_seen, write_seen
 from visionflow_hf.corpus.responses import images_alone, pairs_of
 from visionflow_hf.corpus.schema import Corpus, join_tables, open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
-from visionflow_hf.folders import alone, put_back, refuse_current, refuse_existing, take_name
+from visionflow_hf.folders import alone, put_back, refuse_existing, refuse_fixed, take_name
 from visionflow_hf.hub import hub_name, load_model, prepare_push, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.augmentation import FEW_STIMULI, MANY_STIMULI
@@ -87,7 +87,7 @@ def train(
             to be written; `run` is untouched then. Or the push of the finished model failed.
     """
     run = Path(run).absolute()
-    refuse_current(run)
+    refuse_fixed(run)
     opened = open_corpus(corpus, allow_leakage, streaming)
     put_back(run)
     folder = in_progress(run) if (run / "config.json").exists() else run
@@ -97,7 +97,7 @@ def train(
     name, private = training_args.hub_model_id or run.name, bool(training_args.hub_private_repo)
     if training_args.push_to_hub and first:
         prepare_push(name, private)
-    nothing_to_keep = training_args.overwrite or not folder.exists() or not any(folder.iterdir())
+    there = [path for path in folder.glob("*") if path.name not in (MARKER, SEEN)]
     PartialState().wait_for_everyone()  # until all have seen what is there
     with alone(run) if first else nullcontext():
         try:
@@ -109,7 +109,7 @@ def train(
             about = description(trained, corpus, opened, model_args, training_args)
             save_model(trained.model, trained.processor, folder, about, model_id=run, seen=seen)
         except BaseException:
-            own = first and (nothing_to_keep or folder != run) and (folder / MARKER).is_file()
+            own = first and (folder != run or not any(path.exists() for path in there)) and (folder / MARKER).is_file()
             if own and folder.is_dir() and get_last_checkpoint(folder) is None:  # nothing to resume from
                 shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -172,6 +172,8 @@ def train_on(
         model = build_model(processor, model_args, pairs)
     else:
         model, processor = continue_model(model_args.from_model, splits["train"], model_args)
+    if checkpoint is not None:
+        refuse_other_sizes(checkpoint, model)
     model.to(training_args.device)
     trials = Trials(pairs, processor)
     for name in trials.subjects:
@@ -185,8 +187,9 @@ def train_on(
         held_out = trials.without(set(trials.stimuli) - held_out_stimuli)
         fitted = trials.without(held_out_stimuli)
     args = complete(training_args, run, len(fitted.stimuli), validated)
-    if first and (checkpoint is None or not (run / MARKER).is_file()):
-        begin(run, model_args, training_args, checkpoint is None, seen)
+    anew = checkpoint is None or Path(checkpoint).resolve().parent != run.resolve()
+    if first and (anew or not (run / MARKER).is_file()):
+        begin(run, model_args, training_args, anew, seen)
 
     frozen = not any(parameter.requires_grad for parameter in model.encoder.parameters())
     PartialState().wait_for_everyone()
@@ -254,8 +257,6 @@ def run_trainer(
     except (ValueError, TypeError, ImportError, KeyError) as error:
         raise UserError(f"no optimizer or learning rate can be made of these flags: {error}") from error
     trainer.optimizer = trainer.lr_scheduler = None  # the Trainer makes them again when its devices are ready
-    if checkpoint is not None:
-        refuse_other_sizes(checkpoint, model)
     torch.manual_seed(args.seed + args.process_index)  # processes draw different noise and augmentations
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
@@ -421,7 +422,7 @@ def checkpoint_to_resume(
                 )
         folders = [one for one in folders if not otherwise[one]]
     checkpoint = find_checkpoint(folders, resume)
-    if resume not in (None, "auto") and seen_by(Path(resume).parent) not in (set(), seen):
+    if resume not in (None, "auto") and seen_by(Path(resume).resolve().parent) not in (set(), seen):
         raise UserError(
             f"{resume} was trained on other images than the train images of this corpus, of which some may be in its "
             "test split: name the earlier corpus, or leave out --resume_from_checkpoint"
@@ -474,10 +475,12 @@ def begin(
 ) -> None:
     """The folder of the run, with its flags in it.
 
-    Without a checkpoint to resume from it is emptied with --overwrite; else only earlier checkpoints are deleted.
+    Where no checkpoint in it is resumed from it is emptied with --overwrite; else only its checkpoints are deleted.
     """
     run.mkdir(parents=True, exist_ok=True)
-    for path in run.glob("*" if training_args.overwrite else "checkpoint-*") if empty else ():
+    for path in run.iterdir() if empty else ():
+        if not training_args.overwrite and not is_checkpoint(path):
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         elif path.name != MARKER:  # by which an interrupted run is known
