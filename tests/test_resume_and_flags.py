@@ -232,3 +232,15 @@ def test_what_failed_before_it_began_leaves_the_folder_and_a_path_from_elsewhere
     assert sorted(file.name for file in run.iterdir()) == ["arguments.yaml", "notes.txt"]
     assert train(corpus, run, *words) == 0
     assert not (run / "notes.txt").exists() and "kl_weight: 5.0" not in (run / "arguments.yaml").read_text()
+
+
+def test_files_of_others_in_a_finished_run_stay(corpus, interrupted):
+    assert train(corpus, interrupted, *AUTO) == 0
+    (interrupted / "notes").mkdir()
+    (interrupted / "notes" / "thesis.txt").write_text("mine")
+    weights = (interrupted / "model.safetensors").read_bytes()
+    assert train(corpus, interrupted, *AUTO) == 0
+    assert (interrupted / "notes" / "thesis.txt").read_text() == "mine"
+    assert (interrupted / "model.safetensors").read_bytes() == weights
+    assert train(corpus, interrupted, "--overwrite") == 0
+    assert not (interrupted / "notes").exists()

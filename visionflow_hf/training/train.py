@@ -24,7 +24,7 @@ from visionflow_hf.corpus.responses import images_alone, pairs_of
 from visionflow_hf.corpus.schema import Corpus, join_tables, open_corpus
 from visionflow_hf.corpus.splits import split_stimuli
 from visionflow_hf.errors import UserError
-from visionflow_hf.folders import alone, put_back, refuse_existing, refuse_fixed, take_name
+from visionflow_hf.folders import alone, put_back, refuse_existing, refuse_fixed, take_name, writing
 from visionflow_hf.hub import hub_name, load_model, prepare_push, push, save_model
 from visionflow_hf.modeling import VisionFlowModel, VisionFlowProcessor
 from visionflow_hf.modeling.augmentation import FEW_STIMULI, MANY_STIMULI
@@ -114,6 +114,9 @@ def train(
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         if folder != run:
+            if not training_args.overwrite:
+                with writing(run):
+                    copy_others(run, folder)
             take_name(folder, run)
     if training_args.push_to_hub:
         try:
@@ -459,6 +462,18 @@ def given_otherwise(
 def in_progress(run: Path) -> Path:
     """Where a model is trained that is to replace the one in `run`."""
     return run.with_name(f".{run.name}.training")
+
+
+def copy_others(run: Path, folder: Path) -> None:
+    """Copy what users have put into a finished run, all but weights and hidden files, to what takes its place."""
+    for path in run.iterdir():
+        ours = path.name.startswith(".") or path.suffix == ".safetensors" or is_checkpoint(path)
+        if ours or os.path.lexists(folder / path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, folder / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, folder / path.name, follow_symlinks=False)
 
 
 def is_unfinished(run: Path) -> bool:
