@@ -10,6 +10,7 @@ from transformers.utils import logging
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-10, 5))  # 1e-5 to 100
 FOLDS = 5
 MOST_JUDGED = 2000  # targets by which the penalty is chosen
+MOST_DECIDING = 3000  # samples by which it is chosen, and eigenvectors that are found
 LEAST_FREE = 0.01  # 1 - trace(H) / n of a ridge whose errors are judged; below it they are rounding
 BLOCK = 2000  # targets that are worked on at once, which bounds the memory
 MOST_NUMBERS = 2**25  # of the groups that are held out at once, 128 MiB in float32
@@ -63,6 +64,8 @@ def fit_ridge(features: torch.Tensor, targets: torch.Tensor, groups: Sequence) -
 
 def fit_ridges(features: torch.Tensor, targets: Sequence[torch.Tensor], groups: Sequence) -> list[Ridge]:
     """`fit_ridge` of several sets of targets, each with its own penalty; eigenvectors are found once for all."""
+    if min(features.shape) > MOST_DECIDING:
+        return fit_large_ridges(features, targets, groups)
     ridges, eigen, scores = [], None, None
     for own in targets:
         path = RidgePath(features, own, eigen)
@@ -73,6 +76,75 @@ def fit_ridges(features: torch.Tensor, targets: Sequence[torch.Tensor], groups: 
         ridge.held_out_error = error
         ridges.append(ridge)
     return ridges
+
+
+def fit_large_ridges(features: torch.Tensor, targets: Sequence[torch.Tensor], groups: Sequence) -> list[Ridge]:
+    """`fit_ridges` where features and samples are more than 3,000: eigenvectors of all would take most of a training.
+
+    The penalty is chosen on some 3,000 samples, see `deciding`. Then
+
+        weights = X' (X X' + penalty)^-1 Y  =  (X'X + penalty)^-1 X' Y
+
+    by the Cholesky factor of the smaller matrix, and errors on held-out groups as in `held_out_errors`, with
+
+        H = 1/n + 1 - penalty (X X' + penalty)^-1  =  1/n + X (X'X + penalty)^-1 X'
+    """
+    rows, members = deciding(groups), alike_groups(groups)
+    path = RidgePath(features[rows], features[rows, :0])
+    scores, values, names = path.scores(features[rows]), path.values, [groups[row] for row in rows]
+    del path
+    centre = features.mean(0)
+    features = features - centre
+    wide, ridges = features.shape[1] > len(features), []
+    products = features @ features.T if wide else features.T @ features
+    for own in targets:
+        step, level = evenly(own.shape[1]), own.mean(0)
+        penalty, _ = choose_penalty(scores, values, own[rows, ::step], names)
+        penalty, factor = cholesky(products, penalty)
+        inverse, centred = torch.cholesky_inverse(factor), own - level
+        del factor
+        weights = features.T @ (inverse @ centred) if wide else inverse @ (features.T @ centred)
+        missed = centred[:, ::step] - features @ weights[:, ::step]
+        errors = missed.new_zeros(missed.shape[1])
+        for samples in members:
+            size = samples.shape[1]
+            for some in samples.to(own.device).split(max(1, MOST_NUMBERS // (size * features.shape[1]))):
+                if wide:
+                    free = penalty * inverse[some[:, :, None], some[:, None]]
+                else:
+                    free = torch.eye(size, device=own.device, dtype=own.dtype)
+                    free = free - features[some] @ inverse @ features[some].mT
+                held_out, _ = torch.linalg.solve_ex(free - 1 / len(own), missed[some])
+                errors += held_out.square().sum((0, 1))
+        ridges.append(Ridge(weights, level - centre @ weights, penalty, errors / len(own)))
+    return ridges
+
+
+def deciding(groups: Sequence) -> list[int]:
+    """The samples of an even choice of groups, some 3,000 at most, by which a penalty is chosen.
+
+    It does not grow with the number of samples: it is the variance of the noise over that of the weights.
+    """
+    distinct = list(dict.fromkeys(groups))
+    step = min(-(-len(groups) // MOST_DECIDING), len(distinct) // 2)  # two are left at least
+    kept = set(distinct[:: max(1, step)])
+    return [row for row, group in enumerate(groups) if group in kept]
+
+
+def cholesky(products: torch.Tensor, penalty: float) -> tuple[float, torch.Tensor]:
+    """The penalty, and the factor of products + penalty. A penalty that is lost in rounding is raised until it is not.
+
+    Args:
+        products (`torch.Tensor` of shape `(size, size)`): symmetric.
+    """
+    diagonal = products.diagonal().clone()
+    while True:
+        products.diagonal().copy_(diagonal + penalty)
+        factor, failed = torch.linalg.cholesky_ex(products)
+        if not failed or penalty > torch.finfo(products.dtype).max:
+            products.diagonal().copy_(diagonal)
+            return penalty, factor
+        penalty *= 10**0.5
 
 
 def choose_penalty(

@@ -11,8 +11,10 @@ from visionflow_hf.modeling import ridge as ridge_module
 from visionflow_hf.modeling.ridge import (
     PENALTIES,
     RidgePath,
+    cholesky,
     eigh,
     fit_ridge,
+    fit_ridges,
     held_out_errors,
     held_out_predictions,
 )
@@ -54,6 +56,36 @@ def test_the_penalty_is_the_one_that_himalaya_chooses_without_each_stimulus_in_t
     theirs = estimator(alphas=alphas, **options).fit(x.numpy(), y.numpy())
     ours = fit_ridge(x, y, groups.tolist())
     assert ours.penalty == pytest.approx(float(np.max(theirs.best_alphas_)), rel=1e-4)
+
+
+@pytest.mark.parametrize("features", [50, 120], ids=["more samples", "more features"])
+def test_of_many_samples_an_even_choice_decides_and_all_are_fitted(features, monkeypatch):
+    monkeypatch.setattr(ridge_module, "MOST_DECIDING", 30)
+    x, y = data(90, features)
+    groups = np.minimum(np.arange(90) // 2, 40)  # groups of 2 and a larger one
+    (ridge, other) = fit_ridges(x, [y, y[:, :2] ** 2], groups.tolist())
+    some = ridge_module.deciding(groups.tolist())
+    assert some == [row for row in range(90) if groups[row] % 3 == 0]
+    monkeypatch.undo()
+    for fitted, targets in ((ridge, y), (other, y[:, :2] ** 2)):
+        few = fit_ridge(x[some], targets[some], groups[some].tolist())
+        assert fitted.penalty == pytest.approx(few.penalty, rel=1e-4)
+        x64, y64, error = x.double().numpy(), targets.double().numpy(), 0
+        reference = Ridge(alpha=fitted.penalty).fit(x64, y64)
+        np.testing.assert_allclose(fitted.predict(x), reference.predict(x64), atol=2e-3, rtol=1e-3)
+        for train, test in held_out_one_by_one(groups):
+            of_others = Ridge(alpha=fitted.penalty).fit(x64[train], y64[train])
+            error = error + np.square(of_others.predict(x64[test]) - y64[test]).sum(0) / 90
+        np.testing.assert_allclose(fitted.held_out_error, error, rtol=2e-3)
+
+
+def test_a_penalty_that_is_lost_in_rounding_is_raised():
+    x = torch.from_numpy(RNG.normal(size=(40, 3)).astype(np.float32)) * 100
+    products = x @ x.T
+    before = products.clone()
+    penalty, factor = cholesky(products, 1e-9)
+    assert 1e-9 < penalty < 10 and torch.equal(products, before)
+    torch.testing.assert_close(torch.cholesky_solve(products, factor).T @ x, x, rtol=1e-2, atol=1e-2)
 
 
 def test_noise_raises_the_penalty():

@@ -13,13 +13,12 @@ import torch
 from visionflow_hf.corpus.responses import Responses
 from visionflow_hf.metrics import cross_correlation
 from visionflow_hf.modeling import VisionFlowProcessor
-from visionflow_hf.modeling.ridge import RidgePath, choose_penalty, eigh, evenly
+from visionflow_hf.modeling.ridge import RidgePath, cholesky, choose_penalty, deciding, eigh, evenly
 from visionflow_hf.stimuli import Stimuli
 
 LEAST_SCALE = 1e-4  # of a feature
 NUMBERS = 2**24  # of a block, 64 MiB in float32
 ROWS = 1000  # that are predicted or compared at once
-MOST_DECIDING = 3000  # samples by which a penalty is chosen
 
 Blocks = Iterator[tuple[torch.Tensor, torch.Tensor]]  # columns of the features: of train, and of what is asked for
 
@@ -49,7 +48,7 @@ class SharesRidge:
         blocks: Blocks,
         width: int,
         stimulus_ids: Sequence[str],
-        judged: Callable[[np.ndarray], torch.Tensor],
+        judged: Callable[[Sequence[int]], torch.Tensor],
     ):
         rows = deciding(stimulus_ids)
         if width <= len(stimulus_ids):
@@ -65,19 +64,9 @@ class SharesRidge:
         self.penalty, errors = choose_penalty(scores, values, judged(rows), [stimulus_ids[row] for row in rows])
         self.error = float(errors.mean())
         del scores, values
-        self.penalty, shares = solve(products, self.penalty, asked)
+        self.penalty, factor = cholesky(products, self.penalty)
+        shares = torch.cholesky_solve(asked.T, factor).T
         self.shares = (shares if train is None else shares @ train.T) + 1 / len(stimulus_ids)
-
-
-def deciding(stimulus_ids: Sequence[str]) -> np.ndarray:
-    """The rows of an even choice of stimuli with at most some 3,000 samples, by which a penalty is chosen.
-
-    It does not grow with the number of samples: it is the variance of the noise over that of the weights.
-    """
-    distinct = list(dict.fromkeys(stimulus_ids))
-    step = min(-(-len(stimulus_ids) // MOST_DECIDING), len(distinct) // 2)  # two are left at least
-    kept = set(distinct[:: max(1, step)])
-    return np.flatnonzero([name in kept for name in stimulus_ids])
 
 
 def products_of(blocks: Blocks, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,21 +90,6 @@ def scores_of_products(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     first = int((values <= torch.finfo(values.dtype).eps * values[-1]).sum())  # below are rounding errors
     values, vectors = values[first:], vectors[:, first:]
     return vectors * values.sqrt(), values
-
-
-def solve(products: torch.Tensor, penalty: float, rows: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """The penalty, and rows (products + penalty)^-1. A penalty that is lost in rounding is raised until it is not.
-
-    Args:
-        products (`torch.Tensor` of shape `(size, size)`): symmetric, its diagonal is written over.
-    """
-    diagonal = products.diagonal().clone()
-    while True:
-        products.diagonal().copy_(diagonal + penalty)
-        factor, failed = torch.linalg.cholesky_ex(products)
-        if not failed or penalty > torch.finfo(products.dtype).max:
-            return penalty, torch.cholesky_solve(rows.T, factor).T
-        penalty *= 10**0.5
 
 
 class Known:
@@ -149,7 +123,7 @@ class Known:
         """From now on `seen` has one row a stimulus."""
         self.seen, _ = self.seen.averaged()
 
-    def judged(self, rows: np.ndarray) -> torch.Tensor:
+    def judged(self, rows: Sequence[int]) -> torch.Tensor:
         """The standardised responses of some trials by which a penalty is chosen, `(rows, some voxels)`."""
         return self.fmri(self.seen.fmri[rows], slice(None, None, evenly(len(self.mean))))
 
@@ -176,7 +150,7 @@ def ridge_to_pixels(known: Known, measured: Sequence[np.ndarray]) -> Iterator[It
             asked = torch.cat([known.fmri(fmri, voxels) for fmri in measured])
             yield known.fmri(seen.fmri, voxels), asked
 
-    def judged(rows: np.ndarray) -> torch.Tensor:
+    def judged(rows: Sequence[int]) -> torch.Tensor:
         names = [seen.stimulus_ids[row] for row in rows]
         step = evenly(int(np.prod(known.stimuli.pixels.shape)))
         return torch.cat([known.pixels(names[some])[:, ::step].clone() for some in slices(len(names), ROWS)])
