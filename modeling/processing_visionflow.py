@@ -100,13 +100,16 @@ class VisionFlowProcessor(ProcessorMixin):
         if missing:
             raise ValueError(f"the dataset has no column {', '.join(missing)}: image, fmri and subject are expected")
         sizes: Counter = Counter()
-        grey, moments, paired = True, {}, set()
+        grey, moments, paired, of_file = True, {}, set(), {}
         for batch in rows.select_columns(columns).with_format("arrow").iter(ROWS):
             names = batch["subject"].to_pylist()
             has_fmri = batch["fmri"].is_valid().to_pylist()
             for image, name, with_fmri in zip(batch["image"].to_pylist(), names, has_fmri, strict=True):
                 if image is not None and with_fmri:
-                    size, is_grey = _size_of(image)
+                    file = None if not isinstance(image, dict) or image["bytes"] else image["path"]
+                    size, is_grey = of_file[file] if file in of_file else _size_of(image)
+                    if file is not None:  # shown in many trials; for its size a PNG is read as a whole
+                        of_file[file] = size, is_grey
                     sizes[size] += 1
                     grey = grey and is_grey
                     paired.add(name)

@@ -139,8 +139,8 @@ def fit_fmri_side(
         max_steps: as in `align`.
         seed: of the MLP, and of what is drawn where there is too much.
         unpaired: images without fMRI, from which the MLP and the linear decoders learn, too.
-        shared: that all processes of `torch.distributed` are here for it. They share the subjects' maps; the first one
-            alone goes on to the MLP and the linear decoders.
+        shared: that all processes of `torch.distributed` are here for it. They share the subjects' maps; then the first
+            one trains the MLP, while the second one fits the linear decoders. The others are left without the MLP.
         from_learned: as in `fit_encoding`.
     """
     model.train(False)
@@ -166,14 +166,17 @@ def fit_fmri_side(
         fitted = [*(one for part in maps for one in part.state_dict().values()), to_fmri.noise_logvar[subject]]
         processes.take_over(fitted, number)
     errors = [of_subject for some in processes.gather(errors) for of_subject in some]
-    if processes.rank:
-        return
     learned_error, linear_error = (torch.stack(parts).mean(0).to(model.device) for parts in zip(*errors, strict=True))
     used = model.linear_head.weight.any(dim=1)  # the others are 0 for all images and responses
     to_latent.linear_logvar.copy_(torch.where(used, linear_error.clamp(min=1e-3).log(), model.linear_logvar))
-    logger.info("training the MLP from fMRI to latent on simulated trials")
-    align(model, trials, stimuli, max_steps, seed, unpaired)
-    fit_linear_decoders(model, [*names, *unpaired], stimuli, torch.cat([learned_error, linear_error]))
+    if processes.rank == 0:
+        logger.info("training the MLP from fMRI to latent on simulated trials")
+        align(model, trials, stimuli, max_steps, seed, unpaired)
+    second = 1 % processes.count
+    if processes.rank == second:
+        fit_linear_decoders(model, [*names, *unpaired], stimuli, torch.cat([learned_error, linear_error]))
+    decoders = [*model.linear_decoder.state_dict().values(), *model.embedding_decoder.state_dict().values()]
+    processes.take_over(decoders, second)
 
 
 def pairs_of(rows):
