@@ -89,32 +89,34 @@ def fit_large_ridges(features: torch.Tensor, targets: Sequence[torch.Tensor], gr
 
         H = 1/n + 1 - penalty (X X' + penalty)^-1  =  1/n + X (X'X + penalty)^-1 X'
     """
-    rows, members = deciding(groups), alike_groups(groups)
-    path = RidgePath(features[rows], features[rows, :0])
-    scores, values, names = path.scores(features[rows]), path.values, [groups[row] for row in rows]
+    some, members = deciding(groups), alike_groups(groups)
+    path = RidgePath(features[some], features[some, :0])
+    scores, values, names = path.scores(features[some]), path.values, [groups[row] for row in some]
     del path
     centre = features.mean(0)
     features = features - centre
     wide, ridges = features.shape[1] > len(features), []
-    products = features @ features.T if wide else features.T @ features
+    rows = features if wide else features.T
+    products = features.new_zeros(len(rows), len(rows))
+    add_products(products, rows)
     for own in targets:
         step, level = evenly(own.shape[1]), own.mean(0)
-        penalty, _ = choose_penalty(scores, values, own[rows, ::step], names)
+        penalty, _ = choose_penalty(scores, values, own[some, ::step], names)
         penalty, factor = cholesky(products, penalty)
         inverse, centred = torch.cholesky_inverse(factor), own - level
         del factor
         weights = features.T @ (inverse @ centred) if wide else inverse @ (features.T @ centred)
         missed = centred[:, ::step] - features @ weights[:, ::step]
         errors = missed.new_zeros(missed.shape[1])
-        for samples in members:
-            size = samples.shape[1]
-            for some in samples.to(own.device).split(max(1, MOST_NUMBERS // (size * features.shape[1]))):
+        for alike in members:
+            size = alike.shape[1]
+            for one in alike.to(own.device).split(max(1, MOST_NUMBERS // (size * features.shape[1]))):
                 if wide:
-                    free = penalty * inverse[some[:, :, None], some[:, None]]
+                    free = penalty * inverse[one[:, :, None], one[:, None]]
                 else:
                     free = torch.eye(size, device=own.device, dtype=own.dtype)
-                    free = free - features[some] @ inverse @ features[some].mT
-                held_out, _ = torch.linalg.solve_ex(free - 1 / len(own), missed[some])
+                    free = free - features[one] @ inverse @ features[one].mT
+                held_out, _ = torch.linalg.solve_ex(free - 1 / len(own), missed[one])
                 errors += held_out.square().sum((0, 1))
         ridges.append(Ridge(weights, level - centre @ weights, penalty, errors / len(own)))
     return ridges
@@ -129,6 +131,15 @@ def deciding(groups: Sequence) -> list[int]:
     step = min(-(-len(groups) // MOST_DECIDING), len(distinct) // 2)  # two are left at least
     kept = set(distinct[:: max(1, step)])
     return [row for row, group in enumerate(groups) if group in kept]
+
+
+def add_products(products: torch.Tensor, rows: torch.Tensor) -> None:
+    """products += rows rows', above the diagonal copied from below, which saves three eighths of the work."""
+    step = -(-len(rows) // 4)
+    for start in range(0, len(rows), step):
+        own = slice(start, start + step)
+        products[own, : own.stop].addmm_(rows[own], rows[: own.stop].T)
+        products[:start, own] = products[own, :start].T
 
 
 def cholesky(products: torch.Tensor, penalty: float) -> tuple[float, torch.Tensor]:

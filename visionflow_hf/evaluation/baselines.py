@@ -13,7 +13,7 @@ import torch
 from visionflow_hf.corpus.responses import Responses
 from visionflow_hf.metrics import cross_correlation
 from visionflow_hf.modeling import VisionFlowProcessor
-from visionflow_hf.modeling.ridge import RidgePath, cholesky, choose_penalty, deciding, eigh, evenly
+from visionflow_hf.modeling.ridge import RidgePath, add_products, cholesky, choose_penalty, deciding, eigh, evenly
 from visionflow_hf.stimuli import Stimuli
 
 LEAST_SCALE = 1e-4  # of a feature
@@ -77,7 +77,7 @@ def products_of(blocks: Blocks, samples: int) -> tuple[torch.Tensor, torch.Tenso
         train, asked = train - centre, asked - centre
         if products is None:
             products, across = train.new_zeros(samples, samples), train.new_zeros(len(asked), samples)
-        products.addmm_(train, train.T)
+        add_products(products, train)
         across.addmm_(asked, train.T)
     return products, across
 

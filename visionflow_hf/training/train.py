@@ -146,8 +146,8 @@ def train_on(
     5. Where none are held out for good, the image side is trained on with all stimuli, or, of fewer than 50, anew. The
        fMRI side is fitted to all trials.
 
-    Several processes share the fits of the fMRI side, see `fit_fmri_side`. The first one alone chooses how to decode; the
-    others return models that are not finished.
+    Several processes share the fits of the fMRI side, see `fit_fmri_side`. The first one alone chooses how to decode;
+    the others return models that are not finished.
 
     Args:
         seen: hashes of the images, which a run that goes on later is compared with.
