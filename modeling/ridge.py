@@ -103,7 +103,7 @@ def fit_large_ridges(features: torch.Tensor, targets: Sequence[torch.Tensor], gr
         step, level = evenly(own.shape[1]), own.mean(0)
         penalty, _ = choose_penalty(scores, values, own[some, ::step], names)
         penalty, factor = cholesky(products, penalty)
-        inverse, centred = torch.cholesky_inverse(factor), own - level
+        inverse, centred = torch.cholesky_inverse(factor).to(own.device), own - level
         del factor
         weights = features.T @ (inverse @ centred) if wide else inverse @ (features.T @ centred)
         missed = centred[:, ::step] - features @ weights[:, ::step]
@@ -145,9 +145,12 @@ def add_products(products: torch.Tensor, rows: torch.Tensor) -> None:
 def cholesky(products: torch.Tensor, penalty: float) -> tuple[float, torch.Tensor]:
     """The penalty, and the factor of products + penalty. A penalty that is lost in rounding is raised until it is not.
 
+    The factor is on the CPU for MPS, which lacks what is done with it.
+
     Args:
         products (`torch.Tensor` of shape `(size, size)`): symmetric.
     """
+    products = products.cpu() if products.device.type == "mps" else products
     diagonal = products.diagonal().clone()
     while True:
         products.diagonal().copy_(diagonal + penalty)

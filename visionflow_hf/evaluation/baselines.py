@@ -65,7 +65,7 @@ class SharesRidge:
         self.error = float(errors.mean())
         del scores, values
         self.penalty, factor = cholesky(products, self.penalty)
-        shares = torch.cholesky_solve(asked.T, factor).T
+        shares = torch.cholesky_solve(asked.T.to(factor.device), factor).T.to(asked.device)
         self.shares = (shares if train is None else shares @ train.T) + 1 / len(stimulus_ids)
 
 
