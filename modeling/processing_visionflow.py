@@ -108,7 +108,7 @@ class VisionFlowProcessor(ProcessorMixin):
                 if image is not None and with_fmri:
                     file = None if not isinstance(image, dict) or image["bytes"] else image["path"]
                     size, is_grey = of_file[file] if file in of_file else _size_of(image)
-                    if file is not None:  # shown in many trials; for its size a PNG is read as a whole
+                    if file is not None:  # many trials show it, and for its size a PNG is read as a whole
                         of_file[file] = size, is_grey
                     sizes[size] += 1
                     grey = grey and is_grey

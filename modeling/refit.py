@@ -140,7 +140,7 @@ def fit_fmri_side(
         seed: of the MLP, and of what is drawn where there is too much.
         unpaired: images without fMRI, from which the MLP and the linear decoders learn, too.
         shared: that all processes of `torch.distributed` are here for it. They share the subjects' maps; then the first
-            one trains the MLP, while the second one fits the linear decoders. The others are left without the MLP.
+            one trains the MLP, while the second one fits the linear decoders. All but the first lack the MLP then.
         from_learned: as in `fit_encoding`.
     """
     model.train(False)

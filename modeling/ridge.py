@@ -49,7 +49,7 @@ def fit_ridge(features: torch.Tensor, targets: torch.Tensor, groups: Sequence) -
     The penalty is that of `PENALTIES`, times the mean squared norm of a centred row of features, with the least
     squared error on groups that are held out one by one; of more than 2,000 targets, an even choice of 2,000 decides.
     Solved by an eigendecomposition of the features' or, where there are more features than samples, of the samples'
-    products.
+    products; of more than 3,000 samples and features as in `fit_large_ridges`.
 
     Args:
         features (`torch.Tensor` of shape `(samples, features)`)
@@ -81,7 +81,7 @@ def fit_ridges(features: torch.Tensor, targets: Sequence[torch.Tensor], groups: 
 def fit_large_ridges(features: torch.Tensor, targets: Sequence[torch.Tensor], groups: Sequence) -> list[Ridge]:
     """`fit_ridges` where features and samples are more than 3,000: eigenvectors of all would take most of a training.
 
-    The penalty is chosen on some 3,000 samples, see `deciding`. Then
+    The penalty is chosen on 3,000 samples at most, see `deciding`. Then
 
         weights = X' (X X' + penalty)^-1 Y  =  (X'X + penalty)^-1 X' Y
 
@@ -123,7 +123,7 @@ def fit_large_ridges(features: torch.Tensor, targets: Sequence[torch.Tensor], gr
 
 
 def deciding(groups: Sequence) -> list[int]:
-    """The samples of an even choice of groups, some 3,000 at most, by which a penalty is chosen.
+    """The samples of an even choice of groups, about 3,000 at most, by which a penalty is chosen.
 
     It does not grow with the number of samples: it is the variance of the noise over that of the weights.
     """

@@ -114,12 +114,12 @@ def test_processes_share_the_fits_of_subjects(run, corpus, tmp_path):
             fmri = of_subjects[0] + 0.5
             learned, linear = model.fmri_to_latent.voxels_to_latent(fmri, torch.zeros(20, dtype=torch.long))
             both = model.log_likelihood(fmri[:3], images, subject=model.config.subjects[0])
-            decoded = model.linear_decoder(learned, linear)  # which the first process alone fits
-        predicted.append([*of_subjects, learned, both / both.abs().max(), *[decoded] * (weights is not second)])
+            decoded = model.linear_decoder(learned, linear)
+        predicted.append([*of_subjects, learned, both / both.abs().max(), decoded])
     for name, weight in torch.load(tmp_path / "1.all.pt").items():
         assert torch.equal(weight, first[name])
     for one in predicted[1:]:
-        for got, expected in zip(one, predicted[0], strict=False):
+        for got, expected in zip(one, predicted[0], strict=True):
             torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
 
 

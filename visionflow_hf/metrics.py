@@ -62,7 +62,7 @@ def mean_squared_error(images: np.ndarray, reconstructions: np.ndarray) -> np.nd
 def cross_correlation(real: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """r_ij = Pearson r of real item i (rows) and predicted item j (columns), each flattened.
 
-    As one of two centred vectors is enough for a covariance, columns are read as they are.
+    A covariance needs only one of its vectors centred, so columns are not.
     """
     (real, of_row), (predicted, of_column) = map(_distinct, (real, predicted))
     correlation, lengths = np.empty((len(real), len(predicted))), np.empty(len(predicted))

@@ -75,7 +75,7 @@ def train(
     """Train on the train split of `corpus`, and leave in `run` a model folder that `AutoModel` loads.
 
     A model that is in `run` already stays there until the new one is finished. Several processes (`accelerate launch`)
-    share the Trainer's work and the fits of the subjects; the first one does the rest and writes the folder.
+    share the Trainer's work and the fits; the first one chooses how to decode, and writes the folder.
 
     Args:
         corpus: folder, or ORG/NAME on the Hub.
