@@ -60,21 +60,13 @@ def mean_squared_error(images: np.ndarray, reconstructions: np.ndarray) -> np.nd
 
 
 def cross_correlation(real: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """r_ij = Pearson r of real item i (rows) and predicted item j (columns), each flattened.
-
-    A covariance needs only one of its vectors centred, so columns are not.
-    """
+    """r_ij = Pearson r of real item i (rows) and predicted item j (columns), each flattened."""
     (real, of_row), (predicted, of_column) = map(_distinct, (real, predicted))
-    correlation, lengths = np.empty((len(real), len(predicted))), np.empty(len(predicted))
-    for columns in _blocks(predicted):
-        lengths[columns] = _lengths(predicted[columns])
+    correlation = np.empty((len(real), len(predicted)))
     for rows in _blocks(real, 16 * BLOCK):
         unit = _unit_rows(real[rows])
         for columns in _blocks(predicted, 16 * BLOCK):  # few columns would read all of `unit` for little work
-            values = predicted[columns].astype(np.float64)
-            correlation[rows, columns] = unit @ values.reshape(len(values), -1).T
-    correlation[:, lengths == 0] = 0
-    correlation /= np.where(lengths == 0, 1, lengths)
+            correlation[rows, columns] = unit @ _unit_rows(predicted[columns]).T
     return correlation[np.ix_(of_row, of_column)]
 
 
@@ -257,13 +249,6 @@ def _unit_rows(values: np.ndarray) -> np.ndarray:
     rows[constant] = 0
     rows /= np.sqrt(np.einsum("ij,ij->i", rows, rows)).clip(min=1e-12)[:, None]
     return rows
-
-
-def _lengths(values: np.ndarray) -> np.ndarray:
-    """The length of each row, flattened and centred; 0 of a constant one."""
-    values = values.reshape(len(values), -1)
-    constant = values.max(1) == values.min(1)
-    return np.where(constant, 0, np.std(values, 1, dtype=np.float64) * values.shape[1] ** 0.5)
 
 
 def _pairs(correlation: np.ndarray, comparable: np.ndarray | None, weights: np.ndarray | None):
